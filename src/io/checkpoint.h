@@ -1,0 +1,42 @@
+// Checkpoint: the tensors of a folder of safetensors files, mapped read-only, never copied.
+//
+// Opens model.safetensors, or the shards that model.safetensors.index.json names (no name may leave the folder). Every header
+// is checked before use: sizes, offsets, overlaps, holes, shapes, dtypes. A Checkpoint must outlive its tensors; const use is thread-safe.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/tensor.h"
+
+namespace octavo {
+
+class MappedFile;
+
+class Checkpoint {
+ public:
+  static Checkpoint Open(const std::filesystem::path& folder);
+  static Checkpoint OpenFile(const std::filesystem::path& file);  // one safetensors file (a golden, a side-car)
+  Checkpoint(Checkpoint&&) noexcept;
+  Checkpoint& operator=(Checkpoint&&) noexcept;
+  ~Checkpoint();
+
+  const std::filesystem::path& path() const { return path_; }
+  // In name order. Scalars have shape [1].
+  const std::map<std::string, Tensor, std::less<>>& tensors() const { return tensors_; }
+  const Tensor* Find(std::string_view name) const;  // null: not there
+
+ private:
+  Checkpoint();
+  void AddFile(const std::filesystem::path& file);
+
+  std::filesystem::path path_;
+  std::vector<std::unique_ptr<MappedFile>> files_;
+  std::map<std::string, Tensor, std::less<>> tensors_;
+};
+
+}  // namespace octavo

@@ -1,0 +1,196 @@
+// Backend: everything a model needs from a machine. The op list is here; kernels/reference (double precision, the
+// oracle of every test), kernels/cpu (Highway) and, in a shared library, the CUDA backend implement it.
+//
+// Activations are float32 or bfloat16 ("T" below) as the caller's tensors say; inside an op everything is float32 (or better).
+// Weights are bfloat16, float16 or float32, [out, in] row-major. Shapes are checked by the caller once (models/decoder)
+// and CHECKed here; ops do not fail. Every op is ordered on the backend's one stream; the CPU's is immediate. A backend is
+// used by one thread at a time.
+//
+// Row invariance (CPU): a row's result does not depend on how many rows share the call, on the chunk, or on threads.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/tensor.h"
+#include "kernels/kv_layout.h"
+
+namespace octavo {
+
+// out[i] = table[ids[i]] * scale. table: [vocab, hidden] weights or T; out: [ids, hidden] T.
+// The scale is the caller's, already rounded to T where the model does so (Gemma).
+struct GatherArgs {
+  Tensor table;
+  std::span<const int32_t> ids;
+  float scale = 1.0f;
+  Tensor out;
+};
+
+// If delta: x += delta (rounded to T). out = x * rsqrt(mean(x^2) + eps) * (weight + offset). Rows of [rows, columns].
+// Without `out`: only the addition.
+struct NormArgs {
+  Tensor x;       // [rows, hidden] T, updated in place when delta is given
+  Tensor delta;   // [rows, hidden] T, optional
+  Tensor weight;  // [hidden]
+  float eps = 0;
+  float offset = 0;  // 1 for Gemma
+  Tensor out;        // [rows, hidden] T; may be x or delta itself
+};
+
+// out = x * weight^T + bias. x: [rows, in] T; weight: [out, in]; bias: [out], optional; out: [rows, out] T or float32.
+// Rows of x and out may be strided.
+struct MatMulArgs {
+  Tensor x, weight, bias, out;
+};
+
+enum class Activation : uint8_t { kSilu, kGeluTanh, kSwigluOai };
+
+// out = act(gate) * up; kSwigluOai (gpt-oss): g = min(gate, limit), u = clamp(up, -limit, limit),
+// out = (u + 1) * g * sigmoid(1.702 * g). All [rows, intermediate] T.
+struct GatedActivationArgs {
+  Activation activation = Activation::kSilu;
+  float limit = 0;
+  Tensor gate, up, out;
+};
+
+// Chooses top_k experts per row. softmax_first: softmax over all experts, then top-k (renormalised if `normalize`);
+// otherwise top-k of the logits, then softmax over those. Ties go to the lower expert.
+// ids [rows, top_k] int32 in ascending expert order; weights [rows, top_k] float32.
+struct RouteArgs {
+  Tensor logits;  // [rows, experts] float32
+  int top_k = 0;
+  bool softmax_first = true;
+  bool normalize = true;
+  Tensor ids, weights;
+};
+
+struct Expert {
+  Tensor gate, up, down;                 // [intermediate, hidden] x 2, [hidden, intermediate]
+  Tensor gate_bias, up_bias, down_bias;  // optional
+};
+
+// out[row] = sum over k of weights[row, k] * expert(ids[row, k])(x[row]), added in float32 in the order of k.
+struct ExpertsArgs {
+  Tensor x;  // [rows, hidden] T
+  Tensor ids, weights;
+  std::span<const Expert> experts;
+  Activation activation = Activation::kSilu;
+  float limit = 0;
+  Tensor out;  // [rows, hidden] T
+};
+
+// cos_sin[i] = cos, then sin of positions[i] * inv_freq[j] (product in float32, accurate cos and sin), times scaling.
+struct RopeTableArgs {
+  std::span<const int32_t> positions;
+  std::span<const float> inv_freq;  // [rotary_dim / 2]
+  float scaling = 1.0f;
+  Tensor cos_sin;  // [tokens, 2 * rotary_dim / 2] float32
+};
+
+// The sequences of a step as one page group sees them. Tokens of a sequence are consecutive rows.
+struct BatchView {
+  int tokens = 0;
+  std::span<const int32_t> q_begin;   // [sequences + 1] first row of each sequence
+  std::span<const int32_t> kv_len;    // [sequences] tokens in the cache once this step's are appended
+  std::span<const int64_t> slots;     // [tokens] page * kPageSize + place in page, page in kPageUnits; -1: padding
+  Tensor block_table;                 // [sequences, max_pages] int32 (uint32 page entries), kNoPage behind a window
+
+  int sequences() const { return static_cast<int>(kv_len.size()); }
+};
+
+// q, k: per-head RMS norm (if weights), rotate pairs (i, i + rotary_dim / 2); then K and V are quantised from float32
+// into their slots, and Q is written back in place. Writing slot 0 of a page clears the rest of that page's V and scales.
+struct AppendArgs {
+  Tensor q, k, v;           // [tokens, heads * head_dim], [tokens, kv_heads * head_dim] x 2, T; rows may be strided
+  int heads = 0;
+  Tensor q_norm, k_norm;    // [head_dim], optional
+  float norm_eps = 0, norm_offset = 0;
+  Tensor cos_sin;           // [tokens, rotary_dim] float32
+  const BatchView* batch = nullptr;
+  KvLayer cache;
+};
+
+struct AttentionShape {
+  int heads = 0, kv_heads = 0, head_dim = 0;
+  int window = 0;  // a query sees its last `window` keys, itself included; 0: all
+  bool operator==(const AttentionShape&) const = default;
+};
+
+// The work of one attention call, made on the host once per step for all layers of the same shape and group.
+struct AttentionPlan {
+  struct Item {
+    int32_t sequence, kv_head;
+    int32_t token_begin, token_end;  // query tokens of the sequence
+    int32_t page_begin, page_end;    // KV pages
+    int32_t partial;                 // index into the partial results, or -1: writes the output itself
+  };
+  struct Combine {
+    int32_t sequence, kv_head, token_begin, token_end;
+    int32_t partial_begin, partial_end;
+  };
+  AttentionShape shape;
+  std::vector<Item> items;
+  std::vector<Combine> combines;
+  int64_t partial_floats = 0;  // workspace
+};
+
+// softmax(scale * q k^T, soft-capped, causal, windowed, with a sink per head) v over the pages of each sequence.
+struct AttentionArgs {
+  Tensor q, out;  // [tokens, heads * head_dim] T; rows may be strided
+  const BatchView* batch = nullptr;
+  const AttentionPlan* plan = nullptr;
+  KvLayer cache;
+  float scale = 0;
+  float soft_cap = 0;  // 0: none; s = cap * tanh(s / cap)
+  Tensor sinks;        // [heads], weights, optional: exp(sink) joins the softmax's denominator
+};
+
+struct SampleRow {
+  float temperature = 0;  // 0: greedy
+  int32_t top_k = 0;      // 0: all
+  float top_p = 1, min_p = 0;
+  float repetition_penalty = 1;
+  std::span<const int32_t> history;  // prompt and output so far, for the repetition penalty
+  uint64_t seed = 0;
+  uint32_t choice = 0, token_index = 0;  // with the seed: the whole state of the random number
+  int32_t target = -1;                   // report this token's log-probability instead of the sampled one's
+};
+
+struct SampledToken {
+  int32_t id = 0;
+  float logprob = 0;      // log softmax(raw logits) of `target` if given, else of `id`
+  int32_t top1 = 0;       // argmax of the raw logits, lowest id first
+  bool finite = true;     // false: a NaN or infinity in the logits
+};
+
+struct SampleArgs {
+  Tensor logits;  // [rows, vocab] float32; may be overwritten
+  float soft_cap = 0;
+  std::span<const SampleRow> rows;
+  std::span<SampledToken> out;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual const char* name() const = 0;
+
+  virtual void Gather(const GatherArgs&) = 0;
+  virtual void Norm(const NormArgs&) = 0;
+  virtual void MatMul(const MatMulArgs&) = 0;
+  virtual void GatedActivation(const GatedActivationArgs&) = 0;
+  virtual void Route(const RouteArgs&) = 0;
+  virtual void Experts(const ExpertsArgs&) = 0;
+  virtual void RopeTable(const RopeTableArgs&) = 0;
+  virtual void Append(const AppendArgs&) = 0;
+  virtual AttentionPlan PlanAttention(const AttentionShape&, const BatchView&) = 0;
+  virtual void Attention(const AttentionArgs&) = 0;
+  virtual void Sample(const SampleArgs&) = 0;
+};
+
+std::unique_ptr<Backend> MakeReferenceBackend();         // double precision, obvious, slow
+std::unique_ptr<Backend> MakeCpuBackend(int threads);    // Highway; threads <= 0: all
+
+}  // namespace octavo
