@@ -1,0 +1,48 @@
+// One function per subcommand, in the file of its name; cli/main.cpp owns the flags. Each prints to stdout and returns the exit code;
+// what the user got wrong is thrown as Error.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "eval/needle.h"
+#include "eval/verify.h"
+#include "octavo/engine.h"
+
+namespace octavo::cli {
+
+struct GenerateOptions {
+  EngineOptions engine;
+  SamplingParams sampling;
+  std::string prompt;
+  std::string prompt_file;
+  bool stats = false;
+};
+int Generate(const GenerateOptions& options);
+
+struct InspectOptions {
+  std::string model;
+  int64_t memory_bytes = int64_t{16} << 30;
+  int64_t length = 32768;
+};
+int Inspect(const InspectOptions& options);
+
+int VerifyModel(const VerifyOptions& options);
+
+struct EvalNeedleOptions {
+  NeedleEvalOptions eval;
+  std::string json, html;  // files to write; empty: none
+};
+int EvalNeedle(const EvalNeedleOptions& options);
+
+struct BenchDecodeOptions {
+  std::string model;  // beside the synthetic layers; empty: none
+  std::vector<int64_t> contexts = {1024, 4096, 16384, 32768, 65536};
+  std::vector<std::string> formats = {"bf16", "fp8", "int8_per_token_head"};
+  int threads = 0;
+  double seconds = 0.3;  // at least, per measurement
+  std::string json;
+};
+int BenchDecode(const BenchDecodeOptions& options);
+
+}  // namespace octavo::cli
