@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "eval/decode_bench.h"
 #include "eval/needle.h"
 #include "eval/verify.h"
 #include "octavo/engine.h"
@@ -36,11 +37,7 @@ struct EvalNeedleOptions {
 int EvalNeedle(const EvalNeedleOptions& options);
 
 struct BenchDecodeOptions {
-  std::string model;  // beside the synthetic layers; empty: none
-  std::vector<int64_t> contexts = {1024, 4096, 16384, 32768, 65536};
-  std::vector<std::string> formats = {"bf16", "fp8", "int8_per_token_head"};
-  int threads = 0;
-  double seconds = 0.3;  // at least, per measurement
+  DecodeBenchOptions bench;
   std::string json;
 };
 int BenchDecode(const BenchDecodeOptions& options);

@@ -148,12 +148,12 @@ void AddBench(CLI::App& root, int& code) {
       "Measures this machine's read bandwidth at the same thread count first, then attention of one token over synthetic\n"
       "layers (8 kv heads, group 4, head_dim 128; working set at least 4x the last-level cache) for each format and context,\n"
       "then the model. Formats take turns within one run.");
-  o->model = ShippedModel();
-  app->add_option("model", o->model, "a Hugging Face folder; default: the shipped needle model");
-  app->add_option("--contexts", o->contexts)->delimiter(',')->transform(Tokens())->default_str("1k,4k,16k,32k,64k");
-  app->add_option("--kv-cache-dtypes", o->formats)->delimiter(',')->capture_default_str();
-  app->add_option("--threads", o->threads, "0: all")->capture_default_str();
-  app->add_option("--seconds", o->seconds, "least time per measurement")->capture_default_str();
+  o->bench.model = ShippedModel();
+  app->add_option("model", o->bench.model, "a Hugging Face folder; default: the shipped needle model");
+  app->add_option("--contexts", o->bench.contexts)->delimiter(',')->transform(Tokens())->default_str("1k,4k,16k,32k,64k");
+  app->add_option("--kv-cache-dtypes", o->bench.formats)->delimiter(',')->capture_default_str();
+  app->add_option("--threads", o->bench.threads, "0: all")->capture_default_str();
+  app->add_option("--seconds", o->bench.seconds, "least time per measurement")->capture_default_str();
   app->add_option("--json", o->json, "write the results here");
   app->callback([o, &code] { code = BenchDecode(*o); });
 }

@@ -30,13 +30,11 @@ int Batch::Add(std::span<const int32_t> tokens, int64_t begin, int count, const 
 
   const size_t used = (end + kPageSize - 1) / kPageSize;
   for (size_t g = 0; g < groups_.size(); ++g) {
-    const std::span<const uint32_t> table = pages.table(static_cast<int>(g));
-    OCTAVO_CHECK(table.size() >= used, table.size(), used);
+    const int group = static_cast<int>(g);
     for (int64_t position = begin; position < end; ++position) {
-      const uint32_t page = table[position / kPageSize];
-      OCTAVO_CHECK(page != kNoPage, position);
-      groups_[g].slots.push_back(int64_t{page} * kPageSize + position % kPageSize);
+      groups_[g].slots.push_back(int64_t{pages.PageForWrite(group, position)} * kPageSize + position % kPageSize);
     }
+    const std::span<const uint32_t> table = pages.table(group);
     groups_[g].tables.emplace_back(table.begin(), table.begin() + used);
   }
   return first_row;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <condition_variable>
-#include <deque>
 #include <filesystem>
 #include <mutex>
 #include <random>
@@ -43,7 +42,7 @@ void CheckSampling(const SamplingParams& p) {
 struct Engine::Impl {
   explicit Impl(const EngineOptions& options)
       : executor(options),
-        scheduler(executor.pool(), {options.max_num_seqs, options.max_num_batched_tokens}),
+        scheduler(executor.pool(), {options.max_num_seqs, options.max_num_batched_tokens, options.enable_prefix_caching}),
         batch(executor.groups()) {
     const std::filesystem::path folder = options.model;
     if (std::filesystem::exists(folder / "tokenizer.json")) tokenizer = Tokenizer::FromFolder(folder);
@@ -85,9 +84,14 @@ struct Engine::Impl {
   };
   std::vector<Row> rows;  // whom each sample of the batch belongs to
 
+  struct Submission {
+    RequestId id;
+    Request request;
+    Callback callback;
+  };
   mutable std::mutex mutex;  // guards what follows
   std::condition_variable wake;
-  std::deque<std::unique_ptr<Sequence>> submitted;
+  std::vector<Submission> submitted;
   std::vector<RequestId> cancelled;
   std::vector<RequestId> live;
   EngineStats stats;
@@ -115,14 +119,24 @@ void Engine::Impl::Loop() {
 }
 
 void Engine::Impl::TakeInbox() {
-  std::deque<std::unique_ptr<Sequence>> arrived;
+  std::vector<Submission> arrived;
   std::vector<RequestId> leaving;
   {
     std::lock_guard lock(mutex);
     arrived.swap(submitted);
     leaving.swap(cancelled);
   }
-  for (auto& sequence : arrived) scheduler.Add(std::move(sequence));
+  for (Submission& submission : arrived) {
+    auto sequence = std::make_unique<Sequence>(executor.pool());
+    sequence->id = submission.id;
+    sequence->sampling = std::move(submission.request.sampling);
+    sequence->callback = std::move(submission.callback);
+    sequence->tokens = std::move(submission.request.prompt);
+    sequence->prompt_tokens = static_cast<int64_t>(sequence->tokens.size());
+    sequence->next_prompt_logprob = sequence->next_reported =
+        sequence->sampling.prompt_logprobs_from.value_or(sequence->prompt_tokens);
+    scheduler.Add(std::move(sequence));
+  }
   for (RequestId id : leaving) Finish(id, FinishReason::kCancelled);
 }
 
@@ -173,7 +187,7 @@ void Engine::Impl::BuildBatch(const Step& step) {
                                                 .min_p = s.sampling.min_p,
                                                 .repetition_penalty = s.sampling.repetition_penalty,
                                                 .history = s.tokens,
-                                                .seed = s.seed,
+                                                .seed = *s.sampling.seed,
                                                 .token_index = static_cast<uint32_t>(s.generated())});
       rows.push_back({&s, false});
     }
@@ -230,8 +244,8 @@ void Engine::Impl::Finish(RequestId id, FinishReason reason, std::string error) 
 void Engine::Impl::PublishStats() {
   totals.running = scheduler.running();
   totals.waiting = scheduler.waiting();
-  totals.cache_bytes = executor.pool().total_bytes();
-  totals.cache_bytes_used = executor.pool().used_bytes();
+  totals.cache_bytes = executor.cache_bytes();
+  totals.cache_bytes_used = executor.cache_bytes_used();
   std::vector<LayerCacheReport> report = executor.CacheReport();
   std::lock_guard lock(mutex);
   stats = totals;
@@ -260,18 +274,11 @@ RequestId Engine::Submit(Request request, Callback callback) {
             fmt::format("token ids in [0, {})", executor.spec().vocab), id);
   }
 
-  auto sequence = std::make_unique<Sequence>(impl_->executor.pool());
-  sequence->sampling = std::move(request.sampling);
-  sequence->callback = std::move(callback);
-  sequence->tokens = std::move(request.prompt);
-  sequence->prompt_tokens = length;
-  sequence->next_prompt_logprob = sequence->next_reported = sequence->sampling.prompt_logprobs_from.value_or(length);
-
   std::lock_guard lock(impl_->mutex);
-  const RequestId id = sequence->id = impl_->next_id++;
-  sequence->seed = sequence->sampling.seed ? *sequence->sampling.seed : impl_->fresh_seed();
+  const RequestId id = impl_->next_id++;
+  if (!request.sampling.seed) request.sampling.seed = impl_->fresh_seed();
   impl_->live.push_back(id);
-  impl_->submitted.push_back(std::move(sequence));
+  impl_->submitted.push_back({id, std::move(request), std::move(callback)});
   impl_->wake.notify_one();
   return id;
 }

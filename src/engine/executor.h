@@ -3,19 +3,20 @@
 // Not thread-safe: one thread calls it.
 #pragma once
 
-#include <filesystem>
 #include <memory>
-#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "engine/batch.h"
 #include "io/checkpoint.h"
 #include "kv/arena.h"
+#include "kv/block_pool.h"
 #include "kv/policy.h"
 #include "kv/scales.h"
-#include "models/config.h"
 #include "models/decoder.h"
+#include "models/spec.h"
+#include "models/weights.h"
 #include "octavo/engine.h"
 
 namespace octavo {
@@ -28,10 +29,10 @@ class Executor {
   const ModelSpec& spec() const { return spec_; }
   int64_t max_model_len() const { return max_model_len_; }
   BlockPool& pool() { return *pool_; }
-  int groups() const { return static_cast<int>(geometry_.size()); }
+  int groups() const { return static_cast<int>(geometry_.groups.size()); }
 
   void Forward(Batch& batch, const Decoder::Observer& observer = nullptr);
-  // Logits of rows of the last Forward before the soft-cap: see Decoder::Logits.
+  // Logits of rows of the last Forward: see Decoder::Logits.
   Tensor Logits(std::span<const int32_t> rows, const Decoder::Observer& observer = nullptr) {
     return decoder_->Logits(rows, observer);
   }
@@ -41,23 +42,30 @@ class Executor {
   std::vector<std::string> StartupReport() const;
   std::vector<LayerCacheReport> CacheReport() const;
   double cache_bytes_per_token() const;
+  int64_t cache_bytes() const;
+  int64_t cache_bytes_used() const;  // pages that sequences hold
 
  private:
-  void LayOutCache(const EngineOptions& options);
+  // What backends count for one layer's cache.
+  struct Health {
+    uint64_t saturated[2] = {};
+    float amax[2] = {};
+  };
 
+  std::vector<LayerCache> LayOutCache(const EngineOptions& options);
+
+  DType dtype_ = DType::kBF16;
   ModelSpec spec_;
   Checkpoint checkpoint_;
   Weights weights_;
   KvPolicy policy_;
-  KvScales scales_;
+  std::vector<LayerScales> scales_;
   int64_t max_model_len_ = 0;
-  std::vector<GroupGeometry> geometry_;
+  int max_num_seqs_ = 0, max_num_batched_tokens_ = 0;
+  GroupGeometry geometry_;
   Buffer arena_memory_;
+  std::unique_ptr<Arena> arena_;
   std::unique_ptr<BlockPool> pool_;
-  struct Health {  // of one layer; backends add to it
-    uint64_t saturated[2] = {};
-    float amax[2] = {};
-  };
   std::vector<Health> health_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Decoder> decoder_;

@@ -8,10 +8,10 @@ Step Scheduler::Schedule() {
   Step step;
   for (size_t i = 0; i < running_.size() && step.tokens < limits_.max_num_batched_tokens; ++i) {
     Sequence& sequence = *running_[i];
-    const int64_t left = static_cast<int64_t>(sequence.tokens.size()) - sequence.computed;
+    const int64_t left = static_cast<int64_t>(sequence.tokens.size()) - sequence.pages.written();
     const int count = static_cast<int>(std::min<int64_t>(left, limits_.max_num_batched_tokens - step.tokens));
     if (!MakeRoom(i, count, step)) break;
-    step.chunks.push_back({&sequence, sequence.computed, count});
+    step.chunks.push_back({&sequence, sequence.pages.written(), count});
     step.tokens += count;
   }
   // Nobody joins while others had to leave for lack of pages.
@@ -22,7 +22,7 @@ Step Scheduler::Schedule() {
 
 bool Scheduler::MakeRoom(size_t i, int count, Step& step) {
   Sequence& sequence = *running_[i];
-  while (!sequence.pages.Extend(sequence.computed + count)) {
+  while (!sequence.pages.Extend(sequence.pages.written() + count)) {
     if (running_.size() == 1) {
       step.stuck = &sequence;
       return false;
@@ -38,7 +38,6 @@ void Scheduler::Preempt(Step& step) {
   std::unique_ptr<Sequence> victim = std::move(running_.back());
   running_.pop_back();
   victim->pages.Free();
-  victim->computed = 0;
   ++step.preempted;
   waiting_.push_front(std::move(victim));
 }
@@ -48,11 +47,10 @@ bool Scheduler::Admit(Step& step) {
   if (waiting_.empty() || budget <= 0 || static_cast<int>(running_.size()) >= limits_.max_num_seqs) return false;
   Sequence& sequence = *waiting_.front();
   // The logits of a prompt token that is to be reported come from the token before it, so that one must run.
-  int64_t reusable = static_cast<int64_t>(sequence.tokens.size()) - 1;
-  if (sequence.next_prompt_logprob < sequence.prompt_tokens) {
-    reusable = std::min(reusable, sequence.next_prompt_logprob - 1);
-  }
-  const int64_t prefix = sequence.pages.AcquirePrefix(std::span(sequence.tokens).first(reusable));
+  std::span<const int32_t> reusable = sequence.tokens;
+  if (sequence.next_prompt_logprob < sequence.prompt_tokens) reusable = reusable.first(sequence.next_prompt_logprob);
+  if (limits_.prefix_caching) sequence.pages = pool_.Acquire(reusable);
+  const int64_t prefix = sequence.pages.written();
   const int count = static_cast<int>(std::min<int64_t>(static_cast<int64_t>(sequence.tokens.size()) - prefix, budget));
   if (!sequence.pages.Extend(prefix + count)) {
     sequence.pages.Free();
@@ -60,7 +58,6 @@ bool Scheduler::Admit(Step& step) {
     return false;
   }
   if (sequence.generated() == 0) sequence.cached = prefix;
-  sequence.computed = prefix;
   step.chunks.push_back({&sequence, prefix, count});
   step.tokens += count;
   running_.push_back(std::move(waiting_.front()));
@@ -71,9 +68,8 @@ bool Scheduler::Admit(Step& step) {
 void Scheduler::Complete(const Step& step) {
   for (const Chunk& chunk : step.chunks) {
     Sequence& sequence = *chunk.sequence;
-    sequence.computed = chunk.begin + chunk.count;
-    sequence.pages.Publish(std::span(sequence.tokens).first(sequence.computed));
-    sequence.pages.ReleaseBehindWindows(sequence.computed);
+    sequence.pages.Publish(sequence.tokens, chunk.begin + chunk.count);
+    sequence.pages.ReleaseBehindWindows();
   }
 }
 

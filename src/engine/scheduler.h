@@ -19,7 +19,7 @@ namespace octavo {
 
 struct Chunk {
   Sequence* sequence = nullptr;
-  int64_t begin = 0;  // first token of the sequence to run, = sequence->computed
+  int64_t begin = 0;  // first token of the sequence to run
   int count = 0;
 };
 
@@ -33,6 +33,7 @@ struct Step {
 struct SchedulerLimits {
   int max_num_seqs = 16;
   int max_num_batched_tokens = 512;
+  bool prefix_caching = true;
 };
 
 class Scheduler {

@@ -1,4 +1,4 @@
-// A request in flight: its tokens, how far its keys and values are in the cache, and its pages. Belongs to the scheduler;
+// A request in flight: its tokens and its pages, which know how many tokens have keys and values (pages.written()). Belongs to the scheduler;
 // the engine's loop thread is the only one to touch it.
 #pragma once
 
@@ -11,16 +11,14 @@
 namespace octavo {
 
 struct Sequence {
-  explicit Sequence(BlockPool& pool) : pages(pool) {}
+  explicit Sequence(BlockPool& pool) : pages(pool.Acquire({})) {}
 
   RequestId id = 0;
-  SamplingParams sampling;
-  uint64_t seed = 0;
+  SamplingParams sampling;  // with a seed
   Engine::Callback callback;
 
   std::vector<int32_t> tokens;  // prompt, then output
   int64_t prompt_tokens = 0;
-  int64_t computed = 0;         // tokens whose keys and values are in the cache
   int64_t cached = 0;           // of the prompt, at admission, from the prefix cache
   int64_t next_prompt_logprob = 0;  // position of the next prompt token whose log-probability is to be computed,
   int64_t next_reported = 0;        // and to be reported

@@ -95,26 +95,21 @@ class Runner {
 
   // Soft-capped logits of the last `rows` tokens, the prompt cut into chunks.
   Logits Run(std::span<const int32_t> ids, int chunk, int64_t rows, const Decoder::Observer& observer = nullptr) {
-    SequencePages pages(executor_.pool());
+    SequencePages pages = executor_.pool().Acquire({});
     Logits out{.rows = rows, .vocab = spec().vocab, .values = {}};
     Extend(pages, ids, 0, chunk, static_cast<int64_t>(ids.size()) - rows, out, observer);
-    pages.Free();
     return out;
   }
 
   std::vector<int32_t> Greedy(std::vector<int32_t> tokens, int count) {
-    SequencePages pages(executor_.pool());
+    SequencePages pages = executor_.pool().Acquire({});
     const size_t prompt = tokens.size();
-    int64_t computed = 0;
     for (int i = 0; i < count; ++i) {
       Logits last{.rows = 1, .vocab = spec().vocab, .values = {}};
-      const int64_t end = static_cast<int64_t>(tokens.size());
-      Extend(pages, tokens, computed, chunk_, end - 1, last, nullptr);
-      computed = end;
+      Extend(pages, tokens, pages.written(), chunk_, static_cast<int64_t>(tokens.size()) - 1, last, nullptr);
       tokens.push_back(static_cast<int32_t>(std::max_element(last.values.begin(), last.values.end()) -
                                             last.values.begin()));
     }
-    pages.Free();
     return std::vector<int32_t>(tokens.begin() + prompt, tokens.end());
   }
 
@@ -131,7 +126,8 @@ class Runner {
       batch.Clear();
       batch.Add(ids, begin, count, pages);
       executor_.Forward(batch, observer);
-      pages.ReleaseBehindWindows(begin + count);
+      pages.Publish(ids, begin + count);
+      pages.ReleaseBehindWindows();
       std::vector<int32_t> rows;
       for (int64_t p = std::max(begin, first_row); p < begin + count; ++p) rows.push_back(static_cast<int32_t>(p - begin));
       for (size_t r = 0; r < rows.size(); r += Decoder::kLogitRows) {
