@@ -95,7 +95,7 @@ struct Engine::Impl {
   std::vector<RequestId> cancelled;
   std::vector<RequestId> live;
   EngineStats stats;
-  std::vector<LayerCacheReport> cache_report;
+  std::vector<LayerHealth> health;
   std::mt19937_64 fresh_seed;
   RequestId next_id = 1;
   bool stopping = false;
@@ -246,10 +246,9 @@ void Engine::Impl::PublishStats() {
   totals.waiting = scheduler.waiting();
   totals.cache_bytes = executor.cache_bytes();
   totals.cache_bytes_used = executor.cache_bytes_used();
-  std::vector<LayerCacheReport> report = executor.CacheReport();
   std::lock_guard lock(mutex);
   stats = totals;
-  cache_report = std::move(report);
+  health.assign(executor.health().begin(), executor.health().end());
 }
 
 std::unique_ptr<Engine> Engine::Create(const EngineOptions& options) {
@@ -318,7 +317,7 @@ EngineStats Engine::stats() const {
 
 std::vector<LayerCacheReport> Engine::CacheReport() const {
   std::lock_guard lock(impl_->mutex);
-  return impl_->cache_report;
+  return impl_->executor.CacheReport(impl_->health);
 }
 
 }  // namespace octavo

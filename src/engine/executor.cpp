@@ -157,10 +157,10 @@ std::vector<std::string> Executor::StartupReport() const {
   return lines;
 }
 
-std::vector<LayerCacheReport> Executor::CacheReport() const {
+std::vector<LayerCacheReport> Executor::CacheReport(std::span<const LayerHealth> health) const {
   std::vector<LayerCacheReport> report;
-  for (size_t l = 0; l < health_.size(); ++l) {
-    const Health& h = health_[l];
+  for (size_t l = 0; l < health.size(); ++l) {
+    const LayerHealth& h = health[l];
     report.push_back({.k_format = Name(policy_.layers[l].k),
                       .v_format = Name(policy_.layers[l].v),
                       .k_scale_source = scales_[l].k.source,

@@ -21,6 +21,12 @@
 
 namespace octavo {
 
+// What backends count for one layer's cache; K, then V. See KvLayer.
+struct LayerHealth {
+  uint64_t saturated[2] = {};
+  float amax[2] = {};
+};
+
 class Executor {
  public:
   // Loads the model, settles policy and scales, takes the cache memory. Errors are the user's to mend.
@@ -40,18 +46,14 @@ class Executor {
   std::vector<SampledToken> Execute(Batch& batch);
 
   std::vector<std::string> StartupReport() const;
-  std::vector<LayerCacheReport> CacheReport() const;
+  // Formats and scale sources per layer; fixed, so any thread may ask. Counts are in health().
+  std::vector<LayerCacheReport> CacheReport(std::span<const LayerHealth> health) const;
+  std::span<const LayerHealth> health() const { return health_; }
   double cache_bytes_per_token() const;
   int64_t cache_bytes() const;
   int64_t cache_bytes_used() const;  // pages that sequences hold
 
  private:
-  // What backends count for one layer's cache.
-  struct Health {
-    uint64_t saturated[2] = {};
-    float amax[2] = {};
-  };
-
   std::vector<LayerCache> LayOutCache(const EngineOptions& options);
 
   DType dtype_ = DType::kBF16;
@@ -66,7 +68,7 @@ class Executor {
   Buffer arena_memory_;
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<BlockPool> pool_;
-  std::vector<Health> health_;
+  std::vector<LayerHealth> health_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Decoder> decoder_;
 };
