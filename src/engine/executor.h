@@ -61,7 +61,7 @@ class Executor {
   Checkpoint checkpoint_;
   Weights weights_;
   KvPolicy policy_;
-  std::vector<LayerScales> scales_;
+  KvScales scales_;
   int64_t max_model_len_ = 0;
   int max_num_seqs_ = 0, max_num_batched_tokens_ = 0;
   GroupGeometry geometry_;
