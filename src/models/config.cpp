@@ -246,12 +246,19 @@ void SetWindows(const ConfigReader& config, std::optional<int64_t> window,
 }
 
 void SetRopes(const ConfigReader& config, const RopeParameters& missing, ModelSpec& spec) {
+  double extended = 0;
   for (LayerSpec& layer : spec.layers) {
     const RopeParameters rope =
         ReadRope(config, layer.window ? "sliding_attention" : "full_attention", missing,
                  spec.max_position_embeddings);
     layer.rope = AddRope(spec, MakeRope(rope, layer.head_dim));
+    if (rope.type == RopeType::kYarn) {
+      extended = std::max(extended, rope.original_max_position_embeddings * rope.factor);
+    }
   }
+  extended = std::min(extended, static_cast<double>(kMostPositions));
+  spec.max_position_embeddings =
+      std::max(spec.max_position_embeddings, static_cast<int64_t>(extended));
 }
 
 void SetExperts(const ConfigReader& config, int64_t experts, int64_t default_top_k,
@@ -273,7 +280,7 @@ ModelSpec ParseConfig(const Json& json, const std::string& source) {
                       text.Find("model_type"));
   }
   ModelSpec spec = ReadCommon(text, family);
-  family.parse(text, family.defaults, spec);
+  family.parse(text, spec);
   spec.dtype = ReadDType(outer, text);
   spec.tie_word_embeddings = ReadTied(outer, text, family.defaults.tie_word_embeddings);
   ReadTokenIds(outer, text, family.defaults, spec);
