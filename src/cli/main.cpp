@@ -110,7 +110,7 @@ void AddInspect(CLI::App& root, int& code) {
   CLI::App* app = root.add_subcommand("inspect", "Show a model's layers and what its KV cache costs in each format.");
   app->footer("Needs config.json only.\nExample:\n  octavo inspect ~/models/Llama-3.1-8B --memory 40GiB --length 128k");
   o->model = ShippedModel();
-  app->add_option("model", o->model, "a folder with config.json, or the file");
+  app->add_option("model", o->model, "a folder with config.json");
   app->add_option("--memory", o->memory_bytes, "memory for the cache")->transform(Bytes())->default_str("16GiB");
   app->add_option("--length", o->length, "tokens of a sequence")->transform(Tokens())->default_str("32k");
   app->callback([o, &code] { code = Inspect(*o); });

@@ -137,7 +137,7 @@ struct Tokenizer::Impl {
   const std::vector<PreTokenizerStep> pre_tokenizer;
   const Bpe bpe;
   const std::vector<int32_t> prefix_ids, suffix_ids;
-  const Decoder decoder;
+  const TokenDecoder decoder;
   int32_t vocab_size;
   std::vector<AddedToken> added;
   std::unordered_map<int32_t, size_t> added_by_id;  // positions in `added`
@@ -208,6 +208,6 @@ bool Tokenizer::IsSpecial(int32_t id) const {
 std::optional<int32_t> Tokenizer::bos_id() const { return impl_->bos_id; }
 std::optional<int32_t> Tokenizer::eos_id() const { return impl_->eos_id; }
 std::optional<int32_t> Tokenizer::pad_id() const { return impl_->pad_id; }
-const Decoder& Tokenizer::decoder() const { return impl_->decoder; }
+const TokenDecoder& Tokenizer::decoder() const { return impl_->decoder; }
 
 }  // namespace octavo

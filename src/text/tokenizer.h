@@ -25,7 +25,7 @@
 
 namespace octavo {
 
-class Decoder;
+class TokenDecoder;
 
 // What Encode makes of control tokens (`special`) that are spelled out in the text. Text from strangers is better read
 // as kPlainText, or <|im_end|> in a document ends the turn.
@@ -65,7 +65,7 @@ class Tokenizer {
   struct Impl;
 
   explicit Tokenizer(std::unique_ptr<const Impl> impl);
-  const Decoder& decoder() const;
+  const TokenDecoder& decoder() const;
 
   std::unique_ptr<const Impl> impl_;
 };
