@@ -88,6 +88,20 @@ struct LayerCacheReport {
   float k_amax = 0, v_amax = 0;  // of x / scale; dynamic formats: of x
 };
 
+// Turns a stream of token ids into text, never emitting half a character. Not thread-safe.
+class TextStream {
+ public:
+  ~TextStream();
+  std::string Push(int32_t token);  // what is certain now
+  std::string Flush();              // the rest
+
+ private:
+  friend class Engine;
+  struct Impl;
+  explicit TextStream(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
 class Engine {
  public:
   using Callback = std::function<void(const Event&)>;
@@ -103,7 +117,7 @@ class Engine {
   // Text, by the model's tokenizer.json; throw if the model has none.
   std::vector<int32_t> Encode(std::string_view text) const;
   std::string Decode(std::span<const int32_t> ids) const;
-  std::string TokenText(int32_t id) const;
+  std::unique_ptr<TextStream> MakeTextStream() const;  // the engine must outlive it
 
   int64_t max_model_len() const;
   double cache_bytes_per_token() const;           // all full-attention layers and, while growing, the window layers

@@ -9,7 +9,7 @@ namespace octavo::reference {
 void RopeTable(const RopeTableArgs& args);
 void Append(const AppendArgs& args);
 
-// Needs no plan: `args.plan` may be null.
+// Reads the plan's shape and none of its items.
 void Attention(const AttentionArgs& args);
 
 }  // namespace octavo::reference
