@@ -59,7 +59,7 @@ Executor::Executor(const EngineOptions& options)
 }
 
 std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
-  KvModelFacts facts{.layers = {}, .dtype = spec_.dtype, .checkpoint_format = KvFormatFromName(spec_.kv_cache_format.value_or(""))};
+  KvModelFacts facts{.layers = {}, .dtype = spec_.dtype, .checkpoint_format = spec_.kv_cache_format};
   for (const LayerSpec& layer : spec_.layers) facts.layers.push_back({layer.window, layer.kv_heads, layer.head_dim});
   policy_ = ResolveKvPolicy({.kv_cache_dtype = options.kv_cache_dtype,
                              .kv_cache_dtype_k = Given(options.kv_cache_dtype_k),

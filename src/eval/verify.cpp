@@ -22,7 +22,11 @@ struct Logits {
   std::span<const float> row(int64_t i) const { return std::span(values).subspan(i * vocab, vocab); }
 };
 
+// Of the elements both have: files may keep fewer logit rows than the prompt has tokens, then the last ones.
 double RelativeL2(std::span<const float> a, std::span<const float> reference) {
+  const size_t common = std::min(a.size(), reference.size());
+  a = a.last(common);
+  reference = reference.last(common);
   double difference = 0, norm = 0;
   for (size_t i = 0; i < a.size(); ++i) {
     difference += std::pow(double{a[i]} - reference[i], 2);
@@ -265,7 +269,7 @@ VerifyReport Verify(const VerifyOptions& options) {
       const std::vector<int32_t> ours = runner.Greedy(ids, static_cast<int>(expected.size()));
       const auto [a, b] = std::mismatch(ours.begin(), ours.end(), expected.begin());
       greedy_fine = a == ours.end();
-      result.greedy = greedy_fine ? "identical" : fmt::format("parts at token {}", a - ours.begin());
+      result.greedy = greedy_fine ? "identical" : fmt::format("parts at token {} ({} not {})", a - ours.begin(), *a, *b);
     } else {
       result.greedy = "-";
     }
