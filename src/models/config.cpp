@@ -177,11 +177,11 @@ void AddEosIds(const ConfigReader& config, int64_t vocab, std::vector<int32_t>& 
   if (!config.Has(kKey)) return;
   const Json& value = *config.Find(kKey);
   const auto add = [&](const Json& id) {
-    if (!id.is_number_unsigned() || id.get<uint64_t>() >= static_cast<uint64_t>(vocab)) {
-      config.FailExpected(kKey, fmt::format("token ids below vocab_size {}", vocab), &id);
+    const auto token = AsInt(id, 0, vocab - 1);
+    if (!token) config.FailExpected(kKey, fmt::format("token ids below vocab_size {}", vocab), &id);
+    if (std::find(ids.begin(), ids.end(), *token) == ids.end()) {
+      ids.push_back(static_cast<int32_t>(*token));
     }
-    const auto token = id.get<int32_t>();
-    if (std::find(ids.begin(), ids.end(), token) == ids.end()) ids.push_back(token);
   };
   if (value.is_array()) {
     for (const Json& id : value) add(id);

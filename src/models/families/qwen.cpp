@@ -62,7 +62,7 @@ void ParseQwen3Moe(const ConfigReader& config, ModelSpec& spec) {
   const Json* dense_layers = config.Array("mlp_only_layers");
   if (dense_layers) {
     for (const Json& layer : *dense_layers) {
-      if (!layer.is_number_unsigned() || layer.get<uint64_t>() >= spec.layers.size()) {
+      if (!AsInt(layer, 0, static_cast<int64_t>(spec.layers.size()) - 1)) {
         config.FailExpected("mlp_only_layers", fmt::format("layers below {}", spec.layers.size()),
                             &layer);
       }
