@@ -102,6 +102,8 @@ void AddVerify(CLI::App& root, int& code) {
   app->add_option("--golden", o->golden, "the reference file; default: golden.safetensors in the model's folder");
   app->add_option("--tolerance", o->tolerance, "largest relative L2 error; default: by dtype and format")
       ->check(CLI::PositiveNumber);
+  app->add_flag("--bfloat16-rope", o->bfloat16_rope,
+                "the reference was made with model.to(torch.bfloat16), which rounds the RoPE frequencies too");
   app->callback([o, &code] { code = VerifyModel(*o); });
 }
 

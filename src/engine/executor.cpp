@@ -34,9 +34,11 @@ std::string MiB(int64_t bytes) { return fmt::format("{:.1f} MiB", static_cast<do
 
 }  // namespace
 
-Executor::Executor(const EngineOptions& options)
+Executor::Executor(const EngineOptions& options) : Executor(options, ReadModelSpec(options.model)) {}
+
+Executor::Executor(const EngineOptions& options, ModelSpec spec)
     : dtype_(ArithmeticDType(options.dtype)),
-      spec_(ReadModelSpec(options.model)),
+      spec_(std::move(spec)),
       checkpoint_(Checkpoint::Open(options.model)),
       weights_(LoadWeights(spec_, checkpoint_)),
       max_num_seqs_(options.max_num_seqs),

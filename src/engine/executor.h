@@ -31,6 +31,7 @@ class Executor {
  public:
   // Loads the model, settles policy and scales, takes the cache memory. Errors are the user's to mend.
   explicit Executor(const EngineOptions& options);
+  Executor(const EngineOptions& options, ModelSpec spec);  // instead of the folder's own
 
   const ModelSpec& spec() const { return spec_; }
   int64_t max_model_len() const { return max_model_len_; }

@@ -8,8 +8,10 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "base/float_bits.h"
 #include "engine/executor.h"
 #include "io/checkpoint.h"
+#include "models/config.h"
 
 namespace octavo {
 namespace {
@@ -93,7 +95,8 @@ class Golden {
 // Runs token lists through an executor, outside any scheduler.
 class Runner {
  public:
-  explicit Runner(const EngineOptions& options) : executor_(options), chunk_(options.max_num_batched_tokens) {}
+  Runner(const EngineOptions& options, ModelSpec spec)
+      : executor_(options, std::move(spec)), chunk_(options.max_num_batched_tokens) {}
 
   const ModelSpec& spec() const { return executor_.spec(); }
 
@@ -228,7 +231,13 @@ VerifyReport Verify(const VerifyOptions& options) {
   EngineOptions engine = options.engine;
   if (engine.kv_cache_dtype == "auto") engine.kv_cache_dtype = engine.dtype == "float32" ? "fp32" : "bf16";
   engine.enable_prefix_caching = false;
-  Runner runner(engine);
+  ModelSpec model = ReadModelSpec(engine.model);
+  if (options.bfloat16_rope) {
+    for (RopeSpec& rope : model.ropes) {
+      for (float& f : rope.inv_freq) f = BF16ToFloat(FloatToBF16(f));
+    }
+  }
+  Runner runner(engine, std::move(model));
   const ModelSpec& spec = runner.spec();
   const std::string path =
       options.golden.empty() ? (fs::path(engine.model) / "golden.safetensors").string() : options.golden;
