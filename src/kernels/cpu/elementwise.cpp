@@ -12,8 +12,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace octavo::cpu {
 namespace HWY_NAMESPACE {
+namespace {
 
-inline constexpr int64_t kStep = kLanes;
+constexpr int64_t kStep = kLanes;
 
 template <class W, class T>
 HWY_INLINE void ScaleRow(const W* from, float scale, int64_t columns, T* to) {
@@ -182,6 +183,7 @@ void ActivateRectangle(const GatedActivationArgs& args, int64_t row_begin, int64
   }
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace octavo::cpu
 HWY_AFTER_NAMESPACE();

@@ -29,6 +29,7 @@ inline constexpr int64_t kMaxTileRows = 6;
 HWY_BEFORE_NAMESPACE();
 namespace octavo::cpu {
 namespace HWY_NAMESPACE {
+namespace {
 
 // Lane pairs at distance 1, 2, 4, ... of a and b: [a0+a1, b0+b1, a2+a3, b2+b3, ...] for distance 1. After all levels,
 // kLanes accumulators have become one vector of their sums, in order, each a tree of adjacent pairs.
@@ -91,7 +92,7 @@ constexpr size_t TileOuts() {
   if (kRows == 3) return 4;
   return kManyRegisters ? 4 : 2;
 }
-inline constexpr int64_t kTileRows = kMaxTileRows;
+constexpr int64_t kTileRows = kMaxTileRows;
 
 // Not a loop: the compiler would see a memset, and the accumulators would live in memory.
 template <size_t... kIndex>
@@ -281,6 +282,7 @@ void WidenRowsImpl(const Tensor& x, const int32_t* ids, const FloatRows& out) {
   }
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace octavo::cpu
 HWY_AFTER_NAMESPACE();

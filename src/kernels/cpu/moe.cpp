@@ -18,8 +18,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace octavo::cpu {
 namespace HWY_NAMESPACE {
+namespace {
 
-inline constexpr int64_t kStep = kLanes;
+constexpr int64_t kStep = kLanes;
 
 // out = sum over k of weights[k] * y[places[k]], rounded once.
 template <class T>
@@ -51,6 +52,7 @@ void CombineRows(const ExpertsArgs& args, const float* y, int64_t y_stride, cons
   }
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace octavo::cpu
 HWY_AFTER_NAMESPACE();

@@ -27,8 +27,9 @@ struct LogitSummary {
 HWY_BEFORE_NAMESPACE();
 namespace octavo::cpu {
 namespace HWY_NAMESPACE {
+namespace {
 
-inline constexpr size_t kStep = kLanes;
+constexpr size_t kStep = kLanes;
 
 // The lanes of a partial vector are `fill` from n on.
 HWY_INLINE V LoadPart(const float* p, size_t n, float fill) {
@@ -111,6 +112,7 @@ double SumExp(const float* x, size_t n, float max, float least, float* p) {
   return hn::GetLane(hn::SumOfLanes(dd, hn::Add(low, high)));
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace octavo::cpu
 HWY_AFTER_NAMESPACE();

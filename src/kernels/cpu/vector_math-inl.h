@@ -17,12 +17,13 @@
 HWY_BEFORE_NAMESPACE();
 namespace octavo::cpu {
 namespace HWY_NAMESPACE {
+namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
 using FloatTag = hn::ScalableTag<float>;
 using V = hn::Vec<FloatTag>;
-inline constexpr size_t kLanes = HWY_LANES(float);
+constexpr size_t kLanes = HWY_LANES(float);
 
 HWY_INLINE V Set(float x) { return hn::Set(FloatTag(), x); }
 HWY_INLINE V Zero() { return hn::Zero(FloatTag()); }
@@ -120,6 +121,7 @@ HWY_INLINE V Tanh(V x) {
 // x * sigmoid(s)
 HWY_INLINE V MulSigmoid(V x, V s) { return hn::Div(x, hn::Add(Set(1.0f), Exp(hn::Neg(s)))); }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace octavo::cpu
 HWY_AFTER_NAMESPACE();
