@@ -129,6 +129,19 @@ inline float Normal(uint64_t seed, uint64_t stream, uint64_t index) {
   return static_cast<float>(std::sqrt(-2 * std::log(u)) * std::cos(6.283185307179586 * v));
 }
 
+inline float Element(const Tensor& tensor, int64_t row, int64_t column) {
+  return tensor.dtype == DType::kF32 ? tensor.Row<float>(row)[column]
+                                     : BF16ToFloat(tensor.Row<uint16_t>(row)[column]);
+}
+
+inline void SetElement(const Tensor& tensor, int64_t row, int64_t column, float x) {
+  if (tensor.dtype == DType::kF32) {
+    tensor.Row<float>(row)[column] = x;
+  } else {
+    tensor.Row<uint16_t>(row)[column] = FloatToBF16(x);
+  }
+}
+
 // Memory with a margin on both sides that must stay what it was.
 class GuardedBuffer {
  public:
@@ -197,6 +210,23 @@ class Pool {
   }
   int max_pages() const { return max_pages_; }
   const GuardedBuffer& arena() const { return arena_; }
+
+  // Sets what no query may see of a sequence's last page, behind its `length` tokens, to `byte`.
+  void FillUnseen(int sequence, int length, unsigned char byte) {
+    std::byte* claim = Layer().Claim(page(sequence, (length - 1) / kPageSize));
+    const int k_row = layout_.head_dim * ElementSize(layout_.k_format), v_size = ElementSize(layout_.v_format);
+    for (int head = 0; head < layout_.kv_heads; ++head) {
+      for (int place = (length - 1) % kPageSize + 1; place < kPageSize; ++place) {
+        std::memset(claim + layout_.KOffset(head) + place * k_row, byte, k_row);
+        for (int d = 0; d < layout_.head_dim; ++d) {
+          const int64_t element = int64_t{d} * kPageSize + VPosition(layout_.v_format, place);
+          std::memset(claim + layout_.VOffset(head) + element * v_size, byte, v_size);
+        }
+        if (HasTokenScales(layout_.k_format)) std::memset(claim + layout_.KScaleOffset(head) + 4 * place, byte, 4);
+        if (HasTokenScales(layout_.v_format)) std::memset(claim + layout_.VScaleOffset(head) + 4 * place, byte, 4);
+      }
+    }
+  }
   int64_t page_bytes() const { return page_bytes_; }
 
   uint64_t saturated[2] = {};
@@ -292,11 +322,7 @@ class Step {
   void Fill(const Tensor& tensor, int row, int sequence, int token, uint64_t stream) {
     for (int64_t i = 0; i < tensor.columns(); ++i) {
       const float x = Normal(case_.seed, stream + 16 * sequence, token * tensor.columns() + i);
-      if (case_.dtype == DType::kF32) {
-        tensor.Row<float>(row)[i] = x;
-      } else {
-        tensor.Row<uint16_t>(row)[i] = FloatToBF16(x);
-      }
+      SetElement(tensor, row, i, x);
     }
   }
 
@@ -332,11 +358,6 @@ inline std::vector<TokenRange> CallRanges(const AttentionCase& c) {
 
 // ---------------------------------------------------------------------------------------------------- comparing
 
-inline float Element(const Tensor& tensor, int64_t row, int64_t column) {
-  return tensor.dtype == DType::kF32 ? tensor.Row<float>(row)[column]
-                                     : BF16ToFloat(tensor.Row<uint16_t>(row)[column]);
-}
-
 // Normalised mean square error over everything, and the worst of any row and head.
 struct Difference {
   double nmse = 0, worst_row = 0;
@@ -366,7 +387,7 @@ inline Difference Compare(const Tensor& actual, const Tensor& expected, int head
 }
 
 // The stored bytes are the same for both sides, so that the limits are those of the arithmetic, whatever the format:
-// float32 sums, or the rounding of a bfloat16 output (uniform within 2^-9 of the value).
+// float32 sums, or the rounding of a bfloat16 output (uniform within half a unit, 2^-8 of the value).
 struct Limits {
   double nmse, worst_row;
 };
