@@ -133,6 +133,7 @@ struct AttentionPlan {
   AttentionShape shape;
   std::vector<Item> items;
   std::vector<Combine> combines;
+  int64_t partial_stride = 0;  // floats of one partial result
   int64_t partial_floats = 0;  // workspace
 };
 
