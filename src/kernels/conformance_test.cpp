@@ -62,7 +62,10 @@ class Conformance {
           for (const bool add : {false, true}) {
             for (const Out where : {Out::kOwn, Out::kX, Out::kDelta, Out::kNone}) {
               if (!add && (where == Out::kDelta || where == Out::kNone)) continue;
-              NormCase(t, weight_type, columns, add, static_cast<int>(where));
+              NormCase(t, t, weight_type, columns, add, static_cast<int>(where));
+              if (t == DType::kF32 && where == Out::kOwn) {
+                NormCase(t, DType::kBF16, weight_type, columns, add, static_cast<int>(where));
+              }
             }
           }
         }
@@ -70,14 +73,14 @@ class Conformance {
     }
   }
 
-  void NormCase(DType t, DType weight_type, int64_t columns, bool add, int where) {
+  void NormCase(DType t, DType out_type, DType weight_type, int64_t columns, bool add, int where) {
     const TestTensor weight = Random(weight_type, 1, columns);
     const TestTensor x = Random(t, 9, columns, 3, 5), delta = Random(t, 9, columns, 0.5, 1);
     const std::string what = "norm of " + ShapeString(x) + (add ? " + delta" : "") + ", out " + std::to_string(where);
     struct Memory {
       TestTensor x, delta, out;
     };
-    Memory got{x, delta, TestTensor(t, 9, columns, 7)}, want = got;
+    Memory got{x, delta, TestTensor(out_type, 9, columns, 7)}, want = got;
     const auto run = [&](Backend& backend, const Memory& m) {
       const Tensor outs[] = {m.out, m.x, m.delta, Tensor()};
       backend.Norm({.x = m.x,

@@ -84,8 +84,8 @@ HWY_INLINE float SumSquares(const T* x, int64_t columns) {
   return hn::GetLane(hn::SumOfLanes(FloatTag(), sum));
 }
 
-template <class T, class W>
-HWY_INLINE void NormRow(const T* x, const W* weight, float offset, float scale, int64_t columns, T* out) {
+template <class T, class W, class O>
+HWY_INLINE void NormRow(const T* x, const W* weight, float offset, float scale, int64_t columns, O* out) {
   const V s = Set(scale), add = Set(offset);
   int64_t i = 0;
   for (; i + kStep <= columns; i += kStep) {
@@ -97,7 +97,7 @@ HWY_INLINE void NormRow(const T* x, const W* weight, float offset, float scale, 
   }
 }
 
-template <class T>
+template <class T, class O>
 HWY_INLINE void NormRowOf(const NormArgs& args, int64_t row) {
   const int64_t columns = args.x.columns();
   T* x = args.x.Row<T>(row);
@@ -105,7 +105,7 @@ HWY_INLINE void NormRowOf(const NormArgs& args, int64_t row) {
   if (!args.out) return;
   const float mean = SumSquares(x, columns) / static_cast<float>(columns);
   const float scale = 1.0f / sqrtf(mean + args.eps);
-  T* out = args.out.Row<T>(row);
+  O* out = args.out.Row<O>(row);
   switch (args.weight.dtype) {
     case DType::kBF16: return NormRow(x, args.weight.Row<BF16>(0), args.offset, scale, columns, out);
     case DType::kF16: return NormRow(x, args.weight.Row<F16>(0), args.offset, scale, columns, out);
@@ -116,9 +116,11 @@ HWY_INLINE void NormRowOf(const NormArgs& args, int64_t row) {
 void NormRows(const NormArgs& args, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
     if (args.x.dtype == DType::kBF16) {
-      NormRowOf<BF16>(args, r);
+      NormRowOf<BF16, BF16>(args, r);
+    } else if (args.out.dtype == DType::kBF16) {
+      NormRowOf<float, BF16>(args, r);
     } else {
-      NormRowOf<float>(args, r);
+      NormRowOf<float, float>(args, r);
     }
   }
 }
@@ -220,8 +222,9 @@ void Norm(const NormArgs& args, ThreadPool& pool) {
   const Tensor& x = args.x;
   OCTAVO_CHECK(IsActivation(x.dtype), ShapeString(x));
   OCTAVO_CHECK(!args.delta || SameShape(x, args.delta), ShapeString(x), ShapeString(args.delta));
-  OCTAVO_CHECK(!args.out || (SameShape(x, args.out) && args.weight.size() == x.columns() &&
-                             args.weight && IsWeight(args.weight.dtype)),
+  OCTAVO_CHECK(!args.out || (args.out.rows() == x.rows() && args.out.columns() == x.columns() &&
+                             (args.out.dtype == x.dtype || (x.dtype == DType::kF32 && IsActivation(args.out.dtype))) &&
+                             args.weight.size() == x.columns() && args.weight && IsWeight(args.weight.dtype)),
                ShapeString(x), ShapeString(args.out), ShapeString(args.weight));
   ForRows(pool, x.rows(), x.columns(), [&](int64_t begin, int64_t end, int) {
     HWY_DYNAMIC_DISPATCH(NormRows)(args, begin, end);
