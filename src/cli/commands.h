@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "eval/decode_bench.h"
+#include "eval/bench_decode.h"
 #include "eval/needle.h"
 #include "eval/verify.h"
 #include "octavo/engine.h"

@@ -1,4 +1,4 @@
-#include "eval/decode_bench.h"
+#include "eval/bench_decode.h"
 
 #include <unistd.h>
 
