@@ -16,7 +16,8 @@ namespace {
 // No two ids are negative, so no pair looks like this.
 constexpr uint64_t kEmpty = std::numeric_limits<uint64_t>::max();
 constexpr int32_t kNoRank = std::numeric_limits<int32_t>::max();
-// Below about this length scanning all ranks is faster than a heap (measured on English text and on a^n).
+// Below about this length scanning all ranks is faster than a heap (measured on English text and on
+// a^n).
 constexpr size_t kLongestScan = 48;
 
 uint64_t PairOf(int32_t left, int32_t right) {
@@ -94,7 +95,8 @@ void Bpe::Symbols(std::string_view piece, std::vector<int32_t>* ids) const {
       ids->push_back(id);
       continue;
     }
-    // Bytes overtake a pending unknown, as they do in HF; that needs a vocabulary with only some of the byte tokens.
+    // Bytes overtake a pending unknown, as they do in HF; that needs a vocabulary with only some of
+    // the byte tokens.
     if (model_.byte_fallback && FallBackToBytes(character, ids)) continue;
     if (!model_.unknown) continue;
     if (!model_.fuse_unknown) flush_unknown();
@@ -124,8 +126,8 @@ void Bpe::MergeShort(Scratch* scratch) const {
   }
 }
 
-// The same with a heap of candidates over a linked list. A candidate goes stale when one of its symbols was merged
-// elsewhere; it is found out when it comes up.
+// The same with a heap of candidates over a linked list. A candidate goes stale when one of its
+// symbols was merged elsewhere; it is found out when it comes up.
 void Bpe::MergeLong(Scratch* scratch) const {
   std::vector<int32_t>& ids = scratch->ids;
   std::vector<Scratch::Symbol>& symbols = scratch->symbols;
@@ -145,7 +147,8 @@ void Bpe::MergeLong(Scratch* scratch) const {
   symbols.clear();
   heap.clear();
   for (int32_t i = 0; i < count; ++i) {
-    symbols.push_back({.id = ids[i], .previous = i - 1, .next = i + 1 < count ? i + 1 : -1, .alive = true});
+    symbols.push_back(
+        {.id = ids[i], .previous = i - 1, .next = i + 1 < count ? i + 1 : -1, .alive = true});
   }
   for (int32_t i = 0; i < count; ++i) consider(i);
   std::make_heap(heap.begin(), heap.end(), later);
@@ -172,7 +175,8 @@ void Bpe::MergeLong(Scratch* scratch) const {
 }
 
 void Bpe::Encode(std::string_view piece, Scratch* scratch, std::vector<int32_t>* ids) const {
-  OCTAVO_CHECK(piece.size() < static_cast<size_t>(std::numeric_limits<int32_t>::max()), piece.size());
+  OCTAVO_CHECK(piece.size() < static_cast<size_t>(std::numeric_limits<int32_t>::max()),
+               piece.size());
   if (model_.ignore_merges) {
     if (const auto id = model_.vocabulary.IdOf(piece)) {
       ids->push_back(*id);

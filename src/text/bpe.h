@@ -1,8 +1,9 @@
 // Byte-pair encoding of one piece of text.
 //
-// A piece becomes one symbol per character; then, again and again, the adjacent pair with the lowest rank (the leftmost
-// of equals) is merged, until no pair is in the table. Short pieces are scanned, long ones use a heap: O(n log n), so a
-// megabyte without a space does not hang. Encoding is const and thread-safe; scratch memory belongs to the caller.
+// A piece becomes one symbol per character; then, again and again, the adjacent pair with the
+// lowest rank (the leftmost of equals) is merged, until no pair is in the table. Short pieces are
+// scanned, long ones use a heap: O(n log n), so a megabyte without a space does not hang. Encoding
+// is const and thread-safe; scratch memory belongs to the caller.
 #pragma once
 
 #include <array>
@@ -25,10 +26,11 @@ struct BpeMerge {
 struct BpeModel {
   Vocabulary vocabulary;
   std::vector<BpeMerge> merges;
-  std::optional<int32_t> unknown;  // stands for characters that are not in the vocabulary; without it they vanish
-  bool fuse_unknown = false;       // adjacent unknown characters are one
-  bool byte_fallback = false;      // unknown characters become <0xNN> tokens where all of those exist
-  bool ignore_merges = false;      // a piece that is a token needs no merging
+  std::optional<int32_t>
+      unknown;  // stands for characters that are not in the vocabulary; without it they vanish
+  bool fuse_unknown = false;   // adjacent unknown characters are one
+  bool byte_fallback = false;  // unknown characters become <0xNN> tokens where all of those exist
+  bool ignore_merges = false;  // a piece that is a token needs no merging
 };
 
 class Bpe {
@@ -77,7 +79,8 @@ class Bpe {
   BpeModel model_;
   std::vector<Entry> table_;  // open addressing; a power of two, at most half full
   uint64_t mask_ = 0;
-  // Ids of single characters below U+0200, which hold ASCII and the byte-level alphabet, and of <0xNN>; -1: none.
+  // Ids of single characters below U+0200, which hold ASCII and the byte-level alphabet, and of
+  // <0xNN>; -1: none.
   std::array<int32_t, 0x200> character_ids_;
   std::array<int32_t, 256> byte_ids_;
 };

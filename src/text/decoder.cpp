@@ -74,11 +74,13 @@ Decoder::Decoder(std::vector<DecoderStep> steps, bool join_with_spaces, const st
   for (DecoderStep& step : steps) {
     const bool regex = step.kind == Kind::kReplace && step.pattern->literal().empty();
     if (fused && (regex || step.kind == Kind::kByteFallback || step.kind == Kind::kByteLevel)) {
-      throw Error(ErrorCode::kUnsupported,
-                  fmt::format("{}: expected steps that can be streamed, found {} after Fuse or ByteLevel", where,
-                              regex                              ? "Replace with a regex"
-                              : step.kind == Kind::kByteFallback ? "ByteFallback"
-                                                                 : "ByteLevel"));
+      throw Error(
+          ErrorCode::kUnsupported,
+          fmt::format("{}: expected steps that can be streamed, found {} after Fuse or ByteLevel",
+                      where,
+                      regex                              ? "Replace with a regex"
+                      : step.kind == Kind::kByteFallback ? "ByteFallback"
+                                                         : "ByteLevel"));
     }
     const Kind kind = step.kind;
     steps_.push_back({.step = std::move(step), .fused = fused});

@@ -1,4 +1,5 @@
-// Oniguruma -> PCRE2. The two agree on most of what tokenizers use; this file is the list of where they do not.
+// Oniguruma -> PCRE2. The two agree on most of what tokenizers use; this file is the list of where
+// they do not.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -24,8 +25,8 @@ constexpr std::string_view kHexDigit = "0-9a-fA-F";
 constexpr std::string_view kSameEscapes = "rntfaedD";
 // The same for assertions, which stand outside classes only.
 constexpr std::string_view kSameAssertions = "Az";
-constexpr std::array<std::string_view, 7> kSameGroups = {"(?:", "(?=", "(?!", "(?<=",
-                                                         "(?<!", "(?>", "(?i:"};
+constexpr std::array<std::string_view, 7> kSameGroups = {
+    "(?:", "(?=", "(?!", "(?<=", "(?<!", "(?>", "(?i:"};
 
 class Translator {
  public:
@@ -160,7 +161,8 @@ class Translator {
       return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '&';
     });
     if (!plain) Refuse(fmt::format("the property \\p{{{}}}", name));
-    // One or two letters are a general category. A bare script name would mean Script_Extensions to PCRE2.
+    // One or two letters are a general category. A bare script name would mean Script_Extensions to
+    // PCRE2.
     const bool same = name.size() <= 2 || name == "Any" || name == "Alphabetic";
     Emit(fmt::format("\\{}{{{}{}}}", negated ? 'P' : 'p', same ? "" : "sc:", name), 0);
     at_ = close + 1;
@@ -208,7 +210,8 @@ class Translator {
       has_most = end > digits;
     }
     if (Peek(end) != '}' || (!has_least && !has_most)) Refuse("a { that is no interval");
-    // x{1,3}+ repeats x{1,3} in Oniguruma and is possessive in PCRE2; x{3}? is optional in one and lazy in the other.
+    // x{1,3}+ repeats x{1,3} in Oniguruma and is possessive in PCRE2; x{3}? is optional in one and
+    // lazy in the other.
     if (Peek(end + 1) == '+') Refuse("an interval followed by +");
     if (fixed && Peek(end + 1) == '?') Refuse("a fixed interval followed by ?");
     if (!has_least) {
