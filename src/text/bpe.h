@@ -50,7 +50,8 @@ class Bpe {
       int32_t position;
       int32_t merged;
     };
-    std::vector<int32_t> ids;
+    std::vector<int32_t> symbol_ids;
+    std::vector<int32_t> run;
     std::vector<int32_t> ranks;
     std::vector<Symbol> symbols;
     std::vector<Candidate> heap;
@@ -70,6 +71,8 @@ class Bpe {
     int32_t merged;
   };
 
+  void BuildBridges();
+  bool MayJoin(int32_t left, int32_t right) const;
   const Entry* Find(int32_t left, int32_t right) const;
   void Symbols(std::string_view piece, std::vector<int32_t>* ids) const;
   bool FallBackToBytes(std::string_view character, std::vector<int32_t>* ids) const;
@@ -79,6 +82,8 @@ class Bpe {
   BpeModel model_;
   std::vector<Entry> table_;  // open addressing; a power of two, at most half full
   uint64_t mask_ = 0;
+  // A Bloom filter of the pairs of characters that a merge may join; empty: all may.
+  std::vector<uint64_t> bridges_;
   // Ids of single characters below U+0200, which hold ASCII and the byte-level alphabet, and of
   // <0xNN>; -1: none.
   std::array<int32_t, 0x200> character_ids_;
