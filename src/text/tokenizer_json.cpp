@@ -17,6 +17,10 @@ using Where = PreTokenizerStep::Where;
 // What GPT-2 splits by, when ByteLevel is told to use its own expression.
 constexpr std::string_view kGpt2Regex =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+// Words, and runs of what is neither word nor space, by Unicode's definition of a word character
+// (UTS 18).
+constexpr std::string_view kWordsRegex =
+    R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d}]+|[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d}\s]+)";
 // ASCII punctuation as C knows it (which contains symbols such as + and $), and Unicode's.
 constexpr std::string_view kPunctuationRegex = R"([!-/:-@\[-`\{-~\p{P}])";
 
@@ -152,7 +156,7 @@ void ReadPreTokenizer(const JsonValue& value, std::vector<PreTokenizerStep>* ste
     const auto behavior = value.Find("behavior");
     split(kPunctuationRegex, behavior ? ReadBehavior(*behavior) : Behavior::kIsolated);
   } else if (name == "Whitespace") {
-    split(R"(\w+|[^\w\s]+)", Behavior::kRemoved, /*invert=*/true);
+    split(kWordsRegex, Behavior::kRemoved, /*invert=*/true);
   } else if (name == "WhitespaceSplit") {
     split(R"(\s)", Behavior::kRemoved);
   } else {
