@@ -1,10 +1,9 @@
 // Reading large JSON files with errors that name the place.
 //
 // A JsonValue knows where it stands ("tokenizer.json: model.vocab"); reading it as what it is not
-// throws Error:
-// "<where>: expected a string, found 3". Depth is bounded while parsing. simdjson is used because
-// tokenizer.json runs to tens of megabytes. Only the files that read tokenizer.json include this
-// header (simdjson.h compiles slowly).
+// throws Error: "<where>: expected a string, found 3". Depth is bounded while parsing. simdjson is
+// used because tokenizer.json runs to tens of megabytes. Only the files that read tokenizer.json
+// include this header (simdjson.h compiles slowly).
 #pragma once
 
 #include <simdjson.h>

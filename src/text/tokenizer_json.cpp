@@ -20,7 +20,8 @@ constexpr std::string_view kGpt2Regex =
 // Words, and runs of what is neither word nor space, by Unicode's definition of a word character
 // (UTS 18).
 constexpr std::string_view kWordsRegex =
-    R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d}]+|[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d}\s]+)";
+    R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d}]+)"
+    R"(|[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d}\s]+)";
 // ASCII punctuation as C knows it (which contains symbols such as + and $), and Unicode's.
 constexpr std::string_view kPunctuationRegex = R"([!-/:-@\[-`\{-~\p{P}])";
 
