@@ -6,7 +6,8 @@
 
 Needs torch, transformers and safetensors. Per prompt it stores the ids and the logits of the last --rows tokens: in float32
 arithmetic (`logits`), with keys (after RoPE) and values rounded through e4m3 (`logits_fp8kv`), and both again in
-bfloat16 (`logits_bf16`, `logits_bf16_fp8kv`), which tells how far a bfloat16 engine may be. Also 24 greedy tokens.
+bfloat16 (`logits_bf16`, `logits_bf16_fp8kv`), which tells how far a bfloat16 engine may be. Also 24 greedy tokens, and of the
+first prompt the residual stream entering each layer and after the final norm (`hidden0`, ...).
 """
 
 import argparse
@@ -48,6 +49,11 @@ def logits(model, ids, rows, fp8):
 
 
 @torch.no_grad()
+def hidden_states(model, ids):
+    return model(ids[None], output_hidden_states=True).hidden_states
+
+
+@torch.no_grad()
 def greedy(model, ids):
     cache, tokens, step = DynamicCache(config=model.config), [], ids[None]
     for _ in range(GREEDY_TOKENS):
@@ -57,9 +63,11 @@ def greedy(model, ids):
 
 
 def load(folder, dtype, device):
+    """The BF16 weights, in `dtype` arithmetic."""
     # Eager attention: the only one that applies every model's soft-cap and sinks.
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
-    return model.to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager")
+    # Widen only: casting a model to bfloat16 as a whole would round its RoPE frequencies too, which from_pretrained does not.
+    return (model.float() if dtype == torch.float32 else model).to(device).eval()
 
 
 def make_prompts(args, vocab_size):
@@ -86,8 +94,7 @@ def main():
 
     tensors = {}
     for dtype, suffix in ((torch.float32, ""), (torch.bfloat16, "_bf16")):
-        # From the BF16 weights in both cases: float32 arithmetic on the same numbers.
-        model = load(args.model, torch.bfloat16, args.device).to(dtype)
+        model = load(args.model, dtype, args.device)
         if not suffix:
             prompts = make_prompts(args, model.config.get_text_config().vocab_size)
         for i, prompt in enumerate(prompts):
@@ -97,6 +104,9 @@ def main():
             if not suffix:
                 tensors[key + "ids"] = prompt.to(torch.int32)
                 tensors[key + "greedy"] = greedy(model, ids)
+        if not suffix:
+            for layer, hidden in enumerate(hidden_states(model, prompts[0].to(args.device))):
+                tensors[f"prompt0.hidden{layer}"] = hidden[0].float().cpu().contiguous()
         del model
     out = args.out or str(pathlib.Path(args.model) / "golden.safetensors")
     save_file(tensors, out)

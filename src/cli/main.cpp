@@ -102,6 +102,8 @@ void AddVerify(CLI::App& root, int& code) {
   app->add_option("--golden", o->golden, "the reference file; default: golden.safetensors in the model's folder");
   app->add_option("--tolerance", o->tolerance, "largest relative L2 error; default: by dtype and format")
       ->check(CLI::PositiveNumber);
+  app->add_flag("--bfloat16-rope", o->bfloat16_rope,
+                "the reference was made with model.to(torch.bfloat16), which rounds the RoPE frequencies too");
   app->callback([o, &code] { code = VerifyModel(*o); });
 }
 
@@ -110,7 +112,7 @@ void AddInspect(CLI::App& root, int& code) {
   CLI::App* app = root.add_subcommand("inspect", "Show a model's layers and what its KV cache costs in each format.");
   app->footer("Needs config.json only.\nExample:\n  octavo inspect ~/models/Llama-3.1-8B --memory 40GiB --length 128k");
   o->model = ShippedModel();
-  app->add_option("model", o->model, "a folder with config.json, or the file");
+  app->add_option("model", o->model, "a folder with config.json");
   app->add_option("--memory", o->memory_bytes, "memory for the cache")->transform(Bytes())->default_str("16GiB");
   app->add_option("--length", o->length, "tokens of a sequence")->transform(Tokens())->default_str("32k");
   app->callback([o, &code] { code = Inspect(*o); });

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "engine/executor.h"
 #include "engine/scheduler.h"
+#include "text/detokenizer.h"
 #include "text/tokenizer.h"
 
 namespace octavo {

@@ -20,6 +20,10 @@ DType ArithmeticDType(const std::string& name) {
   throw Error(ErrorCode::kInvalidArgument, fmt::format("--dtype: expected bfloat16 or float32, found '{}'", name));
 }
 
+std::optional<std::string> Given(const std::string& flag) {
+  return flag.empty() ? std::nullopt : std::optional(flag);
+}
+
 void RequireAtLeast(int64_t least, const char* flag, int64_t found) {
   if (found < least) {
     throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: expected at least {}, found {}", flag, least, found));
@@ -30,9 +34,11 @@ std::string MiB(int64_t bytes) { return fmt::format("{:.1f} MiB", static_cast<do
 
 }  // namespace
 
-Executor::Executor(const EngineOptions& options)
+Executor::Executor(const EngineOptions& options) : Executor(options, ReadModelSpec(options.model)) {}
+
+Executor::Executor(const EngineOptions& options, ModelSpec spec)
     : dtype_(ArithmeticDType(options.dtype)),
-      spec_(ReadModelSpec(options.model)),
+      spec_(std::move(spec)),
       checkpoint_(Checkpoint::Open(options.model)),
       weights_(LoadWeights(spec_, checkpoint_)),
       max_num_seqs_(options.max_num_seqs),
@@ -58,12 +64,13 @@ std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
   KvModelFacts facts{.layers = {}, .dtype = spec_.dtype, .checkpoint_format = spec_.kv_cache_format};
   for (const LayerSpec& layer : spec_.layers) facts.layers.push_back({layer.window, layer.kv_heads, layer.head_dim});
   policy_ = ResolveKvPolicy({.kv_cache_dtype = options.kv_cache_dtype,
-                             .kv_cache_dtype_k = options.kv_cache_dtype_k,
-                             .kv_cache_dtype_v = options.kv_cache_dtype_v,
+                             .kv_cache_dtype_k = Given(options.kv_cache_dtype_k),
+                             .kv_cache_dtype_v = Given(options.kv_cache_dtype_v),
                              .skip_layers = options.kv_cache_dtype_skip_layers},
                             facts);
   for (const std::string& warning : policy_.warnings) Log(LogLevel::kWarning, warning);
-  scales_ = LoadKvScales(facts.layers, policy_.layers, checkpoint_, options.kv_cache_scales);
+  scales_ = LoadKvScales(checkpoint_, Given(options.kv_cache_scales), facts.layers, policy_.layers);
+  for (const std::string& warning : scales_.warnings) Log(LogLevel::kWarning, warning);
 
   // The geometry depends on the memory only through the slab length; ask it first with what would be plenty.
   const auto wanted = [&](int64_t tokens) {
@@ -82,7 +89,7 @@ std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
   geometry_ = MakeGroups(facts.layers, policy_.layers, bytes);
   arena_memory_ = Buffer(bytes);
   arena_ = std::make_unique<Arena>(arena_memory_.data(), bytes, geometry_);
-  pool_ = std::make_unique<BlockPool>(arena_.get(), PrefixSeed(options.model, policy_.layers, scales_));
+  pool_ = std::make_unique<BlockPool>(arena_.get(), PrefixSeed(options.model, policy_.layers, scales_.layers));
 
   const int64_t fit = TokensThatFit(geometry_, arena_->slabs(), 1, max_num_batched_tokens_);
   if (fit < max_model_len_) {
@@ -102,8 +109,8 @@ std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
     caches.push_back({.kv = {.layout = place.layout,
                              .arena = arena_->base(),
                              .claim_offset = place.claim_offset,
-                             .k_scale = scales_[l].k.values.data(),
-                             .v_scale = scales_[l].v.values.data(),
+                             .k_scale = scales_.layers[l].k.values.data(),
+                             .v_scale = scales_.layers[l].v.values.data(),
                              .saturated = health_[l].saturated,
                              .amax = health_[l].amax},
                       .group = place.group});
@@ -147,8 +154,7 @@ std::vector<std::string> Executor::StartupReport() const {
   std::vector<std::string> lines = policy_.lines;
   const std::vector<std::string> memory = Describe(geometry_, cache_bytes());
   lines.insert(lines.end(), memory.begin(), memory.end());
-  const std::vector<std::string> scales = DescribeScales(scales_);
-  lines.insert(lines.end(), scales.begin(), scales.end());
+  lines.insert(lines.end(), scales_.lines.begin(), scales_.lines.end());
   const int64_t tokens = TokensThatFit(geometry_, arena_->slabs(), max_num_seqs_, max_num_batched_tokens_);
   lines.push_back(fmt::format("KV cache: {} tokens in {}, {:.2f} sequences of {} tokens at a time",
                               tokens == kUnbounded ? "any number of" : std::to_string(tokens), MiB(cache_bytes()),
@@ -163,8 +169,8 @@ std::vector<LayerCacheReport> Executor::CacheReport(std::span<const LayerHealth>
     const LayerHealth& h = health[l];
     report.push_back({.k_format = Name(policy_.layers[l].k),
                       .v_format = Name(policy_.layers[l].v),
-                      .k_scale_source = scales_[l].k.source,
-                      .v_scale_source = scales_[l].v.source,
+                      .k_scale_source = scales_.layers[l].k.source,
+                      .v_scale_source = scales_.layers[l].v.source,
                       .k_saturated = h.saturated[0],
                       .v_saturated = h.saturated[1],
                       .k_amax = h.amax[0],

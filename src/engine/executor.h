@@ -31,6 +31,7 @@ class Executor {
  public:
   // Loads the model, settles policy and scales, takes the cache memory. Errors are the user's to mend.
   explicit Executor(const EngineOptions& options);
+  Executor(const EngineOptions& options, ModelSpec spec);  // instead of the folder's own
 
   const ModelSpec& spec() const { return spec_; }
   int64_t max_model_len() const { return max_model_len_; }
@@ -61,7 +62,7 @@ class Executor {
   Checkpoint checkpoint_;
   Weights weights_;
   KvPolicy policy_;
-  std::vector<LayerScales> scales_;
+  KvScales scales_;
   int64_t max_model_len_ = 0;
   int max_num_seqs_ = 0, max_num_batched_tokens_ = 0;
   GroupGeometry geometry_;

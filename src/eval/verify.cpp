@@ -8,8 +8,10 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "base/float_bits.h"
 #include "engine/executor.h"
 #include "io/checkpoint.h"
+#include "models/config.h"
 
 namespace octavo {
 namespace {
@@ -22,7 +24,11 @@ struct Logits {
   std::span<const float> row(int64_t i) const { return std::span(values).subspan(i * vocab, vocab); }
 };
 
+// Of the elements both have: files may keep fewer logit rows than the prompt has tokens, then the last ones.
 double RelativeL2(std::span<const float> a, std::span<const float> reference) {
+  const size_t common = std::min(a.size(), reference.size());
+  a = a.last(common);
+  reference = reference.last(common);
   double difference = 0, norm = 0;
   for (size_t i = 0; i < a.size(); ++i) {
     difference += std::pow(double{a[i]} - reference[i], 2);
@@ -89,7 +95,8 @@ class Golden {
 // Runs token lists through an executor, outside any scheduler.
 class Runner {
  public:
-  explicit Runner(const EngineOptions& options) : executor_(options), chunk_(options.max_num_batched_tokens) {}
+  Runner(const EngineOptions& options, ModelSpec spec)
+      : executor_(options, std::move(spec)), chunk_(options.max_num_batched_tokens) {}
 
   const ModelSpec& spec() const { return executor_.spec(); }
 
@@ -224,7 +231,13 @@ VerifyReport Verify(const VerifyOptions& options) {
   EngineOptions engine = options.engine;
   if (engine.kv_cache_dtype == "auto") engine.kv_cache_dtype = engine.dtype == "float32" ? "fp32" : "bf16";
   engine.enable_prefix_caching = false;
-  Runner runner(engine);
+  ModelSpec model = ReadModelSpec(engine.model);
+  if (options.bfloat16_rope) {
+    for (RopeSpec& rope : model.ropes) {
+      for (float& f : rope.inv_freq) f = BF16ToFloat(FloatToBF16(f));
+    }
+  }
+  Runner runner(engine, std::move(model));
   const ModelSpec& spec = runner.spec();
   const std::string path =
       options.golden.empty() ? (fs::path(engine.model) / "golden.safetensors").string() : options.golden;
@@ -265,7 +278,7 @@ VerifyReport Verify(const VerifyOptions& options) {
       const std::vector<int32_t> ours = runner.Greedy(ids, static_cast<int>(expected.size()));
       const auto [a, b] = std::mismatch(ours.begin(), ours.end(), expected.begin());
       greedy_fine = a == ours.end();
-      result.greedy = greedy_fine ? "identical" : fmt::format("parts at token {}", a - ours.begin());
+      result.greedy = greedy_fine ? "identical" : fmt::format("parts at token {} ({} not {})", a - ours.begin(), *a, *b);
     } else {
       result.greedy = "-";
     }

@@ -13,6 +13,9 @@ struct VerifyOptions {
   EngineOptions engine;     // engine.model: the folder. kv_cache_dtype "auto" follows the dtype: fp32 or bf16
   std::string golden;       // empty: golden.safetensors in the model's folder
   double tolerance = 0;     // relative L2; 0: see VerifyReport::tolerance_source
+  // The reference comes from a model cast as a whole (`model.to(torch.bfloat16)`), which also rounds its RoPE
+  // frequencies, unlike from_pretrained(dtype=bfloat16): round ours too, for comparison only.
+  bool bfloat16_rope = false;
 };
 
 struct PromptResult {

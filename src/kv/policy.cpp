@@ -46,7 +46,15 @@ bool IsForeignFormat(std::string_view word) {
 Choice Choose(std::string_view flag, const std::string& word, const KvModelFacts& model) {
   if (word == "auto") {
     if (model.checkpoint_format) {
-      return {*model.checkpoint_format, "auto: the checkpoint's kv_cache_scheme"};
+      const std::optional<KvFormat> format = KvFormatFromName(*model.checkpoint_format);
+      if (!format) {
+        throw Error(
+            ErrorCode::kUnsupported,
+            fmt::format("{} auto: the checkpoint's kv_cache_scheme asks for '{}', which Octavo "
+                        "does not have; choose one of: {}",
+                        flag, *model.checkpoint_format, kFormatWords));
+      }
+      return {*format, "auto: the checkpoint's kv_cache_scheme"};
     }
     return {SixteenBit(model.dtype), "auto: the model's dtype"};
   }
@@ -140,22 +148,6 @@ std::vector<std::string> SkipWords(const KvPolicyOptions& options, const KvModel
   return skipped_by;
 }
 
-// One line per distinct text, with the layers it is true of.
-std::vector<std::string> GroupLines(const std::vector<std::string>& texts) {
-  std::vector<std::pair<std::string, std::vector<int>>> groups;
-  for (size_t i = 0; i < texts.size(); ++i) {
-    auto group = std::find_if(groups.begin(), groups.end(),
-                              [&](const auto& g) { return g.first == texts[i]; });
-    if (group == groups.end()) group = groups.insert(groups.end(), {texts[i], {}});
-    group->second.push_back(static_cast<int>(i));
-  }
-  std::vector<std::string> lines;
-  for (const auto& [text, layers] : groups) {
-    lines.push_back(fmt::format("{}: {}", LayersText(layers), text));
-  }
-  return lines;
-}
-
 void AddAdvice(const KvPolicyOptions& options, const KvModelFacts& model, LayerFormat base,
                KvPolicy* policy) {
   std::vector<int> short_windows;
@@ -182,7 +174,7 @@ void AddAdvice(const KvPolicyOptions& options, const KvModelFacts& model, LayerF
   if (base.k == KvFormat::kFp8E5M2 || base.v == KvFormat::kFp8E5M2) {
     policy->warnings.push_back(fmt::format(
         "fp8_e5m2 rounds a value by up to 1/8 of it, fp8_e4m3 by up to 1/16{}",
-        model.checkpoint_format == KvFormat::kFp8E4M3
+        model.checkpoint_format == Name(KvFormat::kFp8E4M3)
             ? "; the checkpoint's scales were made for fp8_e4m3 and are applied as they are"
             : ""));
   }
@@ -215,6 +207,22 @@ std::string LayersText(std::span<const int> layers) {
   return fmt::format("layer{} {}", layers.size() == 1 ? "" : "s", fmt::join(parts, ","));
 }
 
+std::vector<std::string> LinesByLayer(std::span<const std::string> texts) {
+  std::vector<std::pair<std::string, std::vector<int>>> groups;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    if (texts[i].empty()) continue;
+    auto group = std::find_if(groups.begin(), groups.end(),
+                              [&](const auto& g) { return g.first == texts[i]; });
+    if (group == groups.end()) group = groups.insert(groups.end(), {texts[i], {}});
+    group->second.push_back(static_cast<int>(i));
+  }
+  std::vector<std::string> lines;
+  for (const auto& [text, layers] : groups) {
+    lines.push_back(fmt::format("{}: {}", LayersText(layers), text));
+  }
+  return lines;
+}
+
 KvPolicy ResolveKvPolicy(const KvPolicyOptions& options, const KvModelFacts& model) {
   OCTAVO_CHECK(!model.layers.empty());
   const auto choose = [&](const std::optional<std::string>& own, std::string_view own_flag) {
@@ -237,11 +245,11 @@ KvPolicy ResolveKvPolicy(const KvPolicyOptions& options, const KvModelFacts& mod
     policy.layers.push_back(skipped ? LayerFormat{plain, plain} : base);
     texts.push_back(skipped ? fmt::format("{} (skipped: {})", Name(plain), word) : base_text);
   }
-  policy.lines = GroupLines(texts);
+  policy.lines = LinesByLayer(texts);
   if (model.checkpoint_format && k.why == "asked for" && v.why == "asked for" &&
-      base != LayerFormat{*model.checkpoint_format, *model.checkpoint_format}) {
+      (k.format != v.format || Name(k.format) != *model.checkpoint_format)) {
     policy.lines.push_back(fmt::format("the checkpoint's kv_cache_scheme ({}) is overruled",
-                                       Name(*model.checkpoint_format)));
+                                       *model.checkpoint_format));
   }
   AddAdvice(options, model, base, &policy);
   return policy;

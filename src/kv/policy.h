@@ -50,7 +50,8 @@ struct KvLayerFacts {
 struct KvModelFacts {
   std::vector<KvLayerFacts> layers;
   DType dtype = DType::kBF16;  // of the model; float16 stays float16, all others mean bf16 pages
-  std::optional<KvFormat> checkpoint_format;  // what the checkpoint's kv_cache_scheme asks for
+  // What the checkpoint's kv_cache_scheme asks for: "fp8_e4m3", or a word that only `auto` refuses.
+  std::optional<std::string> checkpoint_format;
 };
 
 struct LayerFormat {
@@ -72,5 +73,8 @@ bool HasStaticScale(KvFormat format);
 
 std::string FormatText(LayerFormat format);           // "fp8_e4m3" or "K fp8_e4m3, V bf16"
 std::string LayersText(std::span<const int> layers);  // ascending: "layer 3", "layers 0-3,7"
+
+// texts[i] is said of layer i (empty: nothing). One line per distinct text, "layers 0-3,7: TEXT".
+std::vector<std::string> LinesByLayer(std::span<const std::string> texts);
 
 }  // namespace octavo

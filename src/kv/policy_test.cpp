@@ -61,7 +61,7 @@ TEST(KvPolicy, FormatWords) {
 
 TEST(KvPolicy, ExplicitBeatsCheckpointBeatsModel) {
   KvModelFacts model = Full(32);
-  model.checkpoint_format = KvFormat::kFp8E4M3;
+  model.checkpoint_format = "fp8_e4m3";
   KvPolicy policy = ResolveKvPolicy({}, model);
   EXPECT_EQ(policy.layers[31], (LayerFormat{KvFormat::kFp8E4M3, KvFormat::kFp8E4M3}));
   EXPECT_THAT(policy.lines,
@@ -78,6 +78,12 @@ TEST(KvPolicy, ExplicitBeatsCheckpointBeatsModel) {
   options.kv_cache_dtype = "fp8_e5m2";
   policy = ResolveKvPolicy(options, model);
   EXPECT_THAT(policy.warnings, ElementsAre(HasSubstr("scales were made for fp8_e4m3")));
+
+  model.checkpoint_format = "nvfp4";  // matters only where it decides
+  options.kv_cache_dtype = "fp8";
+  EXPECT_EQ(ResolveKvPolicy(options, model).layers[0].k, KvFormat::kFp8E4M3);
+  EXPECT_THAT([&] { ResolveKvPolicy({}, model); },
+              testing::Throws<Error>(testing::Property(&Error::message, HasSubstr("'nvfp4'"))));
 }
 
 TEST(KvPolicy, KeysAndValuesMayDiffer) {

@@ -177,11 +177,11 @@ void AddEosIds(const ConfigReader& config, int64_t vocab, std::vector<int32_t>& 
   if (!config.Has(kKey)) return;
   const Json& value = *config.Find(kKey);
   const auto add = [&](const Json& id) {
-    if (!id.is_number_unsigned() || id.get<uint64_t>() >= static_cast<uint64_t>(vocab)) {
-      config.FailExpected(kKey, fmt::format("token ids below vocab_size {}", vocab), &id);
+    const auto token = AsInt(id, 0, vocab - 1);
+    if (!token) config.FailExpected(kKey, fmt::format("token ids below vocab_size {}", vocab), &id);
+    if (std::find(ids.begin(), ids.end(), *token) == ids.end()) {
+      ids.push_back(static_cast<int32_t>(*token));
     }
-    const auto token = id.get<int32_t>();
-    if (std::find(ids.begin(), ids.end(), token) == ids.end()) ids.push_back(token);
   };
   if (value.is_array()) {
     for (const Json& id : value) add(id);
@@ -246,12 +246,19 @@ void SetWindows(const ConfigReader& config, std::optional<int64_t> window,
 }
 
 void SetRopes(const ConfigReader& config, const RopeParameters& missing, ModelSpec& spec) {
+  double extended = 0;
   for (LayerSpec& layer : spec.layers) {
     const RopeParameters rope =
         ReadRope(config, layer.window ? "sliding_attention" : "full_attention", missing,
                  spec.max_position_embeddings);
     layer.rope = AddRope(spec, MakeRope(rope, layer.head_dim));
+    if (rope.type == RopeType::kYarn) {
+      extended = std::max(extended, rope.original_max_position_embeddings * rope.factor);
+    }
   }
+  extended = std::min(extended, static_cast<double>(kMostPositions));
+  spec.max_position_embeddings =
+      std::max(spec.max_position_embeddings, static_cast<int64_t>(extended));
 }
 
 void SetExperts(const ConfigReader& config, int64_t experts, int64_t default_top_k,
@@ -273,7 +280,7 @@ ModelSpec ParseConfig(const Json& json, const std::string& source) {
                       text.Find("model_type"));
   }
   ModelSpec spec = ReadCommon(text, family);
-  family.parse(text, family.defaults, spec);
+  family.parse(text, spec);
   spec.dtype = ReadDType(outer, text);
   spec.tie_word_embeddings = ReadTied(outer, text, family.defaults.tie_word_embeddings);
   ReadTokenIds(outer, text, family.defaults, spec);

@@ -6,6 +6,13 @@
 
 namespace octavo {
 
+std::optional<int64_t> AsInt(const Json& value, int64_t least, int64_t most) {
+  if (!value.is_number_integer()) return std::nullopt;
+  if (value.is_number_unsigned() && value.get<uint64_t>() > INT64_MAX) return std::nullopt;
+  const int64_t integer = value.get<int64_t>();
+  return integer >= least && integer <= most ? std::optional(integer) : std::nullopt;
+}
+
 ConfigReader::ConfigReader(const Json& object, std::string source, std::string path)
     : object_(object), source_(std::move(source)), path_(std::move(path)) {
   if (!object.is_object()) {
@@ -28,12 +35,9 @@ bool ConfigReader::Has(std::string_view key) const {
 
 int64_t ConfigReader::Int(std::string_view key, int64_t least, int64_t most) const {
   const Json* value = Find(key);
-  const bool fits = value && value->is_number_integer() &&
-                    !(value->is_number_unsigned() && value->get<uint64_t>() > INT64_MAX);
-  if (!fits || value->get<int64_t>() < least || value->get<int64_t>() > most) {
-    FailExpected(key, fmt::format("an integer from {} to {}", least, most), value);
-  }
-  return value->get<int64_t>();
+  const auto integer = value ? AsInt(*value, least, most) : std::nullopt;
+  if (!integer) FailExpected(key, fmt::format("an integer from {} to {}", least, most), value);
+  return *integer;
 }
 
 int64_t ConfigReader::Int(std::string_view key, int64_t least, int64_t most,

@@ -13,6 +13,9 @@
 
 namespace octavo {
 
+// The value, if it is an integer in [least, most].
+std::optional<int64_t> AsInt(const Json& value, int64_t least, int64_t most);
+
 class ConfigReader {
  public:
   // `source` is the file; `path` the way to this object within it ("text_config."). `object` must

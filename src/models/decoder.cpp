@@ -26,12 +26,12 @@ Decoder::Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend
   }
   for (const RopeSpec& table : spec.ropes) rope += 2 * static_cast<int64_t>(table.inv_freq.size());
   const auto activations = [&](int64_t rows, int64_t columns) { return Buffer(rows * columns * SizeOf(dtype_)); };
-  hidden_ = activations(max_tokens, spec.hidden);
+  hidden_ = Buffer(max_tokens * spec.hidden * sizeof(float));
   normed_ = activations(max_tokens, spec.hidden);
-  delta_ = activations(max_tokens, spec.hidden);
-  query_ = activations(max_tokens, q);
-  key_ = activations(max_tokens, kv);
-  value_ = activations(max_tokens, kv);
+  delta_ = Buffer(max_tokens * spec.hidden * sizeof(float));
+  query_ = Buffer(max_tokens * q * sizeof(float));
+  key_ = Buffer(max_tokens * kv * sizeof(float));
+  value_ = Buffer(max_tokens * kv * sizeof(float));
   attended_ = activations(max_tokens, q);
   gate_ = activations(max_tokens, intermediate);
   up_ = activations(max_tokens, intermediate);
@@ -39,7 +39,7 @@ Decoder::Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend
   route_ids_ = Buffer(max_tokens * top_k * sizeof(int32_t));
   route_weights_ = Buffer(max_tokens * top_k * sizeof(float));
   rope_ = Buffer(max_tokens * rope * sizeof(float));
-  logit_rows_ = activations(kLogitRows, spec.hidden);
+  logit_rows_ = Buffer(kLogitRows * spec.hidden * sizeof(float));
   logits_ = Buffer(kLogitRows * spec.vocab * sizeof(float));
 }
 
@@ -51,9 +51,9 @@ Tensor Decoder::Scratch(const Buffer& buffer, DType dtype, int64_t rows, int64_t
 void Decoder::Forward(const StepInput& input, const Observer& observer) {
   const int tokens = static_cast<int>(input.ids.size());
   OCTAVO_CHECK(tokens > 0 && tokens <= max_tokens_, tokens, max_tokens_);
-  residual_ = Scratch(hidden_, dtype_, tokens, spec_.hidden);
+  residual_ = Scratch(hidden_, DType::kF32, tokens, spec_.hidden);
   block_in_ = Scratch(normed_, dtype_, tokens, spec_.hidden);
-  block_out_ = Scratch(delta_, dtype_, tokens, spec_.hidden);
+  block_out_ = Scratch(delta_, DType::kF32, tokens, spec_.hidden);
   plans_.clear();
 
   float* rope = reinterpret_cast<float*>(rope_.data());
@@ -96,9 +96,9 @@ void Decoder::Forward(const StepInput& input, const Observer& observer) {
 
 void Decoder::Attend(const LayerSpec& layer, const LayerWeights& w, const LayerCache& cache, const StepInput& input) {
   const int64_t tokens = residual_.rows();
-  const Tensor q = Scratch(query_, dtype_, tokens, int64_t{layer.heads} * layer.head_dim);
-  const Tensor k = Scratch(key_, dtype_, tokens, int64_t{layer.kv_heads} * layer.head_dim);
-  const Tensor v = Scratch(value_, dtype_, tokens, int64_t{layer.kv_heads} * layer.head_dim);
+  const Tensor q = Scratch(query_, DType::kF32, tokens, int64_t{layer.heads} * layer.head_dim);
+  const Tensor k = Scratch(key_, DType::kF32, tokens, int64_t{layer.kv_heads} * layer.head_dim);
+  const Tensor v = Scratch(value_, DType::kF32, tokens, int64_t{layer.kv_heads} * layer.head_dim);
   const Tensor attended = Scratch(attended_, dtype_, tokens, int64_t{layer.heads} * layer.head_dim);
   const BatchView& batch = input.groups[cache.group];
 
@@ -171,7 +171,7 @@ const AttentionPlan& Decoder::PlanFor(const LayerSpec& layer, int group, const S
 Tensor Decoder::Logits(std::span<const int32_t> rows, const Observer& observer) {
   OCTAVO_CHECK(rows.size() <= kLogitRows, rows.size());
   const int64_t count = static_cast<int64_t>(rows.size());
-  const Tensor x = Scratch(logit_rows_, dtype_, count, spec_.hidden);
+  const Tensor x = Scratch(logit_rows_, DType::kF32, count, spec_.hidden);
   const Tensor logits = Scratch(logits_, DType::kF32, count, spec_.vocab);
   backend_.Gather({.table = residual_, .ids = rows, .out = x});
   backend_.Norm({.x = x,

@@ -29,7 +29,9 @@ class Decoder {
   // Sees residual streams as they enter layer 0, 1, ..., and, as `layers`, the final norm's output of the logit rows.
   using Observer = std::function<void(int layer, const Tensor& hidden)>;
 
-  // `spec`, `weights` and `backend` must outlive the decoder. Activations are `dtype` (float32 or bfloat16).
+  // `spec`, `weights` and `backend` must outlive the decoder. Activations are `dtype` (float32 or bfloat16); the residual
+  // stream, what is added to it, and queries, keys and values before the cache are float32 in both: rounding them would cost
+  // more accuracy than all else together, and keys and values are quantised once, not twice.
   Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend, DType dtype, std::vector<LayerCache> caches,
           int max_tokens);
 

@@ -211,7 +211,7 @@ class Loader {
   void LoadExperts(const FfnSpec& ffn, const std::string& prefix, LayerWeights& w) {
     const std::string router = prefix + std::string(names_.router);
     const std::string experts = prefix + std::string(names_.experts) + ".";
-    w.router = Plain(router + ".weight", {ffn.experts, spec_.hidden});
+    w.router = Linear(router, ffn.experts, spec_.hidden);
     w.router_bias = PlainIf(ffn.bias, router + ".bias", {ffn.experts});
     if (names_.gate.empty()) {
       LoadStacks(ffn, experts, w);

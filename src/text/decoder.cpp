@@ -68,7 +68,8 @@ size_t LongestOverlap(std::string_view text, std::string_view pattern) {
 
 }  // namespace
 
-Decoder::Decoder(std::vector<DecoderStep> steps, bool join_with_spaces, const std::string& where)
+TokenDecoder::TokenDecoder(std::vector<DecoderStep> steps, bool join_with_spaces,
+                           const std::string& where)
     : join_with_spaces_(join_with_spaces) {
   bool fused = false;
   for (DecoderStep& step : steps) {
@@ -88,7 +89,7 @@ Decoder::Decoder(std::vector<DecoderStep> steps, bool join_with_spaces, const st
   }
 }
 
-DecoderStream::DecoderStream(const Decoder& decoder)
+DecoderStream::DecoderStream(const TokenDecoder& decoder)
     : decoder_(&decoder), states_(decoder.steps_.size()) {}
 
 void DecoderStream::Push(std::string_view token, std::string* out) {
@@ -102,7 +103,7 @@ void DecoderStream::Run(size_t index, std::string_view text, std::string* out) {
     *out += text;
     return;
   }
-  const Decoder::Step& step = decoder_->steps_[index];
+  const TokenDecoder::Step& step = decoder_->steps_[index];
   switch (step.step.kind) {
     case Kind::kReplace:
       if (step.fused) return ReplaceFused(index, text, out);
@@ -195,7 +196,7 @@ void DecoderStream::StripFused(size_t index, std::string_view text, std::string*
 
 void DecoderStream::Metaspace(size_t index, std::string_view text, std::string* out) {
   State& state = states_[index];
-  const Decoder::Step& step = decoder_->steps_[index];
+  const TokenDecoder::Step& step = decoder_->steps_[index];
   // Fused text is one token, and all of it the first.
   const bool drop = step.step.drop_first && (step.fused || !state.started);
   state.started = true;

@@ -1,4 +1,4 @@
-// Decoder: turns token strings back into text, piece by piece.
+// TokenDecoder: turns token strings back into text, piece by piece.
 //
 // tokenizer.json defines decoding as passes over the list of all tokens. Here every pass is a
 // stream: text leaves as soon as no later token can change it, and what has left plus what Finish
@@ -37,11 +37,11 @@ struct DecoderStep {
   bool drop_first = false;
 };
 
-class Decoder {
+class TokenDecoder {
  public:
   // No steps: tokens are joined by spaces. Throws Error naming `where` for an order of steps that
   // is not supported.
-  Decoder(std::vector<DecoderStep> steps, bool join_with_spaces, const std::string& where);
+  TokenDecoder(std::vector<DecoderStep> steps, bool join_with_spaces, const std::string& where);
 
  private:
   friend class DecoderStream;
@@ -57,7 +57,7 @@ class Decoder {
 // One text being decoded. The decoder must outlive it. Fragments are whole characters.
 class DecoderStream {
  public:
-  explicit DecoderStream(const Decoder& decoder);
+  explicit DecoderStream(const TokenDecoder& decoder);
 
   void Push(std::string_view token, std::string* out);
   // The rest; afterwards the stream is ready for another text.
@@ -83,7 +83,7 @@ class DecoderStream {
   void Metaspace(size_t step, std::string_view text, std::string* out);
   void ByteLevel(size_t step, std::string_view text, std::string* out);
 
-  const Decoder* decoder_;
+  const TokenDecoder* decoder_;
   std::vector<State> states_;
   bool started_ = false;
 };

@@ -10,6 +10,8 @@
 #include "io/mapped_file.h"
 #include "text/added_tokens.h"
 #include "text/bpe.h"
+#include "text/decoder.h"
+#include "text/detokenizer.h"
 #include "text/normalizer.h"
 #include "text/pre_tokenizer.h"
 #include "text/tokenizer_config.h"
@@ -121,7 +123,7 @@ struct Tokenizer::Impl {
   const std::vector<PreTokenizerStep> pre_tokenizer;
   const Bpe bpe;
   const std::vector<int32_t> prefix_ids, suffix_ids;
-  const Decoder decoder;
+  const TokenDecoder decoder;
   int32_t vocab_size;
   std::vector<AddedToken> added;
   std::unordered_map<int32_t, size_t> added_by_id;  // positions in `added`
@@ -193,28 +195,6 @@ bool Tokenizer::IsSpecial(int32_t id) const {
 std::optional<int32_t> Tokenizer::bos_id() const { return impl_->bos_id; }
 std::optional<int32_t> Tokenizer::eos_id() const { return impl_->eos_id; }
 std::optional<int32_t> Tokenizer::pad_id() const { return impl_->pad_id; }
-
-Detokenizer::Detokenizer(const Tokenizer& tokenizer, bool skip_special_tokens)
-    : tokenizer_(&tokenizer),
-      skip_special_tokens_(skip_special_tokens),
-      stream_(tokenizer.impl_->decoder) {}
-
-void Detokenizer::Push(int32_t id, std::string* out) {
-  if (skip_special_tokens_ && tokenizer_->IsSpecial(id)) return;
-  const std::string_view token = tokenizer_->TokenOf(id);
-  if (!token.empty()) stream_.Push(token, out);
-}
-
-std::string Detokenizer::Push(int32_t id) {
-  std::string out;
-  Push(id, &out);
-  return out;
-}
-
-std::string Detokenizer::Flush() {
-  std::string out;
-  stream_.Finish(&out);
-  return out;
-}
+const TokenDecoder& Tokenizer::decoder() const { return impl_->decoder; }
 
 }  // namespace octavo

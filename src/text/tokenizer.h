@@ -11,8 +11,9 @@
 //
 // Encode: added tokens are cut out, what lies between them is normalised, cut again by the added
 // tokens that want normalised text, split by the pre-tokenizer, and merged by BPE; time is near
-// linear in the length of the text. Decode streams through Detokenizer. Bytes that are not UTF-8
-// come out as U+FFFD; ids without a token (padding of the embedding) come out as nothing.
+// linear in the length of the text. Decode streams through Detokenizer (detokenizer.h). Bytes that
+// are not UTF-8 come out as U+FFFD; ids without a token (padding of the embedding) come out as
+// nothing.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +25,9 @@
 #include <string_view>
 #include <vector>
 
-#include "text/decoder.h"
-
 namespace octavo {
+
+class TokenDecoder;
 
 // What Encode makes of control tokens (`special`) that are spelled out in the text. Text from
 // strangers is better read as kPlainText, or <|im_end|> in a document ends the turn.
@@ -67,32 +68,9 @@ class Tokenizer {
   struct Impl;
 
   explicit Tokenizer(std::unique_ptr<const Impl> impl);
+  const TokenDecoder& decoder() const;
 
   std::unique_ptr<const Impl> impl_;
-};
-
-// Decodes tokens as they are generated.
-//
-// Push returns the text that is now certain: whole characters that no later token can change. Bytes
-// of an unfinished character wait, and so does a run of <0xNN> tokens, whose meaning depends on all
-// of it. All of Push's results and then Flush's, put together, equal Tokenizer::Decode of the same
-// ids. One text at a time, one thread at a time; the tokenizer must outlive it.
-class Detokenizer {
- public:
-  explicit Detokenizer(const Tokenizer& tokenizer, bool skip_special_tokens = false);
-
-  std::string Push(int32_t id);
-  // The rest of the text; an unfinished character becomes U+FFFD. The next Push begins a new text.
-  std::string Flush();
-
- private:
-  friend class Tokenizer;
-
-  void Push(int32_t id, std::string* out);
-
-  const Tokenizer* tokenizer_;
-  bool skip_special_tokens_;
-  DecoderStream stream_;
 };
 
 }  // namespace octavo

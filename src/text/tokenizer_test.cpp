@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "text/byte_level.h"
+#include "text/detokenizer.h"
 #include "text/unicode.h"
 
 namespace octavo {

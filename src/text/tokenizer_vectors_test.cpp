@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "io/json.h"
+#include "text/detokenizer.h"
 #include "text/pre_tokenizer.h"
 #include "text/tokenizer.h"
 #include "text/unicode.h"

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "text/detokenizer.h"
 #include "text/tokenizer.h"
 
 namespace {

@@ -36,8 +36,8 @@ struct ClassDefaults {
 struct ExpertNames {
   std::string_view router = {};   // "mlp.gate"
   std::string_view experts = {};  // "mlp.experts", then ".E."
-  std::string_view gate = {}, up = {},
-                   down = {};  // "gate_proj"; empty: gpt_oss's stacks of all experts
+  // Of one expert: "gate_proj", ... Empty: gpt_oss's stacks of all experts.
+  std::string_view gate = {}, up = {}, down = {};
 };
 
 struct Family {
@@ -45,7 +45,7 @@ struct Family {
   std::span<const std::string_view> architectures;  // that are this model with a language head
   ClassDefaults defaults;
   ExpertNames experts = {};
-  void (*parse)(const ConfigReader& config, const ClassDefaults& defaults, ModelSpec& spec);
+  void (*parse)(const ConfigReader& config, ModelSpec& spec);
 };
 
 const Family& FindFamily(std::string_view model_type);  // CHECKs: of a ModelSpec
@@ -63,7 +63,9 @@ inline constexpr int64_t kMostIntermediate = 1 << 24;
 void SetWindows(const ConfigReader& config, std::optional<int64_t> window,
                 const std::function<bool(int layer)>& sliding, ModelSpec& spec);
 
-// Gives every layer the rope table of its type (of a config with one dictionary: the same).
+// Gives every layer the rope table of its type (of a config with one dictionary: the same). Yarn
+// raises max_position_embeddings to what it was made for, which published files often leave as it
+// was.
 void SetRopes(const ConfigReader& config, const RopeParameters& missing, ModelSpec& spec);
 
 // Makes a mixture of experts of `layer`, from num_experts_per_tok and `experts`.

@@ -32,7 +32,7 @@ void SetCommon(const ConfigReader& config, std::optional<double> attention_cap,
   spec.embedding_scale = static_cast<float>(std::sqrt(static_cast<double>(spec.hidden)));
 }
 
-void ParseGemma2(const ConfigReader& config, const ClassDefaults&, ModelSpec& spec) {
+void ParseGemma2(const ConfigReader& config, ModelSpec& spec) {
   SetCommon(config, 50.0, 30.0, spec);
   const auto window = config.NullableInt("sliding_window", 1, kMostWindow, 4096);
   SetWindows(
@@ -47,7 +47,7 @@ int64_t WindowPattern(const ConfigReader& config) {
   return config.Int("sliding_window_pattern", 1, kMostWindow, hidden_field);
 }
 
-void ParseGemma3(const ConfigReader& config, const ClassDefaults&, ModelSpec& spec) {
+void ParseGemma3(const ConfigReader& config, ModelSpec& spec) {
   SetCommon(config, std::nullopt, std::nullopt, spec);
   for (LayerSpec& layer : spec.layers) layer.qk_norm = true;
   const int64_t pattern = WindowPattern(config);

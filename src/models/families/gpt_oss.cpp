@@ -9,7 +9,7 @@
 namespace octavo {
 namespace {
 
-void ParseGptOss(const ConfigReader& config, const ClassDefaults&, ModelSpec& spec) {
+void ParseGptOss(const ConfigReader& config, ModelSpec& spec) {
   const auto window = config.NullableInt("sliding_window", 1, kMostWindow, 128);
   SetWindows(
       config, window, [](int layer) { return layer % 2 == 0; }, spec);
@@ -32,12 +32,16 @@ void ParseGptOss(const ConfigReader& config, const ClassDefaults&, ModelSpec& sp
   const double limit = config.Number("swiglu_limit", 1e-3, 1e6, 7);
   const bool attention_bias = config.Bool("attention_bias", true);
   const int64_t experts = config.Int("num_local_experts", 1, kMostExperts, 128);
-  const int64_t top_k =
-      config.Int("experts_per_token", 1, kMostExperts, 4);  // openai's name for it
+  // openai's name for num_experts_per_tok; published files have both.
+  const int64_t top_k = config.Int("experts_per_token", 1, kMostExperts, 4);
   for (LayerSpec& layer : spec.layers) {
     layer.sinks = true;
     layer.qkv_bias = layer.out_bias = attention_bias;
     SetExperts(config, experts, top_k, layer);
+    if (config.Find("experts_per_token") && layer.ffn.top_k != top_k) {
+      config.Fail("experts_per_token",
+                  fmt::format("{} contradicts num_experts_per_tok {}", top_k, layer.ffn.top_k));
+    }
     layer.ffn.activation = Activation::kSwigluOai;
     layer.ffn.limit = static_cast<float>(limit);
     layer.ffn.softmax_first = false;

@@ -4,7 +4,7 @@
 namespace octavo {
 namespace {
 
-void ParseLlama(const ConfigReader& config, const ClassDefaults&, ModelSpec& spec) {
+void ParseLlama(const ConfigReader& config, ModelSpec& spec) {
   const bool attention_bias = config.Bool("attention_bias", false);
   for (LayerSpec& layer : spec.layers) {
     layer.qkv_bias = layer.out_bias = attention_bias;

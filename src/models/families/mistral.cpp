@@ -5,14 +5,14 @@
 namespace octavo {
 namespace {
 
-void ParseMistral(const ConfigReader& config, const ClassDefaults&, ModelSpec& spec) {
+void ParseMistral(const ConfigReader& config, ModelSpec& spec) {
   const auto window = config.NullableInt("sliding_window", 1, kMostWindow, 4096);
   SetWindows(
       config, window, [&](int) { return window.has_value(); }, spec);
   SetRopes(config, {.theta = 10000}, spec);
 }
 
-void ParseMixtral(const ConfigReader& config, const ClassDefaults&, ModelSpec& spec) {
+void ParseMixtral(const ConfigReader& config, ModelSpec& spec) {
   const auto window = config.NullableInt("sliding_window", 1, kMostWindow);
   SetWindows(
       config, window, [&](int) { return window.has_value(); }, spec);

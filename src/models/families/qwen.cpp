@@ -18,13 +18,13 @@ void SetQwenWindows(const ConfigReader& config, ModelSpec& spec) {
       config, use ? window : std::nullopt, [&](int layer) { return use && layer >= first; }, spec);
 }
 
-void ParseQwen2(const ConfigReader& config, const ClassDefaults&, ModelSpec& spec) {
+void ParseQwen2(const ConfigReader& config, ModelSpec& spec) {
   for (LayerSpec& layer : spec.layers) layer.qkv_bias = true;
   SetQwenWindows(config, spec);
   SetRopes(config, {.theta = 10000}, spec);
 }
 
-void ParseQwen3(const ConfigReader& config, const ClassDefaults&, ModelSpec& spec) {
+void ParseQwen3(const ConfigReader& config, ModelSpec& spec) {
   const bool attention_bias = config.Bool("attention_bias", false);
   for (LayerSpec& layer : spec.layers) {
     layer.qk_norm = true;
@@ -44,7 +44,7 @@ int64_t ReadExperts(const ConfigReader& config) {
   return experts;
 }
 
-void ParseQwen3Moe(const ConfigReader& config, const ClassDefaults& defaults, ModelSpec& spec) {
+void ParseQwen3Moe(const ConfigReader& config, ModelSpec& spec) {
   // transformers ignores max_window_layers here, Qwen's own code does not: only files where it
   // cannot matter are read.
   const bool use = config.Bool("use_sliding_window", false) && config.Has("sliding_window");
@@ -53,7 +53,7 @@ void ParseQwen3Moe(const ConfigReader& config, const ClassDefaults& defaults, Mo
     config.Fail("use_sliding_window", "true with max_window_layers is not supported",
                 ErrorCode::kUnsupported);
   }
-  ParseQwen3(config, defaults, spec);
+  ParseQwen3(config, spec);
 
   const int64_t experts = ReadExperts(config);
   const int64_t intermediate = config.Int("moe_intermediate_size", 1, kMostIntermediate, 768);
@@ -62,7 +62,7 @@ void ParseQwen3Moe(const ConfigReader& config, const ClassDefaults& defaults, Mo
   const Json* dense_layers = config.Array("mlp_only_layers");
   if (dense_layers) {
     for (const Json& layer : *dense_layers) {
-      if (!layer.is_number_unsigned() || layer.get<uint64_t>() >= spec.layers.size()) {
+      if (!AsInt(layer, 0, static_cast<int64_t>(spec.layers.size()) - 1)) {
         config.FailExpected("mlp_only_layers", fmt::format("layers below {}", spec.layers.size()),
                             &layer);
       }

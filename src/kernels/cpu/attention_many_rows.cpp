@@ -1,0 +1,294 @@
+// Attention for many query rows (prefill): vectors run along query rows, elements of K and V are broadcast. Each page is
+// decoded to float once for all rows of the block; scores stand as [position, rows], so that V is read as it is stored
+// and the softmax is vertical.
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "kernels/cpu/attention_kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/attention_many_rows.cpp"
+#include "hwy/foreach_target.h"
+
+#include "hwy/highway.h"
+#include "kernels/cpu/attention_common-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace octavo::cpu::HWY_NAMESPACE {
+
+inline constexpr int kTileVectors = 4;  // row vectors that share a broadcast element
+
+// Broadcast elements per tile of kRows row vectors: accumulators for two multiply-adds a cycle of latency 4, in 32
+// registers (AVX-512, NEON) or 16 (AVX2).
+constexpr int TileColumns(int row_vectors) {
+  const bool many_registers = HWY_TARGET != HWY_AVX2;
+  return many_registers ? (row_vectors <= 2 ? 8 : 4) : (row_vectors == 1 ? 8 : row_vectors == 2 ? 4 : 2);
+}
+
+// The buffers of a block; "tile" ones serve one tile of rows at a time.
+struct Buffers {
+  float* q;         // [row_stride, rows] transposed
+  float* k;         // [kPageSize, row_stride] in the order of positions
+  float* v;         // [head_dim, kPageSize]
+  float* o;         // [head_dim, rows]
+  float* s;         // [kPageSize, tile]
+  float* keep;      // [kPageSize, tile] all ones where the row sees the token, else zeros
+  int32_t* position;  // [rows]
+
+  static constexpr int64_t kTile = kPageSize * kTileVectors * kDimAlign;
+  static int64_t Floats(int64_t rows, int64_t row_stride) {
+    return 2 * row_stride * rows + 2 * kPageSize * row_stride + 2 * kTile + rows;
+  }
+  Buffers(float* p, int64_t rows, int64_t row_stride) {
+    auto take = [&](int64_t floats) {
+      float* at = p;
+      p += floats;
+      return at;
+    };
+    q = take(row_stride * rows);
+    k = take(kPageSize * row_stride);
+    v = take(kPageSize * row_stride);
+    o = take(row_stride * rows);
+    s = take(kTile);
+    keep = take(kTile);
+    position = reinterpret_cast<int32_t*>(take(rows));
+  }
+};
+
+// sums[c * kRows + r] = a[., r] . b[c, .]: a is [n, a_stride] with vectors along its rows, b is [kColumns, b_stride].
+// kMasked: elements of b count as zero where keep (shaped like a) is zero, whatever they are.
+template <int kRows, int kColumns, bool kMasked>
+HWY_INLINE void Products(const float* a, size_t a_stride, const float* keep, const float* b, size_t b_stride, size_t n,
+                         VF (&sums)[kRows * kColumns]) {
+  const DF d;
+  VF levels[kLaneBits][kRows * kColumns];
+  for (size_t j = 0; j < kLanes; ++j) {
+    for (VF& sum : sums) sum = hn::Zero(d);
+    for (size_t k = j; k < n; k += kLanes) {
+      VF x[kRows];
+      for (int r = 0; r < kRows; ++r) x[r] = hn::Load(d, a + k * a_stride + r * kLanes);
+      for (int c = 0; c < kColumns; ++c) {
+        const VF y = hn::Set(d, b[c * b_stride + k]);
+        for (int r = 0; r < kRows; ++r) {
+          if constexpr (kMasked) {
+            const VF seen = hn::And(y, hn::Load(d, keep + k * a_stride + r * kLanes));
+            sums[c * kRows + r] = hn::MulAdd(x[r], seen, sums[c * kRows + r]);
+          } else {
+            sums[c * kRows + r] = hn::MulAdd(x[r], y, sums[c * kRows + r]);
+          }
+        }
+      }
+    }
+    // The tree of adjacent pairs, depth first.
+    int level = 0;
+    for (size_t bits = j; bits & 1; bits >>= 1, ++level) {
+      for (int i = 0; i < kRows * kColumns; ++i) sums[i] = hn::Add(levels[level][i], sums[i]);
+    }
+    if (j + 1 < kLanes) {
+      for (int i = 0; i < kRows * kColumns; ++i) levels[level][i] = sums[i];
+    }
+  }
+}
+
+// s[position, row] = k[position] . q[row]
+template <int kRows>
+void Scores(const AttentionBlock& block, const Buffers& buffers, size_t first_row, size_t rows) {
+  constexpr int kColumns = TileColumns(kRows);
+  const DF d;
+  for (size_t s = 0; s < kPageSize; s += kColumns) {
+    VF sums[kRows * kColumns];
+    Products<kRows, kColumns, false>(buffers.q + first_row, rows, nullptr, buffers.k + s * block.row_stride,
+                                     block.row_stride, block.row_stride, sums);
+    for (int c = 0; c < kColumns; ++c) {
+      for (int r = 0; r < kRows; ++r) {
+        hn::Store(sums[c * kRows + r], d, buffers.s + ((s + c) * kRows + r) * kLanes);
+      }
+    }
+  }
+}
+
+// o[d, row] = o[d, row] * alpha[row] + v[d] . p[row]
+template <int kRows, bool kMasked>
+void Values(const AttentionBlock& block, const Buffers& buffers, size_t first_row, size_t rows,
+            const VF (&alpha)[kTileVectors]) {
+  constexpr int kColumns = TileColumns(kRows);
+  const DF d;
+  for (int i = 0; i < block.head_dim; i += kColumns) {
+    VF sums[kRows * kColumns];
+    Products<kRows, kColumns, kMasked>(buffers.s, kRows * kLanes, buffers.keep, buffers.v + i * kPageSize, kPageSize,
+                                       kPageSize, sums);
+    for (int c = 0; c < kColumns; ++c) {
+      for (int r = 0; r < kRows; ++r) {
+        float* to = buffers.o + (i + c) * rows + first_row + r * kLanes;
+        hn::Store(hn::MulAdd(hn::Load(d, to), alpha[r], sums[c * kRows + r]), d, to);
+      }
+    }
+  }
+}
+
+// Scales, caps and masks one row vector's scores in place; returns their maximum.
+HWY_INLINE VF PrepareScores(const AttentionBlock& block, const PageReader& page, const int32_t* position, float* s,
+                            float* keep, size_t tile) {
+  const DF d;
+  const DI di;
+  const VF minus_inf = hn::Set(d, -std::numeric_limits<float>::infinity());
+  const float cap = block.args->soft_cap;
+  const VF inverse_cap = hn::Set(d, cap > 0 ? 1.0f / cap : 0.0f);
+  const VF cap_log2e = hn::Set(d, cap * 1.44269504f);
+  const auto end = hn::Sub(hn::Load(di, position), hn::Set(di, page.first_token));
+  const auto begin = hn::Sub(end, hn::Set(di, block.window));
+  VF max = minus_inf;
+  for (size_t t = 0; t < kPageSize; ++t) {
+    VF x = hn::Mul(hn::Load(d, s + t * tile), hn::Set(d, page.score_factor[t]));
+    if (cap > 0) x = SoftCap(x, inverse_cap, cap_log2e);
+    if (page.masked) {
+      const auto token = hn::Set(di, block.order[t]);
+      const auto visible = hn::AndNot(hn::VecFromMask(di, hn::Gt(token, end)), hn::VecFromMask(di, hn::Gt(token, begin)));
+      hn::Store(hn::BitCast(d, visible), d, keep + t * tile);
+      x = hn::IfThenElse(hn::RebindMask(d, hn::Ne(visible, hn::Zero(di))), x, minus_inf);
+    }
+    max = hn::Max(max, x);
+    hn::Store(x, d, s + t * tile);
+  }
+  return max;
+}
+
+// One row vector's probabilities in place; returns their sum, in the canonical order.
+HWY_INLINE VF Probabilities(const PageReader& page, VF base, float* s, const float* keep, size_t tile) {
+  const DF d;
+  VF levels[kLaneBits];
+  VF sum = hn::Zero(d);
+  for (size_t j = 0; j < kLanes; ++j) {
+    sum = hn::Zero(d);
+    for (size_t t = j; t < kPageSize; t += kLanes) {
+      VF p = Exp2(hn::Sub(hn::Load(d, s + t * tile), base));
+      sum = hn::Add(sum, p);
+      if (page.scales_values()) {
+        p = hn::Mul(p, hn::Set(d, page.value_factor[t]));
+        if (page.masked) p = hn::And(p, hn::Load(d, keep + t * tile));
+      }
+      hn::Store(p, d, s + t * tile);
+    }
+    int level = 0;
+    for (size_t bits = j; bits & 1; bits >>= 1, ++level) sum = hn::Add(levels[level], sum);
+    if (j + 1 < kLanes) levels[level] = sum;
+  }
+  return sum;
+}
+
+// One page for the kRows row vectors from first_row on.
+template <int kRows>
+void AttendTile(const AttentionBlock& block, const PageReader& page, const Buffers& buffers, size_t first_row,
+                size_t rows, const AttentionState& state) {
+  const DF d;
+  constexpr size_t kTile = kRows * kLanes;
+  Scores<kRows>(block, buffers, first_row, rows);
+  VF alpha[kTileVectors];
+  for (size_t r = 0; r < kRows; ++r) {
+    float* s = buffers.s + r * kLanes;
+    float* keep = buffers.keep + r * kLanes;
+    float* m = state.m + first_row + r * kLanes;
+    float* l = state.l + first_row + r * kLanes;
+    const VF max = PrepareScores(block, page, buffers.position + first_row + r * kLanes, s, keep, kTile);
+    const VF m_old = hn::Load(d, m);
+    const VF m_new = hn::Max(m_old, max);
+    const VF base = Subtrahend(m_new);
+    const VF sum = Probabilities(page, base, s, keep, kTile);
+    alpha[r] = Exp2(hn::Sub(m_old, base));
+    hn::Store(hn::MulAdd(hn::Load(d, l), alpha[r], sum), d, l);
+    hn::Store(m_new, d, m);
+  }
+  if (page.masked) {
+    Values<kRows, true>(block, buffers, first_row, rows, alpha);
+  } else {
+    Values<kRows, false>(block, buffers, first_row, rows, alpha);
+  }
+}
+
+// `count` rows of `columns` elements to float rows of `to_stride`, zero behind `columns`. Row i is read at order[i].
+template <class Loader>
+void Decode(const uint8_t* from, const int32_t* order, size_t count, size_t columns, float* to, size_t to_stride) {
+  const DF d;
+  const size_t whole = columns / kLanes * kLanes;
+  for (size_t i = 0; i < count; ++i) {
+    const uint8_t* row = from + (order ? order[i] : i) * columns * Loader::kSize;
+    size_t j = 0;
+    for (; j < whole; j += kLanes) hn::Store(Loader::Load(row + j * Loader::kSize), d, to + i * to_stride + j);
+    if (j < columns) {
+      hn::Store(LoadTail<Loader>(row + j * Loader::kSize, columns - j), d, to + i * to_stride + j);
+      j += kLanes;
+    }
+    for (; j < to_stride; j += kLanes) hn::Store(hn::Zero(d), d, to + i * to_stride + j);
+  }
+}
+
+using DecodeFunction = void (*)(const uint8_t*, const int32_t*, size_t, size_t, float*, size_t);
+template <class Loader>
+struct DecodeEntry {
+  static constexpr DecodeFunction kValue = Decode<Loader>;
+};
+
+// [rows, columns] to [columns, to_stride].
+void Transpose(const float* from, size_t from_stride, size_t rows, size_t columns, float* to, size_t to_stride) {
+  for (size_t i = 0; i < rows; ++i) {
+    for (size_t j = 0; j < columns; ++j) to[j * to_stride + i] = from[i * from_stride + j];
+  }
+}
+
+void AttendMany(const AttentionBlock& block, int page_begin, int page_end, const AttentionState& state,
+                float* scratch) {
+  const KvLayout& layout = block.args->cache.layout;
+  const DecodeFunction decode_k = ByStorage<DecodeEntry>(StorageDType(layout.k_format));
+  const DecodeFunction decode_v = ByStorage<DecodeEntry>(StorageDType(layout.v_format));
+  const size_t rows = AlignRow(block.rows);
+  const Buffers buffers(scratch, rows, block.row_stride);
+  std::fill_n(state.m, rows, -std::numeric_limits<float>::infinity());
+  std::fill_n(state.l, rows, 0.0f);
+  std::fill_n(buffers.o, block.row_stride * rows, 0.0f);
+  std::fill_n(buffers.q, block.row_stride * rows, 0.0f);
+  Transpose(block.q, block.row_stride, block.rows, block.row_stride, buffers.q, rows);
+  for (size_t r = 0; r < rows; ++r) buffers.position[r] = block.position(std::min<int>(r, block.rows - 1));
+
+  PageReader page(block);
+  const size_t vectors = (block.rows + kLanes - 1) / kLanes;
+  for (int index = page_begin; index < page_end; ++index) {
+    page.Open(index);
+    decode_k(page.k, block.order, kPageSize, block.head_dim, buffers.k, block.row_stride);
+    decode_v(page.v, nullptr, block.head_dim, kPageSize, buffers.v, kPageSize);
+    for (size_t vector = 0; vector < vectors; vector += kTileVectors) {
+      const size_t first_row = vector * kLanes;
+      switch (std::min<size_t>(kTileVectors, vectors - vector)) {
+        case 1: AttendTile<1>(block, page, buffers, first_row, rows, state); break;
+        case 2: AttendTile<2>(block, page, buffers, first_row, rows, state); break;
+        case 3: AttendTile<3>(block, page, buffers, first_row, rows, state); break;
+        default: AttendTile<4>(block, page, buffers, first_row, rows, state);
+      }
+    }
+  }
+  Transpose(buffers.o, rows, block.head_dim, block.rows, state.o, block.row_stride);
+}
+
+int64_t ManyScratchFloats(int rows, int64_t row_stride) { return Buffers::Floats(AlignRow(rows), row_stride); }
+
+}  // namespace octavo::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace octavo::cpu {
+
+HWY_EXPORT(AttendMany);
+HWY_EXPORT(ManyScratchFloats);
+
+void AttendManyRows(const AttentionBlock& block, int page_begin, int page_end, const AttentionState& state,
+                    float* scratch) {
+  HWY_DYNAMIC_DISPATCH(AttendMany)(block, page_begin, page_end, state, scratch);
+}
+
+int64_t ManyRowsScratchFloats(int rows, int64_t row_stride) {
+  return HWY_DYNAMIC_DISPATCH(ManyScratchFloats)(rows, row_stride);
+}
+
+}  // namespace octavo::cpu
+#endif  // HWY_ONCE

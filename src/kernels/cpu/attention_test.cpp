@@ -1,0 +1,320 @@
+#include "kernels/cpu/attention.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "../tests/conformance/attention_cases.h"
+#include "base/float_bits.h"
+#include "kernels/cpu/append.h"
+#include "kernels/reference/attention.h"
+
+namespace octavo {
+namespace {
+
+using conformance::AttentionCase;
+using conformance::AttentionOps;
+
+AttentionOps ReferenceOps() {
+  return {reference::Append,
+          [](const AttentionShape& shape, const BatchView&) {
+            AttentionPlan plan;
+            plan.shape = shape;
+            return plan;
+          },
+          reference::Attention};
+}
+
+// The CPU's operations on a pool of threads; `plan_threads` may promise more than there are, to force splits.
+class CpuOps {
+ public:
+  explicit CpuOps(int threads, int plan_threads = 0)
+      : pool_(threads), plan_threads_(plan_threads > 0 ? plan_threads : threads) {}
+  AttentionOps ops() {
+    return {[this](const AppendArgs& args) { cpu::Append(args, pool_); },
+            [this](const AttentionShape& shape, const BatchView& batch) {
+              return cpu::PlanAttention(shape, batch, plan_threads_);
+            },
+            [this](const AttentionArgs& args) { cpu::Attention(args, pool_, workspace_); }};
+  }
+
+ private:
+  ThreadPool pool_;
+  int plan_threads_;
+  Buffer workspace_;
+};
+
+TEST(Attention, AgreesWithTheReference) {
+  CpuOps cpu(2);
+  double worst[2] = {}, worst_row[2] = {};
+  for (const AttentionCase& c : conformance::AttentionCases()) {
+    const conformance::Outcome outcome = RunAttentionCase(c, ReferenceOps(), cpu.ops());
+    EXPECT_EQ(outcome.failure, "") << c.Name();
+    const int i = c.dtype == DType::kBF16;
+    worst[i] = std::max(worst[i], outcome.difference.nmse);
+    worst_row[i] = std::max(worst_row[i], outcome.difference.worst_row);
+  }
+  std::printf("worst NMSE float32 %.2e (row %.2e), bfloat16 %.2e (row %.2e)\n", worst[0], worst_row[0], worst[1],
+              worst_row[1]);
+}
+
+// ------------------------------------------------------------------------------------------------ row invariance
+
+using conformance::Pool;
+using conformance::Step;
+using conformance::TokenRange;
+
+// The output rows of every token of every sequence, as bytes; sequences append and attend `chunk` tokens at a time, all
+// sequences of the case in the same calls, or (alone) one after another.
+using Prepare = std::function<void(const Step&, std::span<const TokenRange>)>;
+std::vector<std::vector<std::byte>> RunInChunks(const AttentionCase& c, int chunk, bool alone, const AttentionOps& ops,
+                                                const Prepare& prepare = {}) {
+  Pool pool(c, Lengths(c));
+  const int sequences = static_cast<int>(c.sequences.size());
+  const int64_t row_bytes = int64_t{c.heads()} * c.head_dim * static_cast<int64_t>(SizeOf(c.dtype));
+  std::vector<std::vector<std::byte>> result(sequences);
+  auto run = [&](const std::vector<TokenRange>& ranges) {
+    const Step step(c, pool, ranges);
+    if (prepare) prepare(step, ranges);
+    ops.append(step.Append(pool));
+    const AttentionPlan plan = ops.plan(c.shape(), step.view);
+    ops.attention(step.Attention(pool, plan));
+    EXPECT_TRUE(step.intact() && pool.arena().intact()) << c.Name();
+    int row = 0;
+    for (const TokenRange& range : ranges) {
+      for (int t = range.begin; t < range.end; ++t, ++row) {
+        const std::byte* out = step.out.Row<std::byte>(0) + row * step.out.row_stride * int64_t(SizeOf(c.dtype));
+        result[range.sequence].insert(result[range.sequence].end(), out, out + row_bytes);
+      }
+    }
+  };
+  const std::vector<int> lengths = Lengths(c);
+  if (alone) {
+    for (int s = 0; s < sequences; ++s) {
+      for (int begin = 0; begin < lengths[s]; begin += chunk) run({{s, begin, std::min(lengths[s], begin + chunk)}});
+    }
+    return result;
+  }
+  for (int begin = 0; begin < *std::max_element(lengths.begin(), lengths.end()); begin += chunk) {
+    std::vector<TokenRange> ranges;
+    for (int s = 0; s < sequences; ++s) {
+      if (begin < lengths[s]) ranges.push_back({s, begin, std::min(lengths[s], begin + chunk)});
+    }
+    run(ranges);
+  }
+  return result;
+}
+
+std::vector<AttentionCase> InvarianceCases() {
+  std::vector<AttentionCase> cases;
+  const std::vector<conformance::SequenceCase> sequences = {{0, 513}, {0, 7}, {0, 1}, {0, 64}};
+  for (KvFormat format : conformance::kAllFormats) {
+    cases.push_back({.k_format = format, .v_format = format, .sequences = sequences});
+  }
+  for (KvFormat format : {KvFormat::kBF16, KvFormat::kFp8PerTokenHead}) {
+    cases.push_back({.k_format = format, .v_format = format, .dtype = DType::kBF16, .window = 100, .sinks = true,
+                     .soft_cap = 5, .sequences = sequences});
+    cases.push_back({.k_format = format, .v_format = format, .group = 3, .kv_heads = 1, .head_dim = 24,
+                     .sequences = sequences});
+    cases.push_back({.k_format = format, .v_format = format, .group = 1, .kv_heads = 1, .head_dim = 128, .window = 64,
+                     .sequences = sequences});
+    cases.push_back({.k_format = format, .v_format = format, .group = 16, .kv_heads = 1, .head_dim = 32,
+                     .sequences = {{0, 140}, {0, 65}}});
+    // More than two splits.
+    cases.push_back({.k_format = format, .v_format = format, .kv_heads = 1, .head_dim = 16,
+                     .sequences = {{0, 2200}, {0, 1100}}});
+  }
+  for (size_t i = 0; i < cases.size(); ++i) cases[i].seed = 100 + i;
+  return cases;
+}
+
+TEST(Attention, ARowsBitsDoNotDependOnChunkNeighboursOrThreads) {
+  for (const AttentionCase& c : InvarianceCases()) {
+    CpuOps one(1);
+    const auto expected = RunInChunks(c, 100000, true, one.ops());
+    for (int chunk : {1, 3, 7, 64, 513, 100000}) {
+      // The plan for 64 workers splits wherever it can.
+      for (int plan_threads : {1, 2, 64}) {
+        CpuOps cpu(3, plan_threads);
+        for (bool alone : {false, true}) {
+          if (alone && plan_threads != 2) continue;
+          const auto actual = RunInChunks(c, chunk, alone, cpu.ops());
+          EXPECT_TRUE(actual == expected) << c.Name() << ": chunk " << chunk << ", plan for " << plan_threads
+                                          << (alone ? ", alone" : ", together");
+        }
+      }
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------- NaN and Inf
+
+TEST(Attention, WhatNoQuerySeesNeverLeaks) {
+  for (KvFormat k : conformance::kAllFormats) {
+    for (KvFormat v : conformance::kAllFormats) {
+      for (int tokens : {1, 3, 40}) {
+        const AttentionCase c{.k_format = k, .v_format = v, .window = tokens == 3 ? 50 : 0,
+                              .sequences = {{130, tokens}, {10, tokens}}, .seed = 200};
+        Pool pool(c, Lengths(c));
+        conformance::FillCache(c, pool, ReferenceOps());
+        CpuOps cpu(1);
+        const Step step(c, pool, conformance::CallRanges(c));
+        const AttentionPlan plan = cpu.ops().plan(c.shape(), step.view);
+        std::vector<std::vector<float>> outs;
+        for (unsigned char fill : {0x00, 0xFF, 0x7F, 0x7C}) {
+          for (int s = 0; s < 2; ++s) pool.FillUnseen(s, Lengths(c)[s], fill);
+          cpu.ops().attention(step.Attention(pool, plan));
+          const float* out = step.out.Row<float>(0);
+          outs.emplace_back(out, out + step.out.row_stride * step.out.rows() - 8);
+          for (int64_t row = 0; row < step.out.rows(); ++row) {
+            for (int64_t i = 0; i < step.out.columns(); ++i) {
+              ASSERT_TRUE(std::isfinite(step.out.Row<float>(row)[i])) << c.Name() << " " << int{fill};
+            }
+          }
+          ASSERT_EQ(std::memcmp(outs[0].data(), outs.back().data(), outs[0].size() * sizeof(float)), 0) << c.Name();
+        }
+      }
+    }
+  }
+}
+
+// A NaN or infinity in K or V of one token: queries before it (and, with a window, long after it) are untouched to the
+// bit; those that see it are finite where the reference is.
+TEST(Attention, WhatAQuerySeesShowsAsInTheReference) {
+  constexpr int kLength = 150, kWhere = 70;
+  const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  for (KvFormat format : conformance::kAllFormats) {
+    for (int window : {0, 40}) {
+      for (bool in_k : {true, false}) {
+        for (float bad : {nan, inf, -inf}) {
+          const AttentionCase c{.k_format = format, .v_format = format, .window = window,
+                                .sequences = {{0, kLength}}, .seed = 300};
+          const Prepare spoil = [&](const Step& step, std::span<const TokenRange> ranges) {
+            const int row = kWhere - ranges[0].begin;
+            if (row < 0 || kWhere >= ranges[0].end) return;
+            conformance::SetElement(in_k ? step.k : step.v, row, 3, bad);  // of kv head 0
+          };
+          CpuOps cpu(2);
+          const auto clean = RunInChunks(c, kLength, true, cpu.ops());
+          const auto expected = RunInChunks(c, kLength, true, ReferenceOps(), spoil);
+          const Tensor expected_out(expected[0].data(), DType::kF32, {kLength, c.heads() * c.head_dim});
+          const size_t row_bytes = clean[0].size() / kLength;
+          for (int chunk : {1, 7, kLength}) {
+            const auto actual = RunInChunks(c, chunk, true, cpu.ops(), spoil);
+            const Tensor out(actual[0].data(), DType::kF32, {kLength, c.heads() * c.head_dim});
+            EXPECT_TRUE(conformance::Compare(out, expected_out, c.head_dim).finite_alike) << c.Name() << " " << bad << in_k;
+            for (int t = 0; t < kLength; ++t) {
+              if (t >= kWhere && (window == 0 || t < kWhere + window)) continue;
+              ASSERT_EQ(std::memcmp(&actual[0][t * row_bytes], &clean[0][t * row_bytes], row_bytes), 0)
+                  << c.Name() << " token " << t << " chunk " << chunk << " value " << bad;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// -------------------------------------------------------------------------------------------------------- formats
+
+// A query that sees one token returns that token's V: every code of the 8-bit formats, in both kernels.
+TEST(Attention, DecodesEveryCode) {
+  for (KvFormat format : {KvFormat::kFp8E4M3, KvFormat::kFp8E5M2, KvFormat::kFp8PerTokenHead,
+                          KvFormat::kInt8PerTokenHead}) {
+    for (int tokens : {1, 64}) {  // few rows, many rows
+      AttentionCase c{.k_format = KvFormat::kF32, .v_format = format, .group = 1, .kv_heads = 1, .head_dim = 256,
+                      .window = 1, .sequences = {{0, tokens}}, .seed = 400};
+      Pool pool(c, Lengths(c));
+      conformance::FillCache(c, pool, ReferenceOps());
+      const KvLayer layer = pool.Layer();
+      std::byte* claim = layer.Claim(pool.page(0, 0));
+      for (int t = 0; t < tokens; ++t) {
+        for (int code = 0; code < 256; ++code) {
+          const int d = (code + t) % 256;
+          claim[layer.layout.VOffset(0) + d * kPageSize + VPosition(format, t)] = static_cast<std::byte>(code);
+        }
+        const float one = 1.0f;
+        if (HasTokenScales(format)) std::memcpy(claim + layer.layout.VScaleOffset(0) + 4 * t, &one, 4);
+      }
+      CpuOps cpu(1);
+      const Step step(c, pool, conformance::CallRanges(c));
+      const AttentionPlan plan = cpu.ops().plan(c.shape(), step.view);
+      cpu.ops().attention(step.Attention(pool, plan));
+      const float scale = HasTokenScales(format) ? 1.0f : layer.v_scale[0];
+      for (int t = 0; t < tokens; ++t) {
+        for (int code = 0; code < 256; ++code) {
+          const float value = step.out.Row<float>(t)[(code + t) % 256];
+          const float expected = scale * (StorageDType(format) == DType::kF8E4M3   ? Fp8E4M3::Decode(code)
+                                          : StorageDType(format) == DType::kF8E5M2 ? Fp8E5M2::Decode(code)
+                                                                                   : static_cast<int8_t>(code));
+          if (std::isfinite(expected)) {
+            ASSERT_EQ(value, expected) << Name(format) << " " << code;
+          } else {
+            ASSERT_FALSE(std::isfinite(value)) << Name(format) << " " << code;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Attention, AQueryThatSeesNothingYieldsZeros) {
+  const AttentionCase c{.sequences = {{0, 3}}, .seed = 500};
+  Pool pool(c, Lengths(c));
+  conformance::FillCache(c, pool, ReferenceOps());
+  CpuOps cpu(1);
+  Step step(c, pool, conformance::CallRanges(c));
+  const int32_t kv_len[] = {2};  // fewer than the queries: the first stands before the sequence
+  step.view.kv_len = kv_len;
+  const AttentionPlan plan = cpu.ops().plan(c.shape(), step.view);
+  cpu.ops().attention(step.Attention(pool, plan));
+  for (int64_t i = 0; i < step.out.columns(); ++i) {
+    EXPECT_EQ(step.out.Row<float>(0)[i], 0.0f);
+    EXPECT_NE(step.out.Row<float>(1)[i], 0.0f);
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------- plan
+
+TEST(AttentionPlan, CoversEveryQueryAndPageOnce) {
+  for (const AttentionCase& c : conformance::AttentionCases()) {
+    Pool pool(c, Lengths(c));
+    const Step step(c, pool, conformance::CallRanges(c));
+    for (int threads : {1, 2, 64}) {
+      const AttentionPlan plan = cpu::PlanAttention(c.shape(), step.view, threads);
+      std::vector<std::vector<int>> pages(step.view.tokens * c.kv_heads);  // seen by a query token and kv head
+      for (const AttentionPlan::Item& item : plan.items) {
+        for (int t = item.token_begin; t < item.token_end; ++t) {
+          auto& seen = pages[(step.view.q_begin[item.sequence] + t) * c.kv_heads + item.kv_head];
+          for (int page = item.page_begin; page < item.page_end; ++page) seen.push_back(page);
+        }
+      }
+      for (int s = 0; s < step.view.sequences(); ++s) {
+        const int tokens = step.view.q_begin[s + 1] - step.view.q_begin[s];
+        for (int t = 0; t < tokens; ++t) {
+          const int position = step.view.kv_len[s] - tokens + t;
+          const int begin = c.window > 0 ? std::max(0, position - c.window + 1) : 0;
+          for (int head = 0; head < c.kv_heads; ++head) {
+            std::vector<int> seen = pages[(step.view.q_begin[s] + t) * c.kv_heads + head];
+            std::sort(seen.begin(), seen.end());
+            EXPECT_TRUE(std::adjacent_find(seen.begin(), seen.end()) == seen.end()) << "twice: " << c.Name();
+            for (int page = begin / kPageSize; page <= position / kPageSize; ++page) {
+              EXPECT_TRUE(std::binary_search(seen.begin(), seen.end(), page)) << c.Name();
+            }
+          }
+        }
+      }
+      if (threads == 1) {
+        EXPECT_EQ(plan.combines.size(), 0u);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace octavo
