@@ -72,7 +72,7 @@ struct Expert {
 };
 
 // out[row] = sum over k of weights[row, k] * expert(ids[row, k])(x[row]), added in float32 in the order of k.
-// Between gate, up and down values are x's type.
+// Values between gate, up and down are float32.
 struct ExpertsArgs {
   Tensor x;  // [rows, hidden] T
   Tensor ids, weights;

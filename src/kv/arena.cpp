@@ -88,18 +88,26 @@ int64_t WindowPages(int64_t window, int64_t chunk) {
 
 int64_t TokensThatFit(const GroupGeometry& geometry, int64_t slabs, int64_t sequences,
                       int64_t chunk) {
-  int64_t left = slabs;
-  for (size_t g = 0; g < geometry.groups.size(); ++g) {
-    const int window = geometry.groups[g].window;
-    if (window == 0) continue;
-    const int64_t pages = sequences * WindowPages(window, chunk);
-    left -= CeilDiv(pages, geometry.PagesPerSlab(static_cast<int>(g)));
+  const auto fits = [&](int64_t tokens) {
+    // At worst all sequences but one end on a page with a single token.
+    const int64_t others = std::min(sequences - 1, tokens);
+    const int64_t pages = others + CeilDiv(tokens - others, kPageSize);
+    int64_t needed = 0;
+    for (size_t g = 0; g < geometry.groups.size(); ++g) {
+      const int window = geometry.groups[g].window;
+      const int64_t held =
+          window == 0 ? pages : std::min(pages, sequences * WindowPages(window, chunk));
+      needed += CeilDiv(held, geometry.PagesPerSlab(static_cast<int>(g)));
+    }
+    return needed <= slabs;
+  };
+  int64_t low = 0, high = int64_t{1} << 50;  // more tokens than an arena has bytes
+  if (fits(high)) return kUnbounded;
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    (fits(middle) ? low : high) = middle;
   }
-  if (left < 0) return 0;
-  if (geometry.groups[0].window != 0) return kUnbounded;
-  // Every sequence may leave its last page with a single token.
-  const int64_t pages = left * geometry.PagesPerSlab(0);
-  return std::max<int64_t>(0, pages * kPageSize - sequences * (kPageSize - 1));
+  return low;
 }
 
 std::vector<std::string> Describe(const GroupGeometry& geometry, int64_t arena_bytes) {

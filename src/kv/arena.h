@@ -60,9 +60,9 @@ struct GroupGeometry {
 GroupGeometry MakeGroups(std::span<const KvLayerFacts> layers, std::span<const LayerFormat> formats,
                          int64_t arena_bytes);
 
-// Tokens of all sequences together that surely fit into `slabs` when `sequences` run, none with
-// more than `chunk` tokens in one step: every window group first gets all the pages its sequences
-// can hold. kUnbounded: there is no full-attention group, and the windows fit.
+// Tokens of all sequences together that fit into `slabs` fresh slabs however they are distributed
+// over at most `sequences`, if none has more than `chunk` tokens in one step. kUnbounded: there is
+// no full-attention group, and the windows fit.
 inline constexpr int64_t kUnbounded = std::numeric_limits<int64_t>::max();
 int64_t TokensThatFit(const GroupGeometry& geometry, int64_t slabs, int64_t sequences,
                       int64_t chunk);

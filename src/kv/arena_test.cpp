@@ -84,13 +84,16 @@ TEST(MakeGroups, TokensThatFit) {
   EXPECT_EQ(WindowPages(128, 1), 3);
   EXPECT_EQ(WindowPages(1, 64), 2);
   EXPECT_EQ(WindowPages(64, 1), 2);
-  // 10 slabs, 3 of them for one sequence's window; 7 slabs of 2 full pages, the last of which may
-  // hold one token.
-  EXPECT_EQ(TokensThatFit(geometry, 10, 1, 1), 14 * 64 - 63);
-  EXPECT_EQ(TokensThatFit(geometry, 2, 1, 1), 0);
+  // 10 slabs, 3 of them for one sequence's window; 7 slabs of 2 full pages.
+  EXPECT_EQ(TokensThatFit(geometry, 10, 1, 1), 14 * 64);
+  // 4 slabs are left for two sequences, one of which may use a page for a single token.
+  EXPECT_EQ(TokensThatFit(geometry, 10, 2, 1), 8 * 64 - 63);
+  EXPECT_EQ(TokensThatFit(geometry, 2, 1, 1), 64);
+  EXPECT_EQ(TokensThatFit(geometry, 1, 1, 1), 0);
   const std::vector<KvLayerFacts> windows = {{128, 8, 64}};
   const GroupGeometry bounded = MakeGroups(windows, std::vector<LayerFormat>{kBf16}, kGiB);
   EXPECT_EQ(TokensThatFit(bounded, 100, 2, 64), kUnbounded);
+  EXPECT_EQ(TokensThatFit(bounded, 3, 1, 64), 3 * 64);  // less than a window
   EXPECT_EQ(Describe(geometry, kGiB).size(), 3u);
 }
 

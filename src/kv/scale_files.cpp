@@ -66,9 +66,16 @@ std::vector<LayerScales> ReadRanks(const Json& json, const std::string& file,
   const Json& ranks = Object(cache, "scaling_factor", where);
   const int count = static_cast<int>(ranks.size());
   std::vector<LayerScales> layers(facts.size());
-  std::vector<int> seen(facts.size());
+  std::vector<int> seen(facts.size());  // by layer: ranks that have it
+  std::vector<bool> ranks_seen(count);
   for (const auto& [rank_key, by_layer] : ranks.items()) {
-    const int rank = Index(rank_key, count, where + ".scaling_factor");
+    const std::string number = rank_key.starts_with("rank") ? rank_key.substr(4) : rank_key;
+    const int rank = Index(number, count, where + ".scaling_factor");
+    if (ranks_seen[rank]) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("{}.scaling_factor: rank {} is there twice", where, rank));
+    }
+    ranks_seen[rank] = true;
     const std::string at_rank = fmt::format("{}.scaling_factor.{}", where, rank);
     if (!by_layer.is_object()) Fail(at_rank, "an object", by_layer);
     for (const auto& [layer_key, value] : by_layer.items()) {

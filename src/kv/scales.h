@@ -17,7 +17,7 @@
 // does not store in a static 8-bit format.
 //
 // Side-car files (JSON) win over the checkpoint. Either vLLM's old form, one scale for K and V,
-// ranks of tensor parallelism holding equal shares of the kv heads in order:
+// ranks of tensor parallelism ("0" or "rank0") holding equal shares of the kv heads in order:
 //   {"kv_cache": {"dtype": "float8_e4m3fn", "scaling_factor": {"RANK": {"LAYER": 0.02, ...}, ...}}}
 // or Octavo's own, where a number is one scale per tensor and an array one per kv head:
 //   {"octavo_kv_scales": 1, "model": "a name for people", "layers": {"LAYER": {"k": 0.02, "v":

@@ -272,7 +272,7 @@ TEST_F(KvScalesTest, Names) {
 
 TEST_F(KvScalesTest, RankFiles) {
   const fs::path file = WriteText(R"({"model_type": "llama", "kv_cache": {"dtype": "float8_e4m3fn",
-      "scaling_factor": {"0": {"0": 0.25, "1": 0.5}, "1": {"0": 1.0, "1": 2.0}}}})");
+      "scaling_factor": {"0": {"0": 0.25, "1": 0.5}, "rank1": {"0": 1.0, "1": 2.0}}}})");
   const KvScales scales =
       Load({{"model.layers.0.self_attn.kv_scale", {{1}}}}, {kFp8, kFp8}, file, 4);
   EXPECT_THAT(scales.layers[0].k.values, ElementsAre(0.25f, 0.25f, 1.0f, 1.0f));
@@ -309,43 +309,47 @@ TEST_F(KvScalesTest, BadFiles) {
     const char* text;
     const char* message;
   };
-  for (
-      const Case& c : std::vector<Case>{
-          {"{}", "not a file of KV scales"},
-          {"[]", "expected an object, found an array"},
-          {R"({"octavo_kv_scales": 2})", "expected version 1, found 2"},
-          {R"({"octavo_kv_scales": 1})", "layers is missing"},
-          {R"({"octavo_kv_scales": 1, "layers": []})",
-           "layers: expected an object, found an array"},
-          {R"({"octavo_kv_scales": 1, "layers": {}, "scale": 1})", "found 'scale'"},
-          {R"({"octavo_kv_scales": 1, "layers": {}, "model": 1})", "model: expected a string"},
-          {R"({"octavo_kv_scales": 1, "layers": {"2": {"k": 1}}})",
-           "expected a key from 0 to 1, found '2'"},
-          {R"({"octavo_kv_scales": 1, "layers": {"01": {"k": 1}}})", "found '01'"},
-          {R"({"octavo_kv_scales": 1, "layers": {"0": 1}})", "layers.0: expected an object"},
-          {R"({"octavo_kv_scales": 1, "layers": {"0": {"q": 1}}})",
-           "layers.0: expected k and v, found 'q'"},
-          {R"({"octavo_kv_scales": 1, "layers": {"0": {"k": "1"}}})",
-           "layers.0.k: expected a number"},
-          {R"({"octavo_kv_scales": 1, "layers": {"0": {"k": 0}}})",
-           "layers.0.k: expected a scale from"},
-          {R"({"octavo_kv_scales": 1, "layers": {"0": {"k": [1]}}})",
-           "expected 2 numbers, one per kv head"},
-          {R"({"octavo_kv_scales": 1, "layers": {"0": {"k": [1, -1]}}})",
-           "layers.0.k[1]: expected a scale"},
-          {R"({"kv_cache": {}})", "kv_cache: dtype is missing"},
-          {R"({"kv_cache": {"dtype": "float8_e5m2"}})",
-           "expected \"float8_e4m3fn\", found 'float8_e5m2'"},
-          {R"({"kv_cache": {"dtype": "float8_e4m3fn"}})", "scaling_factor is missing"},
-          {R"({"kv_cache": {"dtype": "float8_e4m3fn", "scaling_factor": {"0": {"0": 0}}}})",
-           "kv_cache.scaling_factor.0.0: expected a scale"},
-          {R"({"kv_cache": {"dtype": "float8_e4m3fn", "scaling_factor": {"1": {"0": 1}}}})",
-           "scaling_factor: expected a key from 0 to 0, found '1'"},
-          {R"({"kv_cache": {"dtype": "float8_e4m3fn", "scaling_factor": {"0": {"0": 1}, "1": {}}}})",
-           "1 of 2 ranks have layer 0"},
-          {R"({"kv_cache": {"dtype": "float8_e4m3fn", "scaling_factor": {"0": {"0": 1}, "1": {}, "2": {}}}})",
-           "3 ranks do not share 2 kv heads evenly"},
-      }) {
+  for (const Case& c : std::vector<Case>{
+           {"{}", "not a file of KV scales"},
+           {"[]", "expected an object, found an array"},
+           {R"({"octavo_kv_scales": 2})", "expected version 1, found 2"},
+           {R"({"octavo_kv_scales": 1})", "layers is missing"},
+           {R"({"octavo_kv_scales": 1, "layers": []})",
+            "layers: expected an object, found an array"},
+           {R"({"octavo_kv_scales": 1, "layers": {}, "scale": 1})", "found 'scale'"},
+           {R"({"octavo_kv_scales": 1, "layers": {}, "model": 1})", "model: expected a string"},
+           {R"({"octavo_kv_scales": 1, "layers": {"2": {"k": 1}}})",
+            "expected a key from 0 to 1, found '2'"},
+           {R"({"octavo_kv_scales": 1, "layers": {"01": {"k": 1}}})", "found '01'"},
+           {R"({"octavo_kv_scales": 1, "layers": {"0": 1}})", "layers.0: expected an object"},
+           {R"({"octavo_kv_scales": 1, "layers": {"0": {"q": 1}}})",
+            "layers.0: expected k and v, found 'q'"},
+           {R"({"octavo_kv_scales": 1, "layers": {"0": {"k": "1"}}})",
+            "layers.0.k: expected a number"},
+           {R"({"octavo_kv_scales": 1, "layers": {"0": {"k": 0}}})",
+            "layers.0.k: expected a scale from"},
+           {R"({"octavo_kv_scales": 1, "layers": {"0": {"k": [1]}}})",
+            "expected 2 numbers, one per kv head"},
+           {R"({"octavo_kv_scales": 1, "layers": {"0": {"k": [1, -1]}}})",
+            "layers.0.k[1]: expected a scale"},
+           {R"({"kv_cache": {}})", "kv_cache: dtype is missing"},
+           {R"({"kv_cache": {"dtype": "float8_e5m2"}})",
+            "expected \"float8_e4m3fn\", found 'float8_e5m2'"},
+           {R"({"kv_cache": {"dtype": "float8_e4m3fn"}})", "scaling_factor is missing"},
+           {R"({"kv_cache": {"dtype": "float8_e4m3fn", "scaling_factor": {"0": {"0": 0}}}})",
+            "kv_cache.scaling_factor.0.0: expected a scale"},
+           {R"({"kv_cache": {"dtype": "float8_e4m3fn", "scaling_factor": {"1": {"0": 1}}}})",
+            "scaling_factor: expected a key from 0 to 0, found '1'"},
+           {R"({"kv_cache": {"dtype": "float8_e4m3fn", "scaling_factor":
+               {"0": {"0": 1}, "rank0": {"0": 1}}}})",
+            "rank 0 is there twice"},
+           {R"({"kv_cache": {"dtype": "float8_e4m3fn", "scaling_factor":
+               {"0": {"0": 1}, "rank1": {}}}})",
+            "1 of 2 ranks have layer 0"},
+           {R"({"kv_cache": {"dtype": "float8_e4m3fn", "scaling_factor":
+               {"0": {"0": 1}, "1": {}, "2": {}}}})",
+            "3 ranks do not share 2 kv heads evenly"},
+       }) {
     const fs::path file = WriteText(c.text);
     const std::string message = LoadError({}, {kFp8, kFp8}, file);
     EXPECT_THAT(message, HasSubstr(c.message)) << c.text;
@@ -385,7 +389,7 @@ TEST_F(KvScalesTest, PublishedScaleFiles) {
     for (const auto& entry : fs::directory_iterator(root / engine)) {
       if (entry.path().extension() != ".json") continue;
       const Json json = ReadJsonFile(entry.path());
-      const Json& rank = json["kv_cache"]["scaling_factor"]["0"];
+      const Json& rank = *json["kv_cache"]["scaling_factor"].begin();
       const std::vector<KvLayerFacts> facts(rank.size(),
                                             {.window = 0, .kv_heads = 8, .head_dim = 128});
       const std::vector<LayerScales> layers = ReadScaleFile(entry.path(), facts);

@@ -86,6 +86,27 @@ TEST(Config, Goldens) {
   }
 }
 
+TEST(Config, GoldenGptOss) {
+  if (GoldenFolder("gpt_oss").empty()) {
+    GTEST_SKIP() << "neither tests/golden nor shared/goldens is there";
+  }
+  const ModelSpec spec = ReadModelSpec(GoldenFolder("gpt_oss"));
+  EXPECT_EQ(spec.max_position_embeddings, 4096);
+  EXPECT_NEAR(spec.ropes.at(0).scaling, 1.3465736, 1e-6);
+  ASSERT_EQ(spec.layers.size(), 4u);
+  for (int i = 0; i < 4; ++i) {
+    const LayerSpec& layer = spec.layers[i];
+    EXPECT_EQ(layer.window, i % 2 == 0 ? 32 : 0);
+    EXPECT_EQ(layer.heads, 4);
+    EXPECT_EQ(layer.kv_heads, 2);
+    EXPECT_EQ(layer.head_dim, 64);
+    EXPECT_EQ(layer.ffn.intermediate, 128);
+    EXPECT_EQ(layer.ffn.experts, 4);
+    EXPECT_EQ(layer.ffn.top_k, 2);
+    EXPECT_EQ(layer.ffn.limit, 7);
+  }
+}
+
 TEST(Config, PublishedConfigs) {
   const auto configs = SharedFolder("configs");
   if (configs.empty()) GTEST_SKIP() << "shared/configs is not there (set OCTAVO_SHARED)";

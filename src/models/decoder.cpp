@@ -33,8 +33,8 @@ Decoder::Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend
   key_ = Buffer(max_tokens * kv * sizeof(float));
   value_ = Buffer(max_tokens * kv * sizeof(float));
   attended_ = activations(max_tokens, q);
-  gate_ = activations(max_tokens, intermediate);
-  up_ = activations(max_tokens, intermediate);
+  gate_ = Buffer(max_tokens * intermediate * sizeof(float));
+  up_ = Buffer(max_tokens * intermediate * sizeof(float));
   router_ = Buffer(max_tokens * experts * sizeof(float));
   route_ids_ = Buffer(max_tokens * top_k * sizeof(int32_t));
   route_weights_ = Buffer(max_tokens * top_k * sizeof(float));
@@ -130,8 +130,8 @@ void Decoder::Attend(const LayerSpec& layer, const LayerWeights& w, const LayerC
 void Decoder::FeedForward(const LayerSpec& layer, const LayerWeights& w, int tokens) {
   const FfnSpec& ffn = layer.ffn;
   if (ffn.experts == 0) {
-    const Tensor gate = Scratch(gate_, dtype_, tokens, ffn.intermediate);
-    const Tensor up = Scratch(up_, dtype_, tokens, ffn.intermediate);
+    const Tensor gate = Scratch(gate_, DType::kF32, tokens, ffn.intermediate);
+    const Tensor up = Scratch(up_, DType::kF32, tokens, ffn.intermediate);
     backend_.MatMul({.x = block_in_, .weight = w.dense.gate, .bias = w.dense.gate_bias, .out = gate});
     backend_.MatMul({.x = block_in_, .weight = w.dense.up, .bias = w.dense.up_bias, .out = up});
     backend_.GatedActivation(

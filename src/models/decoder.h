@@ -29,9 +29,10 @@ class Decoder {
   // Sees residual streams as they enter layer 0, 1, ..., and, as `layers`, the final norm's output of the logit rows.
   using Observer = std::function<void(int layer, const Tensor& hidden)>;
 
-  // `spec`, `weights` and `backend` must outlive the decoder. Activations are `dtype` (float32 or bfloat16); the residual
-  // stream, what is added to it, and queries, keys and values before the cache are float32 in both: rounding them would cost
-  // more accuracy than all else together, and keys and values are quantised once, not twice.
+  // `spec`, `weights` and `backend` must outlive the decoder. `dtype`, float32 or bfloat16, is what the two
+  // inputs of a block's matmuls are stored in: its normed input and the attention's output. The residual stream, what is
+  // added to it, and what a fused GPU kernel would keep in registers are float32 in both: queries, keys and values before
+  // the cache (so they are rounded once, not twice), and the FFN between its matmuls.
   Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend, DType dtype, std::vector<LayerCache> caches,
           int max_tokens);
 

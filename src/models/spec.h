@@ -43,8 +43,8 @@ struct LayerSpec {
   bool qk_norm = false;
   bool qkv_bias = false, out_bias = false;
   bool sinks = false;
-  bool post_norms =
-      false;  // Gemma: norms after attention and after the FFN, before the residual addition
+  // Gemma: norms after attention and after the FFN, before the residual addition.
+  bool post_norms = false;
   FfnSpec ffn;
   bool operator==(const LayerSpec&) const = default;
 };

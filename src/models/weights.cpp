@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <charconv>
 #include <cmath>
 #include <set>
 
@@ -12,6 +11,7 @@
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "io/json.h"
+#include "kv/scale_names.h"
 #include "models/families/family.h"
 #include "models/widen.h"
 
@@ -311,7 +311,7 @@ class Loader {
   }
 
   // Tensors that change nothing here: rotary tables, which are computed; scales of the KV cache,
-  // which kv/ reads; and what surrounds the text model of a multimodal file.
+  // which kv/scales reads; and what surrounds the text model of a multimodal file.
   bool IsHarmless(std::string_view name) const {
     constexpr std::string_view kRotary[] = {".rotary_emb.inv_freq", ".rotary_emb.cos_cached",
                                             ".rotary_emb.sin_cached"};
@@ -328,47 +328,10 @@ class Loader {
     return IsKvScale(name);
   }
 
-  // {prefix}layers.N.self_attn.<one of these>, N a layer of the model. The spellings are those that
-  // vLLM maps to its own.
   bool IsKvScale(std::string_view name) const {
-    const std::string layers = prefix_ + "layers.";
-    if (!name.starts_with(layers)) return false;
-    name.remove_prefix(layers.size());
-    size_t layer = 0;
-    const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), layer);
-    if (error != std::errc() || layer >= spec_.layers.size()) return false;
-    name.remove_prefix(end - name.data());
-    constexpr std::string_view kAttention = ".self_attn.";
-    if (!name.starts_with(kAttention)) return false;
-    name.remove_prefix(kAttention.size());
-    constexpr std::string_view kNames[] = {
-        "k_scale",
-        "v_scale",
-        "q_scale",
-        "k_zero_point",
-        "v_zero_point",
-        "q_zero_point",
-        "kv_scale",
-        "attn.k_scale",
-        "attn.v_scale",
-        "attn.q_scale",
-        "attn.prob_scale",
-        "prob_output_scale",
-        "q.scale",
-        "k_cache.scale",
-        "v_cache.scale",
-        "k_proj.k_scale",
-        "v_proj.v_scale",
-        "q_proj.q_scale",
-        "k_proj.output_scale",
-        "v_proj.output_scale",
-        "q_proj.output_scale",
-        "qkv_proj.k_scale",
-        "qkv_proj.v_scale",
-        "qkqkv_proj.k_scale",
-        "qkqkv_proj.v_scale",
-    };
-    return std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames);
+    const ScaleName scale = ParseScaleName(name);
+    const bool known = scale.role != ScaleRole::kNone && scale.role != ScaleRole::kUnknown;
+    return known && !scale.other_part && scale.layer < static_cast<int>(spec_.layers.size());
   }
 
   void RefuseUnused() const {
