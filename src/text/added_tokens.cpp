@@ -75,7 +75,8 @@ AddedTokenFinder::Found AddedTokenFinder::LongestAt(std::string_view text) const
   Found found = {.length = 0, .token_index = -1};
   uint32_t node = 0;
   for (size_t i = 0; i < text.size(); ++i) {
-    const auto child = children_.find(static_cast<uint64_t>(node) << 8 | static_cast<uint8_t>(text[i]));
+    const auto child =
+        children_.find(static_cast<uint64_t>(node) << 8 | static_cast<uint8_t>(text[i]));
     if (child == children_.end()) break;
     node = child->second;
     if (token_at_[node] >= 0) found = {.length = i + 1, .token_index = token_at_[node]};
@@ -98,8 +99,8 @@ std::vector<TextSegment> AddedTokenFinder::Split(std::string_view text,
       ++at;
       continue;
     }
-    // A match that is turned down still uses up its text, and the search goes on behind the match itself, not behind
-    // the white space it takes along: both as in HF.
+    // A match that is turned down still uses up its text, and the search goes on behind the match
+    // itself, not behind the white space it takes along: both as in HF.
     size_t begin = at;
     size_t end = at + found.length;
     at = end;

@@ -1,5 +1,6 @@
-// The byte-level alphabet of GPT-2: every byte has a printable character, so that a vocabulary of strings can hold
-// arbitrary bytes. Printable Latin-1 bytes stand for themselves, the other 68 follow from U+0100 on.
+// The byte-level alphabet of GPT-2: every byte has a printable character, so that a vocabulary of
+// strings can hold arbitrary bytes. Printable Latin-1 bytes stand for themselves, the other 68
+// follow from U+0100 on.
 #pragma once
 
 #include <array>

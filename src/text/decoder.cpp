@@ -68,17 +68,20 @@ size_t LongestOverlap(std::string_view text, std::string_view pattern) {
 
 }  // namespace
 
-TokenDecoder::TokenDecoder(std::vector<DecoderStep> steps, bool join_with_spaces, const std::string& where)
+TokenDecoder::TokenDecoder(std::vector<DecoderStep> steps, bool join_with_spaces,
+                           const std::string& where)
     : join_with_spaces_(join_with_spaces) {
   bool fused = false;
   for (DecoderStep& step : steps) {
     const bool regex = step.kind == Kind::kReplace && step.pattern->literal().empty();
     if (fused && (regex || step.kind == Kind::kByteFallback || step.kind == Kind::kByteLevel)) {
-      throw Error(ErrorCode::kUnsupported,
-                  fmt::format("{}: expected steps that can be streamed, found {} after Fuse or ByteLevel", where,
-                              regex                              ? "Replace with a regex"
-                              : step.kind == Kind::kByteFallback ? "ByteFallback"
-                                                                 : "ByteLevel"));
+      throw Error(
+          ErrorCode::kUnsupported,
+          fmt::format("{}: expected steps that can be streamed, found {} after Fuse or ByteLevel",
+                      where,
+                      regex                              ? "Replace with a regex"
+                      : step.kind == Kind::kByteFallback ? "ByteFallback"
+                                                         : "ByteLevel"));
     }
     const Kind kind = step.kind;
     steps_.push_back({.step = std::move(step), .fused = fused});

@@ -1,9 +1,9 @@
 // Detokenizer: decodes tokens as they are generated.
 //
-// Push returns the text that is now certain: whole characters that no later token can change. Bytes of an unfinished
-// character wait, and so does a run of <0xNN> tokens, whose meaning depends on all of it. All of Push's results and
-// then Flush's, put together, equal Tokenizer::Decode of the same ids. One text at a time, one thread at a time; the
-// tokenizer must outlive it.
+// Push returns the text that is now certain: whole characters that no later token can change. Bytes
+// of an unfinished character wait, and so does a run of <0xNN> tokens, whose meaning depends on all
+// of it. All of Push's results and then Flush's, put together, equal Tokenizer::Decode of the same
+// ids. One text at a time, one thread at a time; the tokenizer must outlive it.
 #pragma once
 
 #include <cstdint>
@@ -16,30 +16,13 @@ namespace octavo {
 
 class Detokenizer {
  public:
-  explicit Detokenizer(const Tokenizer& tokenizer, bool skip_special_tokens = false)
-      : tokenizer_(&tokenizer),
-        skip_special_tokens_(skip_special_tokens),
-        stream_(tokenizer.decoder()) {}
+  explicit Detokenizer(const Tokenizer& tokenizer, bool skip_special_tokens = false);
 
-  std::string Push(int32_t id) {
-    std::string out;
-    Push(id, &out);
-    return out;
-  }
-
+  std::string Push(int32_t id);
   // Appends instead.
-  void Push(int32_t id, std::string* out) {
-    if (skip_special_tokens_ && tokenizer_->IsSpecial(id)) return;
-    const std::string_view token = tokenizer_->TokenOf(id);
-    if (!token.empty()) stream_.Push(token, out);
-  }
-
-  // The rest of the text; unfinished characters become U+FFFD. The next Push begins a new text.
-  std::string Flush() {
-    std::string out;
-    stream_.Finish(&out);
-    return out;
-  }
+  void Push(int32_t id, std::string* out);
+  // The rest of the text; an unfinished character becomes U+FFFD. The next Push begins a new text.
+  std::string Flush();
 
  private:
   const Tokenizer* tokenizer_;

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "text/unicode.h"
+#include "io/json.h"
 
 namespace octavo {
 namespace {
@@ -13,7 +13,7 @@ namespace {
 // Real files nest 8 deep.
 constexpr size_t kMaxDepth = 64;
 
-std::string Describe(const simdjson::dom::element& element) {
+std::string DescribeElement(const simdjson::dom::element& element) {
   using Type = simdjson::dom::element_type;
   switch (element.type()) {
     case Type::ARRAY:
@@ -31,29 +31,12 @@ std::string Describe(const simdjson::dom::element& element) {
     case Type::DOUBLE:
       return fmt::format("{}", element.get_double().value_unsafe());
     case Type::STRING:
-      return fmt::format("\"{}\"", Printable(element.get_string().value_unsafe()));
+      return Quote(element.get_string().value_unsafe());
   }
   return "something else";
 }
 
 }  // namespace
-
-std::string Printable(std::string_view text, size_t longest) {
-  std::string out;
-  size_t characters = 0;
-  for (size_t at = 0; at < text.size();) {
-    if (characters++ == longest) return out + "...";
-    const size_t begin = at;
-    const char32_t point = NextCodePoint(text, &at);
-    const bool control = point < 0x20 || (point >= 0x7F && point < 0xA0) || point == 0x2028 || point == 0x2029;
-    if (control) {
-      out += fmt::format("\\u{:04x}", static_cast<uint32_t>(point));
-    } else {
-      out += text.substr(begin, at - begin);
-    }
-  }
-  return out;
-}
 
 std::optional<JsonValue> JsonValue::Find(std::string_view key) const {
   simdjson::dom::object object;
@@ -68,7 +51,8 @@ JsonValue JsonValue::Get(std::string_view key) const {
   std::optional<JsonValue> member = Find(key);
   if (member) return *std::move(member);
   throw Error(ErrorCode::kInvalidArgument,
-              fmt::format("{}{}{}: expected a value, found none", where_, where_.ends_with(": ") ? "" : ".", key));
+              fmt::format("{}{}{}: expected a value, found none", where_,
+                          where_.ends_with(": ") ? "" : ".", key));
 }
 
 std::string_view JsonValue::String() const {
@@ -113,14 +97,14 @@ bool JsonValue::BoolOr(std::string_view key, bool otherwise) const {
 
 void JsonValue::Expected(std::string_view what) const {
   const std::string_view separator = where_.ends_with(": ") ? "" : ": ";
-  throw Error(ErrorCode::kInvalidArgument,
-              fmt::format("{}{}expected {}, found {}", where_, separator, what, Describe(element_)));
+  throw Error(ErrorCode::kInvalidArgument, fmt::format("{}{}expected {}, found {}", where_,
+                                                       separator, what, DescribeElement(element_)));
 }
 
 void JsonValue::Unsupported(std::string_view what) const {
   const std::string_view separator = where_.ends_with(": ") ? "" : ": ";
-  throw Error(ErrorCode::kUnsupported,
-              fmt::format("{}{}expected {}, found {}", where_, separator, what, Describe(element_)));
+  throw Error(ErrorCode::kUnsupported, fmt::format("{}{}expected {}, found {}", where_, separator,
+                                                   what, DescribeElement(element_)));
 }
 
 JsonDocument::JsonDocument(std::string_view text, const std::string& name) : text_(text) {
@@ -130,9 +114,10 @@ JsonDocument::JsonDocument(std::string_view text, const std::string& name) : tex
   if (code != simdjson::SUCCESS) {
     const std::string found = code == simdjson::DEPTH_ERROR
                                   ? fmt::format("more than {} levels of nesting", kMaxDepth)
-                                  : Printable(simdjson::error_message(code), 200);
+                                  : std::string(simdjson::error_message(code));
     throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("{}: expected JSON, found {} bytes that are not: {}", name, text.size(), found));
+                fmt::format("{}: expected JSON, found {} bytes that are not: {}", name, text.size(),
+                            found));
   }
   root_.emplace(root, name + ": ");
 }

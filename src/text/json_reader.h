@@ -1,8 +1,9 @@
 // Reading large JSON files with errors that name the place.
 //
-// A JsonValue knows where it stands ("tokenizer.json: model.vocab"); reading it as what it is not throws Error:
-// "<where>: expected a string, found number 3". Depth is bounded while parsing. simdjson is used because tokenizer.json
-// runs to tens of megabytes. Only the files that read tokenizer.json include this header (simdjson.h compiles slowly).
+// A JsonValue knows where it stands ("tokenizer.json: model.vocab"); reading it as what it is not
+// throws Error: "<where>: expected a string, found 3". Depth is bounded while parsing. simdjson is
+// used because tokenizer.json runs to tens of megabytes. Only the files that read tokenizer.json
+// include this header (simdjson.h compiles slowly).
 #pragma once
 
 #include <simdjson.h>
@@ -62,8 +63,5 @@ class JsonDocument {
   simdjson::dom::parser parser_;
   std::optional<JsonValue> root_;
 };
-
-// One line of at most `longest` characters in which control characters are escaped.
-std::string Printable(std::string_view text, size_t longest = 60);
 
 }  // namespace octavo

@@ -16,8 +16,8 @@ struct NormalizerStep {
 
   Kind kind;
   NormalForm form = NormalForm::kNfc;  // kUnicode
-  std::string content = {};                // kPrepend, kReplace: what is put in
-  std::optional<Pattern> pattern = {};      // kReplace: what is taken out
+  std::string content;                 // kPrepend, kReplace: what is put in
+  std::optional<Pattern> pattern;      // kReplace: what is taken out
   bool left = false, right = false;    // kStrip: white space at which ends
 };
 

@@ -36,7 +36,8 @@ std::string MessageOf(int code) {
   return reinterpret_cast<const char*>(buffer);
 }
 
-// What one search needs besides the compiled pattern; made per call, so that a pattern can be shared.
+// What one search needs besides the compiled pattern; made per call, so that a pattern can be
+// shared.
 class Searcher {
  public:
   explicit Searcher(const pcre2_code* code)
@@ -60,7 +61,8 @@ class Searcher {
     if (count == PCRE2_ERROR_NOMATCH) return false;
     if (count < 0) {
       throw Error(ErrorCode::kResourceExhausted,
-                  fmt::format("text: expected one that the tokenizer's regular expression can split, found {} bytes "
+                  fmt::format("text: expected one that the tokenizer's regular expression can "
+                              "split, found {} bytes "
                               "on which it gave up ({})",
                               text.size(), MessageOf(count)));
     }
@@ -71,8 +73,8 @@ class Searcher {
 
  private:
   int Search(std::string_view text, size_t from) {
-    return pcre2_match(code_, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from, PCRE2_NO_UTF_CHECK,
-                       data_.get(), context_.get());
+    return pcre2_match(code_, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
+                       PCRE2_NO_UTF_CHECK, data_.get(), context_.get());
   }
 
   const pcre2_code* code_;
@@ -89,7 +91,8 @@ struct Pattern::Compiled {
 
 Pattern Pattern::Literal(std::string text, const std::string& where) {
   if (text.empty()) {
-    throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: expected a pattern, found an empty string", where));
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("{}: expected a pattern, found an empty string", where));
   }
   Pattern pattern;
   pattern.literal_ = std::move(text);
@@ -106,18 +109,21 @@ Pattern Pattern::Regex(std::string_view oniguruma, const std::string& where) {
   PCRE2_SIZE offset = 0;
   // MULTILINE: in Oniguruma ^ and $ always mean lines.
   auto compiled = std::make_shared<Compiled>();
-  compiled->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                                     PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code,
-                                     &offset, context.get()));
+  compiled->code.reset(
+      pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
+                    PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code,
+                    &offset, context.get()));
   if (!compiled->code) {
-    throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: expected a regular expression, found {} at byte {} of {}",
-                                                         where, MessageOf(code), offset, translated.substr(0, 200)));
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("{}: expected a regular expression, found {} at byte {} of {}", where,
+                            MessageOf(code), offset, translated.substr(0, 200)));
   }
   // Without JIT (a platform that has none) the same code is interpreted.
   const int jit = pcre2_jit_compile(compiled->code.get(), PCRE2_JIT_COMPLETE);
   if (jit != 0 && jit != PCRE2_ERROR_JIT_BADOPTION) {
-    throw Error(ErrorCode::kResourceExhausted, fmt::format("{}: expected a regular expression that compiles, found {}",
-                                                           where, MessageOf(jit)));
+    throw Error(ErrorCode::kResourceExhausted,
+                fmt::format("{}: expected a regular expression that compiles, found {}", where,
+                            MessageOf(jit)));
   }
   Pattern pattern;
   pattern.regex_ = std::move(compiled);
@@ -126,7 +132,8 @@ Pattern Pattern::Regex(std::string_view oniguruma, const std::string& where) {
 
 void Pattern::FindAll(std::string_view text, std::vector<Match>* matches) const {
   if (!regex_) {
-    for (size_t at = text.find(literal_); at != text.npos; at = text.find(literal_, at + literal_.size())) {
+    for (size_t at = text.find(literal_); at != text.npos;
+         at = text.find(literal_, at + literal_.size())) {
       matches->push_back({at, at + literal_.size()});
     }
     return;

@@ -141,10 +141,9 @@ void Metaspace(const PreTokenizerStep& step, PieceList* list) {
 }
 
 void ByteLevel(PieceList* list) {
-  Rewrite(list, list->text.size() * 3 / 2,
-          [](std::string_view piece, bool, std::string* out) {
-            for (char byte : piece) AppendUtf8(kByteAlphabet.CharOf(static_cast<uint8_t>(byte)), out);
-          });
+  Rewrite(list, list->text.size() * 3 / 2, [](std::string_view piece, bool, std::string* out) {
+    for (char byte : piece) AppendUtf8(kByteAlphabet.CharOf(static_cast<uint8_t>(byte)), out);
+  });
 }
 
 }  // namespace

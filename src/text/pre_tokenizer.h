@@ -1,5 +1,5 @@
-// Pre-tokenizer: cuts normalised text into the pieces that BPE then treats one by one. A list of steps, applied in
-// order; every published component is made of these four.
+// Pre-tokenizer: cuts normalised text into the pieces that BPE then treats one by one. A list of
+// steps, applied in order; every published component is made of these four.
 #pragma once
 
 #include <optional>
@@ -14,18 +14,20 @@ struct PreTokenizerStep {
   enum class Kind {
     kSplit,      // at the matches of `pattern`
     kPrefix,     // puts `prefix` before pieces that do not begin with it
-    kMetaspace,  // replaces every ' ' by `prefix`, then puts it before pieces that do not begin with it
+    kMetaspace,  // replaces every ' ' by `prefix`, then puts it before pieces that do not begin
+                 // with it
     kByteLevel   // writes each byte as its character of the byte-level alphabet
   };
-  // What becomes of a match: a piece of its own, dropped, joined with adjacent matches, or with a neighbour.
+  // What becomes of a match: a piece of its own, dropped, joined with adjacent matches, or with a
+  // neighbour.
   enum class Behavior { kIsolated, kRemoved, kContiguous, kMergedWithPrevious, kMergedWithNext };
   enum class Where { kNowhere, kTextStart, kEveryPiece };
 
   Kind kind;
-  std::optional<Pattern> pattern = {};
+  std::optional<Pattern> pattern;
   Behavior behavior = Behavior::kIsolated;
   bool invert = false;  // what lies between the matches counts as the match
-  std::string prefix = {};
+  std::string prefix;
   Where prefix_where = Where::kEveryPiece;
 };
 

@@ -3,16 +3,18 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <fstream>
 #include <unordered_map>
 
 #include "base/error.h"
+#include "io/json.h"
+#include "io/mapped_file.h"
 #include "text/added_tokens.h"
 #include "text/bpe.h"
 #include "text/decoder.h"
 #include "text/detokenizer.h"
 #include "text/normalizer.h"
 #include "text/pre_tokenizer.h"
+#include "text/tokenizer_config.h"
 #include "text/tokenizer_json.h"
 #include "text/unicode.h"
 
@@ -21,39 +23,17 @@ namespace {
 
 // Offsets inside a piece are 32 bits wide, and byte-level text is up to twice as long as the text.
 constexpr size_t kMaxTextBytes = size_t{1} << 30;
-// Ten times the largest published tokenizer.json.
-constexpr uintmax_t kMaxFileBytes = uintmax_t{512} << 20;
-
-std::string ReadFile(const std::filesystem::path& path) {
-  std::error_code error;
-  const uintmax_t size = std::filesystem::file_size(path, error);
-  if (error) {
-    throw Error(ErrorCode::kNotFound,
-                fmt::format("{}: expected a readable file, found none ({})", path.string(), error.message()));
-  }
-  if (size > kMaxFileBytes) {
-    throw Error(ErrorCode::kResourceExhausted,
-                fmt::format("{}: expected at most {} bytes, found {}", path.string(), kMaxFileBytes, size));
-  }
-  std::string text(size, '\0');
-  std::ifstream file(path, std::ios::binary);
-  file.read(text.data(), static_cast<std::streamsize>(size));
-  if (!file) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("{}: expected {} bytes, found {} that can be read", path.string(), size, file.gcount()));
-  }
-  return text;
-}
-
 void CheckText(std::string_view text) {
   if (text.size() >= kMaxTextBytes) {
-    throw Error(ErrorCode::kResourceExhausted,
-                fmt::format("text: expected less than {} bytes, found {}", kMaxTextBytes, text.size()));
+    throw Error(
+        ErrorCode::kResourceExhausted,
+        fmt::format("text: expected less than {} bytes, found {}", kMaxTextBytes, text.size()));
   }
   const size_t valid = ValidUtf8Length(text);
   if (valid < text.size()) {
-    throw Error(ErrorCode::kInvalidArgument, fmt::format("text: expected UTF-8, found byte 0x{:02X} at offset {}",
-                                                         static_cast<uint8_t>(text[valid]), valid));
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("text: expected UTF-8, found byte 0x{:02X} at offset {}",
+                            static_cast<uint8_t>(text[valid]), valid));
   }
 }
 
@@ -72,8 +52,10 @@ struct Tokenizer::Impl {
     for (const std::vector<int32_t>* ids : {&prefix_ids, &suffix_ids}) {
       for (int32_t id : *ids) {
         if (TokenOf(id).empty()) {
-          throw Error(ErrorCode::kInvalidArgument,
-                      fmt::format("{}: post_processor.special_tokens: expected ids of tokens, found {}", name, id));
+          throw Error(
+              ErrorCode::kInvalidArgument,
+              fmt::format("{}: post_processor.special_tokens: expected ids of tokens, found {}",
+                          name, id));
         }
       }
     }
@@ -85,9 +67,10 @@ struct Tokenizer::Impl {
     if (const auto id = bpe.vocabulary().IdOf(token.content)) token.id = *id;
     const std::string_view holder = TokenOf(token.id);
     if (!holder.empty() && holder != token.content) {
-      throw Error(ErrorCode::kInvalidArgument,
-                  fmt::format("{}: added_tokens: expected an id of its own for \"{}\", found {}, which is \"{}\"", name,
-                              token.content, token.id, holder));
+      throw Error(
+          ErrorCode::kInvalidArgument,
+          fmt::format("{}: added_tokens: expected an id of its own for {}, found {}, which is {}",
+                      name, Quote(token.content), token.id, Quote(holder)));
     }
     const size_t index = added.size();
     if (token.normalized) {
@@ -102,6 +85,7 @@ struct Tokenizer::Impl {
   }
 
   std::optional<int32_t> IdOf(std::string_view token) const {
+    if (token.empty()) return std::nullopt;
     const auto found = added_by_content.find(std::string(token));
     if (found != added_by_content.end()) return found->second;
     return bpe.vocabulary().IdOf(token);
@@ -116,7 +100,8 @@ struct Tokenizer::Impl {
   void EncodeBetween(std::string_view text, bool at_text_start, bool recognise_special,
                      Bpe::Scratch* scratch, std::vector<int32_t>* ids) const {
     const std::string normalized = ApplyNormalizer(normalizer, text);
-    for (const TextSegment& segment : normalized_finder.Split(normalized, added, recognise_special)) {
+    for (const TextSegment& segment :
+         normalized_finder.Split(normalized, added, recognise_special)) {
       if (segment.token >= 0) {
         ids->push_back(segment.token);
         continue;
@@ -128,7 +113,8 @@ struct Tokenizer::Impl {
                              .at_text_start = at_text_start && segment.begin == 0});
       ApplyPreTokenizer(pre_tokenizer, &list);
       for (const Piece& piece : list.pieces) {
-        bpe.Encode(std::string_view(list.text).substr(piece.begin, piece.end - piece.begin), scratch, ids);
+        bpe.Encode(std::string_view(list.text).substr(piece.begin, piece.end - piece.begin),
+                   scratch, ids);
       }
     }
   }
@@ -156,33 +142,34 @@ Tokenizer Tokenizer::FromJson(std::string_view json, const std::string& name) {
 }
 
 Tokenizer Tokenizer::FromFolder(const std::filesystem::path& folder) {
-  const std::filesystem::path path = folder / "tokenizer.json";
-  auto impl = std::make_unique<Impl>(ReadTokenizerJson(ReadFile(path), path.string()), path.string());
-  const std::filesystem::path config_path = folder / "tokenizer_config.json";
+  const std::string path = (folder / "tokenizer.json").string();
+  auto impl = std::make_unique<Impl>(ReadTokenizerJson(MappedFile(path).bytes(), path), path);
+  const std::string config_path = (folder / "tokenizer_config.json").string();
   if (std::filesystem::exists(config_path)) {
-    TokenizerConfig config = ReadTokenizerConfig(ReadFile(config_path), config_path.string());
-    for (AddedToken& token : config.added_tokens) impl->AddToken(std::move(token), config_path.string());
-    const auto id_of = [&](const std::string& token) { return token.empty() ? std::nullopt : impl->IdOf(token); };
-    impl->bos_id = id_of(config.bos_token);
-    impl->eos_id = id_of(config.eos_token);
-    impl->pad_id = id_of(config.pad_token);
+    TokenizerConfig config = ReadTokenizerConfig(MappedFile(config_path).bytes(), config_path);
+    for (AddedToken& token : config.added_tokens) impl->AddToken(std::move(token), config_path);
+    impl->bos_id = impl->IdOf(config.bos_token);
+    impl->eos_id = impl->IdOf(config.eos_token);
+    impl->pad_id = impl->IdOf(config.pad_token);
   }
   return Tokenizer(std::move(impl));
 }
 
-std::vector<int32_t> Tokenizer::Encode(std::string_view text, bool add_special_tokens, SpecialTokens in_text) const {
+std::vector<int32_t> Tokenizer::Encode(std::string_view text, bool add_special_tokens,
+                                       SpecialTokens in_text) const {
   CheckText(text);
   const bool recognise_special = in_text == SpecialTokens::kRecognise;
   std::vector<int32_t> ids;
   ids.reserve(text.size() / 3 + impl_->prefix_ids.size() + impl_->suffix_ids.size());
   if (add_special_tokens) ids = impl_->prefix_ids;
   Bpe::Scratch scratch;
-  for (const TextSegment& segment : impl_->raw_finder.Split(text, impl_->added, recognise_special)) {
+  for (const TextSegment& segment :
+       impl_->raw_finder.Split(text, impl_->added, recognise_special)) {
     if (segment.token >= 0) {
       ids.push_back(segment.token);
     } else {
-      impl_->EncodeBetween(text.substr(segment.begin, segment.end - segment.begin), segment.begin == 0,
-                           recognise_special, &scratch, &ids);
+      impl_->EncodeBetween(text.substr(segment.begin, segment.end - segment.begin),
+                           segment.begin == 0, recognise_special, &scratch, &ids);
     }
   }
   if (add_special_tokens) ids.insert(ids.end(), impl_->suffix_ids.begin(), impl_->suffix_ids.end());

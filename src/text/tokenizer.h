@@ -4,14 +4,16 @@
 //   std::vector<int32_t> ids = tokenizer.Encode("Hello");
 //   std::string text = tokenizer.Decode(ids);
 //
-// Byte-level and SentencePiece-style BPE, with ids and text equal to those of Hugging Face's `tokenizers`. A file that
-// needs anything else is refused, by the component's name, when it is loaded (see tokenizer_json.h). Immutable: all
-// const functions may be called from any number of threads.
+// Byte-level and SentencePiece-style BPE, with ids and text equal to those of Hugging Face's
+// `tokenizers`. A file that needs anything else is refused, by the component's name, when it is
+// loaded (see tokenizer_json.h). Immutable: all const functions may be called from any number of
+// threads.
 //
-// Encode: added tokens are cut out, what lies between them is normalised, cut again by the added tokens that want
-// normalised text, split by the pre-tokenizer, and merged by BPE; time is near linear in the length of the text.
-// Decode streams through Detokenizer (detokenizer.h). Bytes that are not UTF-8 come out as U+FFFD; ids without a token
-// (padding of the embedding) come out as nothing.
+// Encode: added tokens are cut out, what lies between them is normalised, cut again by the added
+// tokens that want normalised text, split by the pre-tokenizer, and merged by BPE; time is near
+// linear in the length of the text. Decode streams through Detokenizer (detokenizer.h). Bytes that
+// are not UTF-8 come out as U+FFFD; ids without a token (padding of the embedding) come out as
+// nothing.
 #pragma once
 
 #include <cstdint>
@@ -27,13 +29,14 @@ namespace octavo {
 
 class TokenDecoder;
 
-// What Encode makes of control tokens (`special`) that are spelled out in the text. Text from strangers is better read
-// as kPlainText, or <|im_end|> in a document ends the turn.
+// What Encode makes of control tokens (`special`) that are spelled out in the text. Text from
+// strangers is better read as kPlainText, or <|im_end|> in a document ends the turn.
 enum class SpecialTokens { kRecognise, kPlainText };
 
 class Tokenizer {
  public:
-  // tokenizer.json and, if present, tokenizer_config.json in `folder`. Throw Error; `name` begins its message.
+  // tokenizer.json and, if present, tokenizer_config.json in `folder`. Throw Error; `name` begins
+  // its message.
   static Tokenizer FromFolder(const std::filesystem::path& folder);
   static Tokenizer FromJson(std::string_view json, const std::string& name);
 
@@ -41,8 +44,8 @@ class Tokenizer {
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();
 
-  // `add_special_tokens`: whether the post-processor adds its own (<bos>). Throws Error if `text` is not UTF-8, is
-  // 1 GiB or longer, or defeats the pre-tokenizer's regular expression.
+  // `add_special_tokens`: whether the post-processor adds its own (<bos>). Throws Error if `text`
+  // is not UTF-8, is 1 GiB or longer, or defeats the pre-tokenizer's regular expression.
   std::vector<int32_t> Encode(std::string_view text, bool add_special_tokens = true,
                               SpecialTokens in_text = SpecialTokens::kRecognise) const;
 

@@ -2,10 +2,10 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <utility>
 
 #include "base/error.h"
+#include "io/json.h"
 #include "text/json_reader.h"
 
 namespace octavo {
@@ -17,6 +17,11 @@ using Where = PreTokenizerStep::Where;
 // What GPT-2 splits by, when ByteLevel is told to use its own expression.
 constexpr std::string_view kGpt2Regex =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+// Words, and runs of what is neither word nor space, by Unicode's definition of a word character
+// (UTS 18).
+constexpr std::string_view kWordsRegex =
+    R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d}]+)"
+    R"(|[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d}\s]+)";
 // ASCII punctuation as C knows it (which contains symbols such as + and $), and Unicode's.
 constexpr std::string_view kPunctuationRegex = R"([!-/:-@\[-`\{-~\p{P}])";
 
@@ -33,7 +38,8 @@ Pattern ReadPattern(const JsonValue& pattern) {
   if (const auto literal = pattern.Find("String")) {
     return Pattern::Literal(std::string(literal->String()), literal->where());
   }
-  if (const auto regex = pattern.Find("Regex")) return Pattern::Regex(regex->String(), regex->where());
+  if (const auto regex = pattern.Find("Regex"))
+    return Pattern::Regex(regex->String(), regex->where());
   pattern.Expected("String or Regex");
 }
 
@@ -53,7 +59,8 @@ void ReadNormalizer(const JsonValue& value, std::vector<NormalizerStep>* steps) 
   } else if (name == "Lowercase") {
     steps->push_back({.kind = Kind::kLowercase});
   } else if (name == "Prepend") {
-    steps->push_back({.kind = Kind::kPrepend, .content = std::string(value.Get("prepend").String())});
+    steps->push_back(
+        {.kind = Kind::kPrepend, .content = std::string(value.Get("prepend").String())});
   } else if (name == "Replace") {
     steps->push_back({.kind = Kind::kReplace,
                       .content = std::string(value.Get("content").String()),
@@ -121,14 +128,16 @@ void ReadPreTokenizer(const JsonValue& value, std::vector<PreTokenizerStep>* ste
                       .invert = invert});
   };
   if (name == "Sequence") {
-    for (const JsonValue& child : value.Get("pretokenizers").Array()) ReadPreTokenizer(child, steps);
+    for (const JsonValue& child : value.Get("pretokenizers").Array())
+      ReadPreTokenizer(child, steps);
   } else if (name == "Split") {
     steps->push_back({.kind = Kind::kSplit,
                       .pattern = ReadPattern(value.Get("pattern")),
                       .behavior = ReadBehavior(value.Get("behavior")),
                       .invert = value.Get("invert").Bool()});
   } else if (name == "ByteLevel") {
-    if (value.Get("add_prefix_space").Bool()) steps->push_back({.kind = Kind::kPrefix, .prefix = " "});
+    if (value.Get("add_prefix_space").Bool())
+      steps->push_back({.kind = Kind::kPrefix, .prefix = " "});
     if (value.BoolOr("use_regex", true)) split(kGpt2Regex, Behavior::kIsolated);
     steps->push_back({.kind = Kind::kByteLevel});
   } else if (name == "Metaspace") {
@@ -148,12 +157,13 @@ void ReadPreTokenizer(const JsonValue& value, std::vector<PreTokenizerStep>* ste
     const auto behavior = value.Find("behavior");
     split(kPunctuationRegex, behavior ? ReadBehavior(*behavior) : Behavior::kIsolated);
   } else if (name == "Whitespace") {
-    split(R"(\w+|[^\w\s]+)", Behavior::kRemoved, /*invert=*/true);
+    split(kWordsRegex, Behavior::kRemoved, /*invert=*/true);
   } else if (name == "WhitespaceSplit") {
     split(R"(\s)", Behavior::kRemoved);
   } else {
     type.Unsupported(
-        "Sequence, Split, ByteLevel, Metaspace, Digits, Punctuation, Whitespace or WhitespaceSplit");
+        "Sequence, Split, ByteLevel, Metaspace, Digits, Punctuation, Whitespace or "
+        "WhitespaceSplit");
   }
 }
 
@@ -190,7 +200,8 @@ void ReadDecoder(const JsonValue& value, std::vector<DecoderStep>* steps) {
 }
 
 // Ids of one special token of a template: special_tokens[name].ids.
-void AppendTemplateToken(const JsonValue& processor, const JsonValue& token, std::vector<int32_t>* ids) {
+void AppendTemplateToken(const JsonValue& processor, const JsonValue& token,
+                         std::vector<int32_t>* ids) {
   const JsonValue name = token.Get("id");
   const JsonValue entry = processor.Get("special_tokens").Get(name.String());
   for (const JsonValue& id : entry.Get("ids").Array()) {
@@ -213,7 +224,8 @@ void ReadTemplate(const JsonValue& processor, TokenizerParts* parts) {
   if (!text_seen) single.Unsupported("a template with the text (A) in it");
 }
 
-// A template may stand alone or, once, in a sequence; ByteLevel only changes offsets, which Octavo does not give.
+// A template may stand alone or, once, in a sequence; ByteLevel only changes offsets, which Octavo
+// does not give.
 void ReadPostProcessor(const JsonValue& value, bool* template_seen, TokenizerParts* parts) {
   const JsonValue type = value.Get("type");
   const std::string_view name = type.String();
@@ -231,7 +243,8 @@ void ReadPostProcessor(const JsonValue& value, bool* template_seen, TokenizerPar
 
 void ReadVocabulary(const JsonValue& vocab, Vocabulary* vocabulary) {
   simdjson::dom::object entries;
-  if (vocab.element().get(entries) != simdjson::SUCCESS) vocab.Expected("an object of ids by token");
+  if (vocab.element().get(entries) != simdjson::SUCCESS)
+    vocab.Expected("an object of ids by token");
   vocabulary->Reserve(entries.size());
   for (const auto& [token, value] : entries) {
     int64_t id = -1;
@@ -239,14 +252,15 @@ void ReadVocabulary(const JsonValue& vocab, Vocabulary* vocabulary) {
         vocabulary->Add(token, static_cast<int32_t>(id))) {
       continue;
     }
-    const JsonValue entry(value, fmt::format("{}[\"{}\"]", vocab.where(), Printable(token)));
+    const JsonValue entry(value, fmt::format("{}[{}]", vocab.where(), Quote(token)));
     entry.Integer(0, kMaxTokenId);
     entry.Expected("a token and an id that no other entry has");
   }
 }
 
 // "a b" or ["a", "b"]; false if it is neither.
-bool SplitMerge(const simdjson::dom::element& merge, std::string_view* left, std::string_view* right) {
+bool SplitMerge(const simdjson::dom::element& merge, std::string_view* left,
+                std::string_view* right) {
   std::string_view text;
   if (merge.get(text) == simdjson::SUCCESS) {
     const size_t space = text.find(' ');
@@ -278,9 +292,12 @@ void ReadMerges(const JsonValue& merges, BpeModel* model) {
     const auto right_id = vocabulary.IdOf(right);
     const auto merged_id = vocabulary.IdOf(joined);
     if (!left_id || !right_id || !merged_id) {
-      throw Error(ErrorCode::kInvalidArgument,
-                  fmt::format("{}: expected tokens of model.vocab, found \"{}\", which is not one", where(),
-                              Printable(!left_id ? left : !right_id ? right : joined)));
+      throw Error(
+          ErrorCode::kInvalidArgument,
+          fmt::format("{}: expected tokens of model.vocab, found {}, which is not one", where(),
+                      Quote(!left_id    ? left
+                            : !right_id ? right
+                                        : joined)));
     }
     model->merges.push_back({.left = *left_id, .right = *right_id, .merged = *merged_id});
   }
@@ -311,22 +328,15 @@ void ReadModel(const JsonValue& value, BpeModel* model) {
   }
 }
 
-AddedToken ReadAddedToken(const JsonValue& value, int64_t id) {
+AddedToken ReadAddedToken(const JsonValue& value) {
   const bool special = value.BoolOr("special", false);
-  return {.id = static_cast<int32_t>(id),
+  return {.id = static_cast<int32_t>(value.Get("id").Integer(0, kMaxTokenId)),
           .content = std::string(value.Get("content").String()),
           .single_word = value.BoolOr("single_word", false),
           .lstrip = value.BoolOr("lstrip", false),
           .rstrip = value.BoolOr("rstrip", false),
           .normalized = value.BoolOr("normalized", !special),
           .special = special};
-}
-
-// A token's name is a string, or an added token of which the content counts.
-std::string TokenName(const JsonValue& config, std::string_view key) {
-  const auto value = config.Find(key);
-  if (!value) return {};
-  return std::string(value->IsObject() ? value->Get("content").String() : value->String());
 }
 
 }  // namespace
@@ -339,7 +349,8 @@ TokenizerParts ReadTokenizerJson(std::string_view json, const std::string& name)
     if (version->String() != "1.0") version->Unsupported("\"1.0\"");
   }
   // First what is small, so that an unsupported component is reported before a large model is read.
-  if (const auto normalizer = root.Find("normalizer")) ReadNormalizer(*normalizer, &parts.normalizer);
+  if (const auto normalizer = root.Find("normalizer"))
+    ReadNormalizer(*normalizer, &parts.normalizer);
   if (const auto chain = root.Find("pre_tokenizer")) ReadPreTokenizer(*chain, &parts.pre_tokenizer);
   bool template_seen = false;
   if (const auto processor = root.Find("post_processor")) {
@@ -352,34 +363,11 @@ TokenizerParts ReadTokenizerJson(std::string_view json, const std::string& name)
   }
   if (const auto added = root.Find("added_tokens")) {
     for (const JsonValue& token : added->Array()) {
-      parts.added_tokens.push_back(ReadAddedToken(token, token.Get("id").Integer(0, kMaxTokenId)));
+      parts.added_tokens.push_back(ReadAddedToken(token));
     }
   }
   ReadModel(root.Get("model"), &parts.model);
   return parts;
-}
-
-TokenizerConfig ReadTokenizerConfig(std::string_view json, const std::string& name) {
-  const JsonDocument document(json, name);
-  const JsonValue& root = document.root();
-  TokenizerConfig config;
-  config.bos_token = TokenName(root, "bos_token");
-  config.eos_token = TokenName(root, "eos_token");
-  config.pad_token = TokenName(root, "pad_token");
-  const auto added = root.Find("added_tokens_decoder");
-  if (!added) return config;
-  simdjson::dom::object entries;
-  if (added->element().get(entries) != simdjson::SUCCESS) added->Expected("an object of tokens by id");
-  for (const auto& [key, value] : entries) {
-    const JsonValue token(value, fmt::format("{}.{}", added->where(), Printable(key)));
-    int64_t id = 0;
-    const bool digits = !key.empty() && key.size() <= 9 &&
-                        std::all_of(key.begin(), key.end(), [](char c) { return c >= '0' && c <= '9'; });
-    if (digits) id = std::stoll(std::string(key));
-    if (!digits || id > kMaxTokenId) token.Expected(fmt::format("an id from 0 to {} as its key", kMaxTokenId));
-    config.added_tokens.push_back(ReadAddedToken(token, id));
-  }
-  return config;
 }
 
 }  // namespace octavo

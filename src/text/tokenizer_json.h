@@ -1,8 +1,9 @@
 // tokenizer.json, read and checked: the one place that knows the file's format.
 //
-// Everything is checked here, so that the parts can be used without further questions. What Octavo cannot do exactly as
-// Hugging Face's library is refused by its name (kUnsupported), never ignored; `truncation` and `padding` are the
-// exception, as they are for transformers: they are about batches for training.
+// Everything is checked here, so that the parts can be used without further questions. What Octavo
+// cannot do exactly as Hugging Face's library is refused by its name (kUnsupported), never ignored;
+// `truncation` and `padding` are the exception, as they are for transformers: they are about
+// batches for training.
 #pragma once
 
 #include <string>
@@ -30,13 +31,5 @@ struct TokenizerParts {
 
 // `name` begins every error. Throws Error.
 TokenizerParts ReadTokenizerJson(std::string_view json, const std::string& name);
-
-// tokenizer_config.json: names of tokens, empty where it has none, and added tokens that tokenizer.json may lack.
-struct TokenizerConfig {
-  std::string bos_token, eos_token, pad_token;
-  std::vector<AddedToken> added_tokens;
-};
-
-TokenizerConfig ReadTokenizerConfig(std::string_view json, const std::string& name);
 
 }  // namespace octavo

@@ -11,8 +11,9 @@
 namespace octavo {
 namespace {
 
-// What may follow a lead byte: how many continuation bytes, and the range of the first of them (the ranges exclude
-// overlong forms, surrogates and what lies above U+10FFFF). length 0: not a lead byte.
+// What may follow a lead byte: how many continuation bytes, and the range of the first of them (the
+// ranges exclude overlong forms, surrogates and what lies above U+10FFFF). length 0: not a lead
+// byte.
 struct Lead {
   int length;
   uint8_t low, high;
@@ -32,8 +33,32 @@ Lead LeadOf(uint8_t byte) {
 
 // Below U+0300 there are no combining marks and nothing that composition changes.
 constexpr char32_t kFirstCombining = 0x300;
-// The filler that Hangul composition counts trailing consonants from; itself it composes with nothing.
-constexpr utf8proc_int32_t kHangulTrailingBase = 0x11A7;
+
+// Hugging Face normalises by Unicode 9, utf8proc 2.8 by Unicode 15: these characters have a
+// combining class or a decomposition in the one only. Left alone, the two agree on all others.
+struct CodePointRange {
+  utf8proc_int32_t first, last;
+};
+constexpr CodePointRange kAfterUnicode9[] = {
+    {0x7FD, 0x7FD},     {0x898, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},
+    {0xC3C, 0xC3C},     {0xD3B, 0xD3C},     {0xEBA, 0xEBA},     {0x1715, 0x1715},
+    {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},   {0x32FF, 0x32FF},   {0xA7F2, 0xA7F4},
+    {0xA82C, 0xA82C},   {0xAB69, 0xAB69},   {0x10781, 0x10785}, {0x10787, 0x107B0},
+    {0x107B2, 0x107BA}, {0x10D24, 0x10D27}, {0x10EAB, 0x10EAC}, {0x10EFD, 0x10EFF},
+    {0x10F46, 0x10F50}, {0x10F82, 0x10F85}, {0x11070, 0x11070}, {0x1133B, 0x1133B},
+    {0x1145E, 0x1145E}, {0x11839, 0x1183A}, {0x11938, 0x11938}, {0x1193D, 0x1193E},
+    {0x11943, 0x11943}, {0x119E0, 0x119E0}, {0x11A34, 0x11A34}, {0x11A47, 0x11A47},
+    {0x11A99, 0x11A99}, {0x11D42, 0x11D42}, {0x11D44, 0x11D45}, {0x11D97, 0x11D97},
+    {0x11F41, 0x11F42}, {0x16FF0, 0x16FF1}, {0x1E030, 0x1E06D}, {0x1E08F, 0x1E08F},
+    {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE}, {0x1E2EC, 0x1E2EF}, {0x1E4EC, 0x1E4EF},
+    {0x1F16C, 0x1F16C}, {0x1FBF0, 0x1FBF9}};
+
+// A character that neither changes nor combines with its neighbours.
+bool IsInert(utf8proc_int32_t code_point) {
+  const auto range =
+      std::ranges::lower_bound(kAfterUnicode9, code_point, {}, &CodePointRange::last);
+  return range != std::end(kAfterUnicode9) && range->first <= code_point;
+}
 
 bool AllBelow(std::string_view text, char32_t limit) {
   for (size_t at = 0; at < text.size();) {
@@ -43,11 +68,12 @@ bool AllBelow(std::string_view text, char32_t limit) {
 }
 
 int CombiningClass(utf8proc_int32_t code_point) {
-  return utf8proc_get_property(code_point)->combining_class;
+  const int value = utf8proc_get_property(code_point)->combining_class;
+  return value != 0 && IsInert(code_point) ? 0 : value;
 }
 
-// Marks after one base are put in the order of their classes. utf8proc_decompose does this too, but in quadratic time,
-// and a text may hold a million marks.
+// Marks after one base are put in the order of their classes. utf8proc_decompose does this too, but
+// in quadratic time, and a text may hold a million marks.
 void SortMarks(std::vector<utf8proc_int32_t>* points) {
   for (size_t begin = 0; begin < points->size();) {
     if (CombiningClass((*points)[begin]) == 0) {
@@ -62,20 +88,26 @@ void SortMarks(std::vector<utf8proc_int32_t>* points) {
   }
 }
 
-// Composes in place and returns the new size. utf8proc 2.6 swallows a trailing base that follows a Hangul syllable,
-// so the text is composed between those.
+// utf8proc swallows this one after a Hangul syllable; in truth it composes with nothing.
+constexpr utf8proc_int32_t kHangulTrailingBase = 0x11A7;
+
+bool EndsComposition(utf8proc_int32_t code_point) {
+  return code_point == kHangulTrailingBase || IsInert(code_point);
+}
+
+// Composes in place, between the characters that end composition, and returns the new size.
 size_t Compose(std::vector<utf8proc_int32_t>* points) {
   constexpr auto kOptions = static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE);
   size_t written = 0;
   for (size_t begin = 0; begin < points->size();) {
-    const auto base = std::find(points->begin() + begin, points->end(), kHangulTrailingBase);
-    const size_t end = base - points->begin();
+    const auto barrier = std::find_if(points->begin() + begin, points->end(), EndsComposition);
+    const size_t end = barrier - points->begin();
     const utf8proc_ssize_t size =
         utf8proc_normalize_utf32(points->data() + begin, end - begin, kOptions);
     OCTAVO_CHECK(size >= 0, size);
     std::copy_n(points->begin() + begin, size, points->begin() + written);
     written += size;
-    if (end < points->size()) (*points)[written++] = kHangulTrailingBase;
+    if (end < points->size()) (*points)[written++] = *barrier;
     begin = end + 1;
   }
   return written;
@@ -145,8 +177,8 @@ void AppendUtf8(char32_t code_point, std::string* out) {
 
 bool IsWhiteSpace(char32_t c) {
   return (c >= 0x9 && c <= 0xD) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F ||
-         c == 0x205F || c == 0x3000;
+         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
+         c == 0x3000;
 }
 
 std::string Normalize(std::string_view text, NormalForm form) {
@@ -156,11 +188,15 @@ std::string Normalize(std::string_view text, NormalForm form) {
   const bool compatible = form == NormalForm::kNfkc || form == NormalForm::kNfkd;
   const auto options = static_cast<utf8proc_option_t>(UTF8PROC_DECOMPOSE | UTF8PROC_STABLE |
                                                       (compatible ? UTF8PROC_COMPAT : 0));
-  constexpr int kLongestDecomposition = 32;  // 18 in Unicode 13 (U+FDFA)
+  constexpr int kLongestDecomposition = 32;  // 18 in Unicode 15 (U+FDFA)
   std::vector<utf8proc_int32_t> points;
   points.reserve(text.size());
   for (size_t at = 0; at < text.size();) {
     const auto point = static_cast<utf8proc_int32_t>(NextCodePoint(text, &at));
+    if (IsInert(point)) {
+      points.push_back(point);
+      continue;
+    }
     utf8proc_int32_t parts[kLongestDecomposition];
     int boundary = 0;
     const utf8proc_ssize_t count =

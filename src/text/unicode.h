@@ -1,7 +1,7 @@
 // UTF-8 and the few Unicode properties that tokenizers need.
 //
-// Functions that take text expect valid UTF-8 unless they say otherwise: whoever lets bytes in checks them once with
-// ValidUtf8Length. All functions are pure and may be called from any thread.
+// Functions that take text expect valid UTF-8 unless they say otherwise: whoever lets bytes in
+// checks them once with ValidUtf8Length. All functions are pure and may be called from any thread.
 #pragma once
 
 #include <cstddef>
@@ -35,8 +35,9 @@ std::string Normalize(std::string_view text, NormalForm form);
 // Per code point, without context: a capital sigma becomes σ everywhere.
 std::string Lowercase(std::string_view text);
 
-// Turns a stream of arbitrary bytes into valid UTF-8: a character leaves when its last byte has come, and each maximal
-// part of a broken character becomes one U+FFFD, as in Rust's from_utf8_lossy.
+// Turns a stream of arbitrary bytes into valid UTF-8: a character leaves when its last byte has
+// come, and each maximal part of a broken character becomes one U+FFFD, as in Rust's
+// from_utf8_lossy.
 class Utf8Assembler {
  public:
   void Push(uint8_t byte, std::string* out);
@@ -46,7 +47,7 @@ class Utf8Assembler {
  private:
   char pending_[4] = {};
   int pending_size_ = 0;
-  int missing_ = 0;                  // bytes until the pending character is whole
+  int missing_ = 0;                   // bytes until the pending character is whole
   uint8_t low_ = 0x80, high_ = 0xBF;  // what the next continuation byte may be
 };
 
