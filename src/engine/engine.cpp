@@ -292,7 +292,7 @@ bool Engine::Cancel(RequestId id) {
 }
 
 std::vector<int32_t> Engine::Encode(std::string_view text) const { return impl_->RequireTokenizer().Encode(text); }
-std::string Engine::Decode(std::span<const int32_t> ids) const { return impl_->RequireTokenizer().Decode(ids); }
+std::string Engine::Decode(std::span<const int32_t> ids) const { return impl_->RequireTokenizer().Decode(ids, /*skip_special_tokens=*/true); }
 
 struct TextStream::Impl {
   Detokenizer detokenizer;
@@ -304,7 +304,7 @@ std::string TextStream::Flush() { return impl_->detokenizer.Flush(); }
 
 std::unique_ptr<TextStream> Engine::MakeTextStream() const {
   return std::unique_ptr<TextStream>(
-      new TextStream(std::make_unique<TextStream::Impl>(Detokenizer(impl_->RequireTokenizer()))));
+      new TextStream(std::make_unique<TextStream::Impl>(Detokenizer(impl_->RequireTokenizer(), /*skip_special_tokens=*/true))));
 }
 
 int64_t Engine::max_model_len() const { return impl_->executor.max_model_len(); }

@@ -54,7 +54,7 @@ std::string NeedleTable(const NeedleReport& report) {
                                 "log-prob", "bytes/token", "prefill tok/s", "decode tok/s");
   for (const NeedleRow& row : report.rows) {
     const NeedleCell total = row.Total();
-    out += fmt::format("{:<20} {:>8} {:>16} {:>12.4f} {:>14.0f} {:>14.0f} {:>13.1f}\n", row.format,
+    out += fmt::format("{:<20} {:>8} {:>16} {:>12.5f} {:>14.0f} {:>14.0f} {:>13.1f}\n", row.format,
                        LengthName(row.length),
                        fmt::format("{:.1f}% ({}/{})", 100 * Rate(total), total.exact, total.asked), MeanLogprob(total),
                        row.cache_bytes_per_token, row.prefill_tokens_per_second, row.decode_tokens_per_second);
@@ -101,7 +101,7 @@ std::string NeedleHtml(const NeedleReport& report) {
   for (const NeedleRow& row : report.rows) {
     const NeedleCell total = row.Total();
     body += fmt::format(
-        "<tr><td class=\"name\">{}</td><td>{}</td><td>{:.1f}% ({}/{})</td><td>{:.4f}</td><td>{:.0f}</td><td>{:.0f}</td>"
+        "<tr><td class=\"name\">{}</td><td>{}</td><td>{:.1f}% ({}/{})</td><td>{:.5f}</td><td>{:.0f}</td><td>{:.0f}</td>"
         "<td>{:.1f}</td></tr>\n",
         EscapeHtml(row.format), LengthName(row.length), 100 * Rate(total), total.exact, total.asked, MeanLogprob(total),
         row.cache_bytes_per_token, row.prefill_tokens_per_second, row.decode_tokens_per_second);
