@@ -95,7 +95,8 @@ class HaystackGenerator::Filler {
  private:
   std::string Sentence() {
     std::string out;
-    for (const auto& [text, field] : generator_.templates_[random_.Draw(generator_.templates_.size())]) {
+    for (const auto& [text, field] :
+         generator_.templates_[random_.Draw(generator_.templates_.size())]) {
       out += text;
       if (field == kNumber) {
         out += std::to_string(1 + random_.Draw(9999));
@@ -137,8 +138,8 @@ HaystackGenerator::Template HaystackGenerator::ParseTemplate(std::string_view se
     const size_t open = sentence.find('{'), close = sentence.find('}');
     if (open == sentence.npos) break;
     const std::string_view field = sentence.substr(open + 1, close - open - 1);
-    const auto list = std::find_if(lists_.begin(), lists_.end(),
-                                   [&](const auto& l) { return l.first == field; });
+    const auto list =
+        std::find_if(lists_.begin(), lists_.end(), [&](const auto& l) { return l.first == field; });
     OCTAVO_CHECK(field == "number" || list != lists_.end(), field);
     parts.emplace_back(sentence.substr(0, open),
                        field == "number" ? kNumber : static_cast<int>(list - lists_.begin()));
@@ -177,7 +178,9 @@ Haystack HaystackGenerator::Make(size_t bytes, int needles, uint64_t seed) const
                 fmt::format("a haystack has 1 to {} needles, not {}", kMaxNeedles, needles));
   }
   Random random(seed);
-  Haystack haystack{.text = {}, .needles = DrawNeedles(random, needles), .question = question_,
+  Haystack haystack{.text = {},
+                    .needles = DrawNeedles(random, needles),
+                    .question = question_,
                     .answer = answer_};
   std::vector<std::string> sentences;
   size_t needle_bytes = 0;

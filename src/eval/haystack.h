@@ -32,7 +32,7 @@ struct Needle {
 
 struct Haystack {
   std::string text;
-  std::vector<Needle> needles;  // in the order of the text
+  std::vector<Needle> needles;   // in the order of the text
   std::string question, answer;  // templates: {key}, {value}
 
   std::string Question(size_t needle) const;
@@ -67,7 +67,7 @@ class HaystackGenerator {
   std::vector<Template> templates_;
   std::string needle_, question_, answer_;
   int value_digits_ = 0, sentences_per_line_ = 0;
-  int tone_ = 0, thing_ = 0;          // the lists that keys are made of
+  int tone_ = 0, thing_ = 0;         // the lists that keys are made of
   std::vector<std::string> pieces_;  // the user's filler
 };
 
