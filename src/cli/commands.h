@@ -24,7 +24,7 @@ int Generate(const GenerateOptions& options);
 struct InspectOptions {
   std::string model;
   int64_t memory_bytes = int64_t{16} << 30;
-  int64_t length = 32768;
+  int64_t length = 0;  // tokens; 0: 32k, or the most the model takes
 };
 int Inspect(const InspectOptions& options);
 

@@ -114,7 +114,7 @@ void AddInspect(CLI::App& root, int& code) {
   o->model = ShippedModel();
   app->add_option("model", o->model, "a folder with config.json");
   app->add_option("--memory", o->memory_bytes, "memory for the cache")->transform(Bytes())->default_str("16GiB");
-  app->add_option("--length", o->length, "tokens of a sequence")->transform(Tokens())->default_str("32k");
+  app->add_option("--length", o->length, "tokens of a sequence; default: 32k, or the most the model takes")->transform(Tokens());
   app->callback([o, &code] { code = Inspect(*o); });
 }
 
@@ -173,6 +173,13 @@ int Main(int argc, char** argv) {
   AddBench(root, code);
   try {
     root.parse(argc, argv);
+  } catch (const CLI::RequiredError& error) {
+    // CLI11 reports the missing subcommand and not the word that is none.
+    const std::string word = argc > 1 && argv[1][0] != '-' ? argv[1] : "";
+    const bool unknown = !word.empty() && !root.get_subcommand_no_throw(word);
+    std::fprintf(stderr, "octavo: %s (octavo --help)\n",
+                 unknown ? ("unknown subcommand " + word).c_str() : error.what());
+    return 2;
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return root.exit(error);  // --help, --version
     std::fprintf(stderr, "octavo: %s (octavo --help)\n", error.what());

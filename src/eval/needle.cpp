@@ -15,6 +15,8 @@
 namespace octavo {
 namespace {
 
+constexpr int64_t kShortestPrompt = 256;  // tokens: needles, a question and some hay
+
 using Clock = std::chrono::steady_clock;
 double Seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
 
@@ -191,6 +193,12 @@ NeedleCell NeedleRow::Total() const {
 NeedleReport EvalNeedle(const NeedleEvalOptions& options, const NeedleProgress& progress) {
   if (options.formats.empty() || options.lengths.empty() || options.needles < 1 || options.samples < 1) {
     throw Error(ErrorCode::kInvalidArgument, "eval needle: expected at least one format, length, needle and sample");
+  }
+  for (int64_t length : options.lengths) {
+    if (length < kShortestPrompt) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("--lengths: expected at least {} tokens, found {}", kShortestPrompt, length));
+    }
   }
   const HaystackGenerator generator({.filler = ReadText(options.haystack_file)});
   NeedleReport report{.model = options.engine.model,

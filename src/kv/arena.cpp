@@ -73,7 +73,7 @@ GroupGeometry MakeGroups(std::span<const KvLayerFacts> layers, std::span<const L
   if (arena_bytes < least) {
     throw Error(
         ErrorCode::kResourceExhausted,
-        fmt::format("the KV cache has {} bytes, but {} kinds of layers need a slab of {} bytes "
+        fmt::format("--kv-cache-memory-bytes: the KV cache has {} bytes, but {} kinds of layers need a slab of {} bytes "
                     "each: at least {} bytes",
                     arena_bytes, geometry.groups.size(), geometry.slab_bytes, least));
   }
