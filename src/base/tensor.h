@@ -44,7 +44,7 @@ struct Tensor {
 
 std::string ShapeString(const Tensor& tensor);  // "[12, 256] bfloat16"
 
-// Zeroed, 64-byte aligned host memory.
+// Zeroed host memory, aligned for any vector. Large buffers get their pages when first touched.
 class Buffer {
  public:
   Buffer() = default;

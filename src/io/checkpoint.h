@@ -1,7 +1,10 @@
-// Checkpoint: the tensors of a folder of safetensors files, mapped read-only, never copied.
+// Checkpoint: the tensors of a folder of safetensors files, mapped read-only.
 //
-// Opens model.safetensors, or the shards that model.safetensors.index.json names (no name may leave the folder). Every header
-// is checked before use: sizes, offsets, overlaps, holes, shapes, dtypes. A Checkpoint must outlive its tensors; const use is thread-safe.
+// Opens model.safetensors, or the shards that model.safetensors.index.json names (no name may leave
+// the folder). Every header is checked before use: sizes, offsets, overlaps, holes, shapes, dtypes;
+// index and shards must name the same tensors. Nothing is copied, but for tensors at a file offset
+// that is no multiple of their element size. A Checkpoint must outlive its tensors; const use is
+// thread-safe.
 #pragma once
 
 #include <filesystem>
@@ -20,7 +23,8 @@ class MappedFile;
 class Checkpoint {
  public:
   static Checkpoint Open(const std::filesystem::path& folder);
-  static Checkpoint OpenFile(const std::filesystem::path& file);  // one safetensors file (a golden, a side-car)
+  static Checkpoint OpenFile(
+      const std::filesystem::path& file);  // one safetensors file (a golden, a side-car)
   Checkpoint(Checkpoint&&) noexcept;
   Checkpoint& operator=(Checkpoint&&) noexcept;
   ~Checkpoint();
@@ -32,11 +36,21 @@ class Checkpoint {
 
  private:
   Checkpoint();
-  void AddFile(const std::filesystem::path& file);
+  std::vector<std::string> AddFile(const std::filesystem::path& file);  // the names it holds
+  void AddShards(const std::filesystem::path& index_file);
 
   std::filesystem::path path_;
   std::vector<std::unique_ptr<MappedFile>> files_;
+  std::vector<Buffer> aligned_copies_;
   std::map<std::string, Tensor, std::less<>> tensors_;
 };
+
+// The header of a safetensors file whose bytes these are, checked. Used by Checkpoint and by the
+// fuzzer.
+struct SafetensorsEntry {
+  std::string name;
+  Tensor tensor;  // a view into `bytes`, perhaps not aligned
+};
+std::vector<SafetensorsEntry> ParseSafetensors(std::string_view bytes, const std::string& source);
 
 }  // namespace octavo

@@ -28,15 +28,15 @@ struct GatherArgs {
   Tensor out;
 };
 
-// If delta: x += delta (rounded to T). out = x * rsqrt(mean(x^2) + eps) * (weight + offset). Rows of [rows, columns].
-// Without `out`: only the addition.
+// If delta: x += delta (rounded to x's type). out = x * rsqrt(mean(x^2) + eps) * (weight + offset). Rows of
+// [rows, columns]. Without `out`: only the addition.
 struct NormArgs {
   Tensor x;       // [rows, hidden] T, updated in place when delta is given
-  Tensor delta;   // [rows, hidden] T, optional
+  Tensor delta;   // [rows, hidden], x's type, optional
   Tensor weight;  // [hidden]
   float eps = 0;
   float offset = 0;  // 1 for Gemma
-  Tensor out;        // [rows, hidden] T; may be x or delta itself
+  Tensor out;        // [rows, hidden], x's type, or bfloat16 of a float32 x; may be x or delta itself
 };
 
 // out = x * weight^T + bias. x: [rows, in] T; weight: [out, in]; bias: [out], optional; out: [rows, out] T or float32.
@@ -72,13 +72,14 @@ struct Expert {
 };
 
 // out[row] = sum over k of weights[row, k] * expert(ids[row, k])(x[row]), added in float32 in the order of k.
+// Values between gate, up and down are float32.
 struct ExpertsArgs {
   Tensor x;  // [rows, hidden] T
   Tensor ids, weights;
   std::span<const Expert> experts;
   Activation activation = Activation::kSilu;
   float limit = 0;
-  Tensor out;  // [rows, hidden] T
+  Tensor out;  // [rows, hidden] T or float32
 };
 
 // cos_sin[i] = cos, then sin of positions[i] * inv_freq[j] (product in float32, accurate cos and sin), times scaling.

@@ -1,5 +1,5 @@
-// config.json -> ModelSpec, in the hub's dialect (rope_theta, rope_scaling, torch_dtype, sliding_window_pattern, ...) and in
-// transformers v5's (rope_parameters, layer_types, dtype).
+// config.json -> ModelSpec, in the hub's dialect (rope_theta, rope_scaling, torch_dtype,
+// sliding_window_pattern, ...) and in transformers v5's (rope_parameters, layer_types, dtype).
 #pragma once
 
 #include <filesystem>
@@ -10,10 +10,12 @@
 
 namespace octavo {
 
-// Errors name file and field, what was expected and what was found. Unsupported architectures are refused by name.
+// Errors name file and field, what was expected and what was found. Unsupported architectures are
+// refused by name.
 ModelSpec ParseConfig(const Json& config, const std::string& source);
 
-// Reads folder/config.json, and hf_quant_config.json and generation_config.json (eos ids) where present.
+// Reads folder/config.json, and hf_quant_config.json and generation_config.json (eos ids) where
+// present.
 ModelSpec ReadModelSpec(const std::filesystem::path& folder);
 
 }  // namespace octavo

@@ -1,8 +1,9 @@
-// The weights of a model under the names the decoder uses, and the families' maps from tensor names.
+// The weights of a model under the names the decoder uses, and the families' maps from tensor
+// names.
 //
-// BF16, F16 and F32 tensors are views into the mapped checkpoint. Only what must change shape or type is converted, into
-// `owned`: float-8 weights with scales and MXFP4 blocks (widened to BF16), gpt_oss's [experts, in, 2 * out] expert stacks
-// (transposed, gate and up de-interleaved).
+// BF16, F16 and F32 tensors are views into the mapped checkpoint. Only what must change shape or
+// type is converted, into `owned`: float-8 weights with scales and MXFP4 blocks (widened to BF16),
+// gpt_oss's [experts, in, 2 * out] expert stacks (transposed, gate and up de-interleaved).
 #pragma once
 
 #include <vector>
@@ -15,14 +16,15 @@
 namespace octavo {
 
 struct LayerWeights {
-  Tensor input_norm, post_attention_norm;  // Llama-like: post_attention_norm is the norm before the FFN
-  Tensor pre_ffn_norm, post_ffn_norm;      // Gemma only (LayerSpec::post_norms)
-  Tensor q, k, v, o;                       // [out, in]
-  Tensor q_bias, k_bias, v_bias, o_bias;   // empty without
-  Tensor q_norm, k_norm;                   // [head_dim]
-  Tensor sinks;                            // [heads]
-  Expert dense;                            // dense FFN
-  Tensor router, router_bias;              // [experts, hidden], [experts]
+  Tensor input_norm,
+      post_attention_norm;             // Llama-like: post_attention_norm is the norm before the FFN
+  Tensor pre_ffn_norm, post_ffn_norm;  // Gemma only (LayerSpec::post_norms)
+  Tensor q, k, v, o;                   // [out, in]
+  Tensor q_bias, k_bias, v_bias, o_bias;  // empty without
+  Tensor q_norm, k_norm;                  // [head_dim]
+  Tensor sinks;                           // [heads]
+  Expert dense;                           // dense FFN
+  Tensor router, router_bias;             // [experts, hidden], [experts]
   std::vector<Expert> experts;
 };
 
@@ -34,8 +36,9 @@ struct Weights {
   std::vector<Buffer> owned;
 };
 
-// Finds, checks (shape, dtype) and if need be converts every tensor the spec asks for. Errors name file and tensor: missing,
-// mis-shaped, wrong type, or present and not used (but for known harmless names: rotary inv_freq, vision towers, KV scales).
+// Finds, checks (shape, dtype) and if need be converts every tensor the spec asks for. Errors name
+// file and tensor: missing, mis-shaped, wrong type, or present and not used (but for known harmless
+// names: rotary inv_freq, vision towers, KV scales).
 Weights LoadWeights(const ModelSpec& spec, const Checkpoint& checkpoint);
 
 }  // namespace octavo

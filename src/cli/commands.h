@@ -1,0 +1,45 @@
+// One function per subcommand, in the file of its name; cli/main.cpp owns the flags. Each prints to stdout and returns the exit code;
+// what the user got wrong is thrown as Error.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "eval/bench_decode.h"
+#include "eval/needle.h"
+#include "eval/verify.h"
+#include "octavo/engine.h"
+
+namespace octavo::cli {
+
+struct GenerateOptions {
+  EngineOptions engine;
+  SamplingParams sampling;
+  std::string prompt;
+  std::string prompt_file;
+  bool stats = false;
+};
+int Generate(const GenerateOptions& options);
+
+struct InspectOptions {
+  std::string model;
+  int64_t memory_bytes = int64_t{16} << 30;
+  int64_t length = 32768;
+};
+int Inspect(const InspectOptions& options);
+
+int VerifyModel(const VerifyOptions& options);
+
+struct EvalNeedleOptions {
+  NeedleEvalOptions eval;
+  std::string json, html;  // files to write; empty: none
+};
+int EvalNeedle(const EvalNeedleOptions& options);
+
+struct BenchDecodeOptions {
+  DecodeBenchOptions bench;
+  std::string json;
+};
+int BenchDecode(const BenchDecodeOptions& options);
+
+}  // namespace octavo::cli

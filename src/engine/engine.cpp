@@ -1,0 +1,324 @@
+#include "octavo/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <condition_variable>
+#include <filesystem>
+#include <mutex>
+#include <random>
+#include <thread>
+
+#include <fmt/format.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "engine/executor.h"
+#include "engine/scheduler.h"
+#include "text/detokenizer.h"
+#include "text/tokenizer.h"
+
+namespace octavo {
+namespace {
+
+void Require(bool condition, const char* field, const std::string& expected, auto found) {
+  if (!condition) {
+    throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: expected {}, found {}", field, expected, found));
+  }
+}
+
+void CheckSampling(const SamplingParams& p) {
+  Require(p.max_tokens >= 0, "max_tokens", "at least 0", p.max_tokens);
+  Require(std::isfinite(p.temperature) && p.temperature >= 0, "temperature", "a number of at least 0", p.temperature);
+  Require(p.top_k >= -1, "top_k", "-1 or 0 (all) or more", p.top_k);
+  Require(p.top_p > 0 && p.top_p <= 1, "top_p", "a number in (0, 1]", p.top_p);
+  Require(p.min_p >= 0 && p.min_p <= 1, "min_p", "a number in [0, 1]", p.min_p);
+  Require(std::isfinite(p.repetition_penalty) && p.repetition_penalty > 0, "repetition_penalty", "a number above 0",
+          p.repetition_penalty);
+  Require(p.prompt_logprobs_from.value_or(1) >= 1, "prompt_logprobs_from", "at least 1",
+          p.prompt_logprobs_from.value_or(1));
+}
+
+}  // namespace
+
+struct Engine::Impl {
+  explicit Impl(const EngineOptions& options)
+      : executor(options),
+        scheduler(executor.pool(), {options.max_num_seqs, options.max_num_batched_tokens, options.enable_prefix_caching}),
+        batch(executor.groups()) {
+    const std::filesystem::path folder = options.model;
+    if (std::filesystem::exists(folder / "tokenizer.json")) tokenizer = Tokenizer::FromFolder(folder);
+    fresh_seed.seed(std::random_device{}());
+    loop = std::thread([this] { Loop(); });
+  }
+
+  ~Impl() {
+    {
+      std::lock_guard lock(mutex);
+      stopping = true;
+    }
+    wake.notify_one();
+    loop.join();
+  }
+
+  const Tokenizer& RequireTokenizer() const {
+    if (!tokenizer) throw Error(ErrorCode::kUnsupported, "this model's folder has no tokenizer.json");
+    return *tokenizer;
+  }
+
+  void Loop();
+  void RunStep();
+  void TakeInbox();
+  void BuildBatch(const Step& step);
+  // Reports one sampled row; true if the sequence ended.
+  bool Deliver(Sequence& sequence, const SampledToken& token, bool is_prompt);
+  void Finish(RequestId id, FinishReason reason, std::string error = {});
+  void PublishStats();
+
+  Executor executor;
+  std::optional<Tokenizer> tokenizer;
+  Scheduler scheduler;
+  Batch batch;
+  EngineStats totals;  // the loop's own copy
+  struct Row {
+    Sequence* sequence;
+    bool is_prompt;
+  };
+  std::vector<Row> rows;  // whom each sample of the batch belongs to
+
+  struct Submission {
+    RequestId id;
+    Request request;
+    Callback callback;
+  };
+  mutable std::mutex mutex;  // guards what follows
+  std::condition_variable wake;
+  std::vector<Submission> submitted;
+  std::vector<RequestId> cancelled;
+  std::vector<RequestId> live;
+  EngineStats stats;
+  std::vector<LayerHealth> health;
+  std::mt19937_64 fresh_seed;
+  RequestId next_id = 1;
+  bool stopping = false;
+
+  std::thread loop;
+};
+
+void Engine::Impl::Loop() {
+  for (;;) {
+    {
+      std::unique_lock lock(mutex);
+      wake.wait(lock, [this] { return stopping || !submitted.empty() || !cancelled.empty() || !scheduler.idle(); });
+      if (stopping) break;
+    }
+    TakeInbox();
+    if (!scheduler.idle()) RunStep();
+    PublishStats();
+  }
+  TakeInbox();
+  for (RequestId id : scheduler.ids()) Finish(id, FinishReason::kCancelled);
+}
+
+void Engine::Impl::TakeInbox() {
+  std::vector<Submission> arrived;
+  std::vector<RequestId> leaving;
+  {
+    std::lock_guard lock(mutex);
+    arrived.swap(submitted);
+    leaving.swap(cancelled);
+  }
+  for (Submission& submission : arrived) {
+    auto sequence = std::make_unique<Sequence>(executor.pool());
+    sequence->id = submission.id;
+    sequence->sampling = std::move(submission.request.sampling);
+    sequence->callback = std::move(submission.callback);
+    sequence->tokens = std::move(submission.request.prompt);
+    sequence->prompt_tokens = static_cast<int64_t>(sequence->tokens.size());
+    sequence->next_prompt_logprob = sequence->next_reported =
+        sequence->sampling.prompt_logprobs_from.value_or(sequence->prompt_tokens);
+    scheduler.Add(std::move(sequence));
+  }
+  for (RequestId id : leaving) Finish(id, FinishReason::kCancelled);
+}
+
+void Engine::Impl::RunStep() {
+  const Step step = scheduler.Schedule();
+  totals.preemptions += step.preempted;
+  if (step.stuck) {
+    Finish(step.stuck->id, FinishReason::kError,
+           fmt::format("the KV cache is too small for a sequence of {} tokens; raise --kv-cache-memory-bytes",
+                       step.stuck->tokens.size()));
+    if (step.chunks.empty()) return;
+  }
+  BuildBatch(step);
+  const std::vector<SampledToken> sampled = executor.Execute(batch);
+  scheduler.Complete(step);
+  ++totals.steps;
+
+  std::vector<RequestId> ended;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    Sequence& sequence = *rows[i].sequence;
+    if (!ended.empty() && ended.back() == sequence.id) continue;
+    if (!sampled[i].finite) {
+      const size_t position = batch.positions()[batch.logit_rows()[i]];
+      Finish(sequence.id, FinishReason::kError, fmt::format("the logits after token {} are not finite", position));
+      ended.push_back(sequence.id);
+    } else if (Deliver(sequence, sampled[i], rows[i].is_prompt)) {
+      ended.push_back(sequence.id);
+    }
+  }
+}
+
+void Engine::Impl::BuildBatch(const Step& step) {
+  batch.Clear();
+  rows.clear();
+  for (const Chunk& chunk : step.chunks) {
+    Sequence& s = *chunk.sequence;
+    const int first = batch.Add(s.tokens, chunk.begin, chunk.count, s.pages);
+    const int64_t end = chunk.begin + chunk.count;
+    for (int64_t p = std::max(chunk.begin + 1, s.next_prompt_logprob); p <= end && p < s.prompt_tokens; ++p) {
+      batch.AddSample(first + static_cast<int>(p - 1 - chunk.begin), {.target = s.tokens[p]});
+      rows.push_back({&s, true});
+      s.next_prompt_logprob = p + 1;
+    }
+    if (end == static_cast<int64_t>(s.tokens.size())) {
+      batch.AddSample(first + chunk.count - 1, {.temperature = s.sampling.temperature,
+                                                .top_k = std::max(0, s.sampling.top_k),
+                                                .top_p = s.sampling.top_p,
+                                                .min_p = s.sampling.min_p,
+                                                .repetition_penalty = s.sampling.repetition_penalty,
+                                                .history = s.tokens,
+                                                .seed = *s.sampling.seed,
+                                                .token_index = static_cast<uint32_t>(s.generated())});
+      rows.push_back({&s, false});
+    }
+    if (s.generated() == 0) totals.prompt_tokens += chunk.count;
+  }
+}
+
+bool Engine::Impl::Deliver(Sequence& s, const SampledToken& token, bool is_prompt) {
+  Event event{.request = s.id, .token = token.id, .logprob = token.logprob, .is_top1 = token.top1 == token.id};
+  if (is_prompt) {
+    event.kind = Event::Kind::kPromptLogprob;
+    event.position = s.next_reported++;
+    event.token = s.tokens[event.position];
+    event.is_top1 = token.top1 == event.token;
+    s.callback(event);
+    return false;
+  }
+  const SamplingParams& p = s.sampling;
+  if (p.max_tokens > 0) {
+    event.position = static_cast<int64_t>(s.tokens.size());
+    s.tokens.push_back(token.id);
+    ++totals.generated_tokens;
+    s.callback(event);
+    const std::vector<int32_t>& eos = executor.spec().eos_token_ids;
+    const bool stop = std::count(p.stop_token_ids.begin(), p.stop_token_ids.end(), token.id) ||
+                      (!p.ignore_eos && std::count(eos.begin(), eos.end(), token.id));
+    if (stop) {
+      Finish(s.id, FinishReason::kStop);
+      return true;
+    }
+  }
+  if (s.generated() >= p.max_tokens || static_cast<int64_t>(s.tokens.size()) >= executor.max_model_len()) {
+    Finish(s.id, FinishReason::kLength);
+    return true;
+  }
+  return false;
+}
+
+void Engine::Impl::Finish(RequestId id, FinishReason reason, std::string error) {
+  const std::unique_ptr<Sequence> sequence = scheduler.Remove(id);
+  if (!sequence) return;  // finished before its cancellation arrived
+  {
+    std::lock_guard lock(mutex);
+    std::erase(live, id);
+  }
+  sequence->callback({.request = id,
+                      .kind = Event::Kind::kFinished,
+                      .finish_reason = reason,
+                      .error = std::move(error),
+                      .cached_tokens = sequence->cached});
+  totals.cached_tokens += sequence->cached;
+}
+
+void Engine::Impl::PublishStats() {
+  totals.running = scheduler.running();
+  totals.waiting = scheduler.waiting();
+  totals.cache_bytes = executor.cache_bytes();
+  totals.cache_bytes_used = executor.cache_bytes_used();
+  std::lock_guard lock(mutex);
+  stats = totals;
+  health.assign(executor.health().begin(), executor.health().end());
+}
+
+std::unique_ptr<Engine> Engine::Create(const EngineOptions& options) {
+  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(options)));
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::~Engine() = default;
+
+RequestId Engine::Submit(Request request, Callback callback) {
+  const Executor& executor = impl_->executor;
+  CheckSampling(request.sampling);
+  const int64_t length = static_cast<int64_t>(request.prompt.size());
+  Require(length > 0, "prompt", "at least one token", length);
+  if (length > executor.max_model_len() - (request.sampling.max_tokens > 0 ? 1 : 0)) {
+    throw Error(ErrorCode::kResourceExhausted,
+                fmt::format("prompt: {} tokens and room for an answer do not fit in max_model_len, which is {}", length,
+                            executor.max_model_len()));
+  }
+  for (int32_t id : request.prompt) {
+    Require(id >= 0 && id < executor.spec().vocab, "prompt",
+            fmt::format("token ids in [0, {})", executor.spec().vocab), id);
+  }
+
+  std::lock_guard lock(impl_->mutex);
+  const RequestId id = impl_->next_id++;
+  if (!request.sampling.seed) request.sampling.seed = impl_->fresh_seed();
+  impl_->live.push_back(id);
+  impl_->submitted.push_back({id, std::move(request), std::move(callback)});
+  impl_->wake.notify_one();
+  return id;
+}
+
+bool Engine::Cancel(RequestId id) {
+  std::lock_guard lock(impl_->mutex);
+  if (!std::count(impl_->live.begin(), impl_->live.end(), id)) return false;
+  impl_->cancelled.push_back(id);
+  impl_->wake.notify_one();
+  return true;
+}
+
+std::vector<int32_t> Engine::Encode(std::string_view text) const { return impl_->RequireTokenizer().Encode(text); }
+std::string Engine::Decode(std::span<const int32_t> ids) const { return impl_->RequireTokenizer().Decode(ids); }
+
+struct TextStream::Impl {
+  Detokenizer detokenizer;
+};
+TextStream::TextStream(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+TextStream::~TextStream() = default;
+std::string TextStream::Push(int32_t token) { return impl_->detokenizer.Push(token); }
+std::string TextStream::Flush() { return impl_->detokenizer.Flush(); }
+
+std::unique_ptr<TextStream> Engine::MakeTextStream() const {
+  return std::unique_ptr<TextStream>(
+      new TextStream(std::make_unique<TextStream::Impl>(Detokenizer(impl_->RequireTokenizer()))));
+}
+
+int64_t Engine::max_model_len() const { return impl_->executor.max_model_len(); }
+double Engine::cache_bytes_per_token() const { return impl_->executor.cache_bytes_per_token(); }
+std::vector<std::string> Engine::StartupReport() const { return impl_->executor.StartupReport(); }
+
+EngineStats Engine::stats() const {
+  std::lock_guard lock(impl_->mutex);
+  return impl_->stats;
+}
+
+std::vector<LayerCacheReport> Engine::CacheReport() const {
+  std::lock_guard lock(impl_->mutex);
+  return impl_->executor.CacheReport(impl_->health);
+}
+
+}  // namespace octavo

@@ -1,0 +1,250 @@
+#include "octavo/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <random>
+
+#include "base/error.h"
+
+namespace octavo {
+namespace {
+
+std::string Model(const std::string& family) { return std::string(OCTAVO_SOURCE_DIR) + "/tests/golden/" + family; }
+
+EngineOptions Options(const std::string& family = "llama") {
+  return {.model = Model(family), .max_model_len = 512, .max_num_seqs = 8, .max_num_batched_tokens = 64, .threads = 2};
+}
+
+struct Result {
+  std::vector<int32_t> tokens;
+  std::vector<float> logprobs, prompt_logprobs;
+  FinishReason reason = FinishReason::kNone;
+  std::string error;
+  int64_t cached = 0;
+  int finals = 0;
+};
+
+// Submits, collects, waits.
+class Client {
+ public:
+  explicit Client(Engine& engine) : engine_(engine) {}
+  ~Client() { Wait(); }
+
+  RequestId Submit(Request request, std::function<void(const Event&)> also = nullptr) {
+    {
+      std::lock_guard lock(mutex_);
+      ++pending_;
+    }
+    return engine_.Submit(std::move(request), [this, also](const Event& event) {
+      if (also) also(event);
+      std::lock_guard lock(mutex_);
+      Result& r = results_[event.request];
+      if (event.kind == Event::Kind::kToken) {
+        r.tokens.push_back(event.token);
+        r.logprobs.push_back(event.logprob);
+      } else if (event.kind == Event::Kind::kPromptLogprob) {
+        r.prompt_logprobs.push_back(event.logprob);
+      } else {
+        r.reason = event.finish_reason;
+        r.error = event.error;
+        r.cached = event.cached_tokens;
+        ++r.finals;
+        if (--pending_ == 0) done_.notify_all();
+      }
+    });
+  }
+
+  void Wait() {
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [this] { return pending_ == 0; });
+  }
+
+  Result Get(RequestId id) {
+    Wait();
+    return results_.at(id);
+  }
+
+ private:
+  Engine& engine_;
+  std::mutex mutex_;
+  std::condition_variable done_;
+  int pending_ = 0;
+  std::map<RequestId, Result> results_;
+};
+
+std::vector<int32_t> RandomPrompt(int length, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<int32_t> prompt(length);
+  for (int32_t& id : prompt) id = static_cast<int32_t>(random() % 256);
+  return prompt;
+}
+
+std::vector<Request> MixedRequests() {
+  std::vector<Request> requests;
+  for (int i = 0; i < 12; ++i) {
+    SamplingParams p{.max_tokens = 20 + 5 * i, .ignore_eos = true};
+    if (i % 3 == 0) p.temperature = 0;
+    if (i % 3 == 1) p.top_k = 20, p.top_p = 0.9f, p.repetition_penalty = 1.2f;
+    if (i % 3 == 2) p.min_p = 0.05f;
+    p.seed = 100 + i;
+    requests.push_back({RandomPrompt(1 + 23 * i, i), p});
+  }
+  return requests;
+}
+
+std::vector<std::vector<int32_t>> RunAll(const EngineOptions& options, bool together) {
+  auto engine = Engine::Create(options);
+  Client client(*engine);
+  std::vector<RequestId> ids;
+  for (Request& request : MixedRequests()) {
+    ids.push_back(client.Submit(std::move(request)));
+    if (!together) client.Wait();
+  }
+  std::vector<std::vector<int32_t>> out;
+  for (RequestId id : ids) {
+    const Result result = client.Get(id);
+    EXPECT_EQ(result.reason, FinishReason::kLength) << result.error;
+    out.push_back(result.tokens);
+  }
+  return out;
+}
+
+class EngineFamilies : public ::testing::TestWithParam<const char*> {};
+
+// Same seed, same text: whatever runs beside it, in chunks of any size, with little memory, with and without shared prefixes.
+TEST_P(EngineFamilies, SameTextWhateverRunsBeside) {
+  for (const char* format : {"bf16", "fp8", "int8_per_token_head"}) {
+    EngineOptions options = Options(GetParam());
+    options.kv_cache_dtype = format;
+    const auto alone = RunAll(options, false);
+    EXPECT_EQ(RunAll(options, true), alone) << format;
+    options.max_num_batched_tokens = 7;
+    options.threads = 1;
+    EXPECT_EQ(RunAll(options, true), alone) << format;
+    options.enable_prefix_caching = false;
+    EXPECT_EQ(RunAll(options, true), alone) << format;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, EngineFamilies, ::testing::Values("llama", "gemma3_text", "gpt_oss", "mistral"),
+                         [](const auto& family) { return std::string(family.param); });
+
+TEST(EngineTest, PreemptionDoesNotChangeText) {
+  EngineOptions options = Options();
+  const auto plenty = RunAll(options, true);
+  auto engine = Engine::Create(options);
+  // Room for one sequence of the greatest length and little more.
+  options.kv_cache_memory_bytes = static_cast<int64_t>(engine->cache_bytes_per_token() * 640);
+  engine = Engine::Create(options);
+  Client client(*engine);
+  std::vector<RequestId> ids;
+  for (Request& request : MixedRequests()) ids.push_back(client.Submit(std::move(request)));
+  for (size_t i = 0; i < ids.size(); ++i) EXPECT_EQ(client.Get(ids[i]).tokens, plenty[i]) << i;
+  EXPECT_GT(engine->stats().preemptions, 0);
+}
+
+TEST(EngineTest, PromptLogprobsAgreeWithGeneration) {
+  auto engine = Engine::Create(Options());
+  Client client(*engine);
+  const std::vector<int32_t> prompt = RandomPrompt(100, 5);
+  const Result generated =
+      client.Get(client.Submit({prompt, {.max_tokens = 30, .temperature = 0, .ignore_eos = true}}));
+  std::vector<int32_t> whole = prompt;
+  whole.insert(whole.end(), generated.tokens.begin(), generated.tokens.end());
+  const Result scored = client.Get(client.Submit({whole, {.max_tokens = 0, .prompt_logprobs_from = 100}}));
+  EXPECT_EQ(scored.prompt_logprobs, generated.logprobs);
+  EXPECT_TRUE(scored.tokens.empty());
+  EXPECT_EQ(scored.cached, 64);
+}
+
+TEST(EngineTest, PrefixHitsAreCounted) {
+  auto engine = Engine::Create(Options());
+  Client client(*engine);
+  const std::vector<int32_t> prompt = RandomPrompt(200, 6);
+  EXPECT_EQ(client.Get(client.Submit({prompt, {.max_tokens = 4, .temperature = 0}})).cached, 0);
+  EXPECT_EQ(client.Get(client.Submit({prompt, {.max_tokens = 4, .temperature = 0}})).cached, 192);
+}
+
+TEST(EngineTest, CancelEndsOnceAndGivesPagesBack) {
+  auto engine = Engine::Create(Options());
+  Client client(*engine);
+  std::atomic<int> tokens = 0;
+  RequestId id = 0;
+  std::mutex id_mutex;
+  {
+    std::lock_guard lock(id_mutex);
+    id = client.Submit({RandomPrompt(10, 7), {.max_tokens = 400, .ignore_eos = true}}, [&](const Event& event) {
+      if (event.kind != Event::Kind::kToken || ++tokens != 3) return;
+      std::lock_guard wait_for_id(id_mutex);
+      EXPECT_TRUE(engine->Cancel(id));
+    });
+  }
+  const Result result = client.Get(id);
+  EXPECT_EQ(result.reason, FinishReason::kCancelled);
+  EXPECT_EQ(result.finals, 1);
+  EXPECT_LT(result.tokens.size(), 10u);
+  EXPECT_FALSE(engine->Cancel(id));
+  EXPECT_FALSE(engine->Cancel(12345));
+  EXPECT_EQ(client.Get(client.Submit({RandomPrompt(10, 8), {.max_tokens = 1}})).finals, 1);
+  EXPECT_EQ(engine->stats().cache_bytes_used, 0);
+}
+
+TEST(EngineTest, DestructorCancelsWhatIsLeft) {
+  auto engine = Engine::Create(Options());
+  Client client(*engine);
+  const RequestId id = client.Submit({RandomPrompt(10, 9), {.max_tokens = 500, .ignore_eos = true}});
+  engine.reset();
+  EXPECT_EQ(client.Get(id).finals, 1);
+}
+
+TEST(EngineTest, RefusesWhatItCannotRun) {
+  auto engine = Engine::Create(Options());
+  const auto refused = [&](Request request, const std::string& field) {
+    try {
+      engine->Submit(std::move(request), [](const Event&) { FAIL() << "an event for a refused request"; });
+      FAIL() << field << ": accepted";
+    } catch (const Error& error) {
+      EXPECT_NE(error.message().find(field), std::string::npos) << error.message();
+    }
+  };
+  refused({{}, {}}, "prompt");
+  refused({{256}, {}}, "prompt");
+  refused({{-1}, {}}, "prompt");
+  refused({RandomPrompt(512, 1), {}}, "max_model_len");
+  refused({{1}, {.max_tokens = -1}}, "max_tokens");
+  refused({{1}, {.temperature = -1}}, "temperature");
+  refused({{1}, {.temperature = NAN}}, "temperature");
+  refused({{1}, {.top_k = -2}}, "top_k");
+  refused({{1}, {.top_p = 0}}, "top_p");
+  refused({{1}, {.top_p = 1.5f}}, "top_p");
+  refused({{1}, {.min_p = -0.1f}}, "min_p");
+  refused({{1}, {.repetition_penalty = 0}}, "repetition_penalty");
+  refused({{1}, {.prompt_logprobs_from = 0}}, "prompt_logprobs_from");
+}
+
+TEST(EngineTest, RefusesOptionsByName) {
+  const auto refused = [](auto change, const std::string& flag) {
+    EngineOptions options = Options();
+    change(options);
+    try {
+      Engine::Create(options);
+      FAIL() << flag << ": accepted";
+    } catch (const Error& error) {
+      EXPECT_NE(error.message().find(flag), std::string::npos) << error.message();
+    }
+  };
+  refused([](EngineOptions& o) { o.dtype = "float8"; }, "--dtype");
+  refused([](EngineOptions& o) { o.max_num_seqs = 0; }, "--max-num-seqs");
+  refused([](EngineOptions& o) { o.max_num_batched_tokens = 0; }, "--max-num-batched-tokens");
+  refused([](EngineOptions& o) { o.max_model_len = 1 << 20; }, "--max-model-len");
+  refused([](EngineOptions& o) { o.kv_cache_memory_bytes = 1 << 16; }, "--kv-cache-memory-bytes");
+  refused([](EngineOptions& o) { o.kv_cache_dtype = "fp7"; }, "fp7");
+  refused([](EngineOptions& o) { o.kv_cache_dtype_skip_layers = {"9"}; }, "9");
+  refused([](EngineOptions& o) { o.model = "/nonexistent"; }, "/nonexistent");
+}
+
+}  // namespace
+}  // namespace octavo

@@ -1,0 +1,70 @@
+// The scheduler decides which tokens of which sequences run next. Pure: no threads, no clock, no model; all it touches is
+// its queues and the block pool.
+//
+// First come, first served. Each step has a budget of tokens: running sequences come first, in order of arrival (a decode takes one
+// token, a prompt a chunk of what is left), then waiting ones join while budget, sequence slots and pages last. When pages run
+// out, the youngest running sequence is preempted: it gives its pages back and waits, in front, to be recomputed. The oldest sequence is
+// therefore never preempted while others run, so every sequence finishes.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "engine/sequence.h"
+#include "kv/block_pool.h"
+
+namespace octavo {
+
+struct Chunk {
+  Sequence* sequence = nullptr;
+  int64_t begin = 0;  // first token of the sequence to run
+  int count = 0;
+};
+
+struct Step {
+  std::vector<Chunk> chunks;
+  int tokens = 0;
+  int preempted = 0;
+  Sequence* stuck = nullptr;  // alone, and yet the cache cannot hold it: the engine fails it
+};
+
+struct SchedulerLimits {
+  int max_num_seqs = 16;
+  int max_num_batched_tokens = 512;
+  bool prefix_caching = true;
+};
+
+class Scheduler {
+ public:
+  Scheduler(BlockPool& pool, const SchedulerLimits& limits) : pool_(pool), limits_(limits) {}
+
+  void Add(std::unique_ptr<Sequence> sequence) { waiting_.push_back(std::move(sequence)); }
+
+  Step Schedule();
+
+  // The step ran: counts its tokens as computed, shares full pages, frees those behind windows.
+  void Complete(const Step& step);
+
+  // Takes a sequence out, its pages given back; null if not here. Not between Schedule and Complete.
+  std::unique_ptr<Sequence> Remove(RequestId id);
+
+  int64_t running() const { return static_cast<int64_t>(running_.size()); }
+  int64_t waiting() const { return static_cast<int64_t>(waiting_.size()); }
+  bool idle() const { return running_.empty() && waiting_.empty(); }
+  std::vector<RequestId> ids() const;
+
+ private:
+  // Pages for `count` more tokens of running_[i], preempting younger ones if need be. False: running_[i] itself had to go.
+  bool MakeRoom(size_t i, int count, Step& step);
+  void Preempt(Step& step);
+  bool Admit(Step& step);
+
+  BlockPool& pool_;
+  SchedulerLimits limits_;
+  std::vector<std::unique_ptr<Sequence>> running_;  // by arrival
+  std::deque<std::unique_ptr<Sequence>> waiting_;
+};
+
+}  // namespace octavo

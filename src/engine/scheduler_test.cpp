@@ -1,0 +1,130 @@
+#include "engine/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+namespace octavo {
+namespace {
+
+// A scheduler over a pool of `pages` pages of one full-attention layer; the "model" appends token 7.
+class Simulation {
+ public:
+  Simulation(int64_t pages, const SchedulerLimits& limits)
+      : limits_(limits),
+        geometry_(MakeGroups(std::vector<KvLayerFacts>{{.window = 0, .kv_heads = 1, .head_dim = 64}},
+                             std::vector<LayerFormat>(1), pages * kPage)),
+        arena_(nullptr, pages * kPage, geometry_),
+        pool_(&arena_, {}),
+        scheduler_(pool_, limits) {}
+
+  void Add(int prompt, int output) {
+    auto sequence = std::make_unique<Sequence>(pool_);
+    sequence->id = ++last_id_;
+    sequence->tokens.assign(prompt, static_cast<int32_t>(last_id_));
+    sequence->prompt_tokens = sequence->next_prompt_logprob = prompt;
+    sequence->sampling.max_tokens = output;
+    scheduler_.Add(std::move(sequence));
+  }
+
+  // One step; checks what every step must keep.
+  void Run() {
+    const Step step = scheduler_.Schedule();
+    ASSERT_EQ(step.stuck, nullptr);
+    ASSERT_LE(step.tokens, limits_.max_num_batched_tokens);
+    ASSERT_LE(scheduler_.running(), limits_.max_num_seqs);
+    ASSERT_GT(step.tokens, 0) << "no progress";
+    int tokens = 0;
+    for (const Chunk& chunk : step.chunks) {
+      ASSERT_EQ(chunk.begin, chunk.sequence->pages.written());
+      ASSERT_GT(chunk.count, 0);
+      tokens += chunk.count;
+    }
+    ASSERT_EQ(tokens, step.tokens);
+    scheduler_.Complete(step);
+    for (const Chunk& chunk : step.chunks) {
+      Sequence& s = *chunk.sequence;
+      if (chunk.begin + chunk.count < static_cast<int64_t>(s.tokens.size())) continue;
+      s.tokens.push_back(7);
+      if (s.generated() == s.sampling.max_tokens) {
+        scheduler_.Remove(s.id);
+        ++finished_;
+      }
+    }
+    preempted_ += step.preempted;
+  }
+
+  Scheduler& scheduler() { return scheduler_; }
+  int64_t held() const { return pool_.held(0); }
+  int finished() const { return finished_; }
+  int preempted() const { return preempted_; }
+
+ private:
+  static constexpr int64_t kPage = 2 * 64 * kPageSize * 2;  // K and V of 64 tokens, bf16
+
+  SchedulerLimits limits_;
+  GroupGeometry geometry_;
+  Arena arena_;
+  BlockPool pool_;
+  Scheduler scheduler_;
+  RequestId last_id_ = 0;
+  int finished_ = 0, preempted_ = 0;
+};
+
+TEST(SchedulerTest, ChunksAPromptAndFillsTheBudget) {
+  Simulation s(64, {.max_num_seqs = 4, .max_num_batched_tokens = 100});
+  s.Add(250, 2);
+  s.Add(10, 2);
+  Step step = s.scheduler().Schedule();
+  ASSERT_EQ(step.chunks.size(), 1u);
+  EXPECT_EQ(step.chunks[0].count, 100);
+  s.scheduler().Complete(step);
+  s.scheduler().Complete(s.scheduler().Schedule());
+  step = s.scheduler().Schedule();
+  ASSERT_EQ(step.chunks.size(), 2u);
+  EXPECT_EQ(step.chunks[0].count, 50);
+  EXPECT_EQ(step.chunks[1].count, 10);
+  s.scheduler().Complete(step);
+}
+
+TEST(SchedulerTest, EverySequenceFinishesWhateverTheMemory) {
+  for (uint64_t seed = 0; seed < 30; ++seed) {
+    std::mt19937_64 random(seed);
+    // The longest sequence is 300 + 100 tokens, 7 pages: sometimes barely more than that.
+    Simulation s(7 + static_cast<int64_t>(random() % 20), {.max_num_seqs = 1 + static_cast<int>(random() % 8),
+                                                           .max_num_batched_tokens = 1 + static_cast<int>(random() % 200)});
+    const int count = 20;
+    int added = 0;
+    for (int step = 0; s.finished() < count; ++step) {
+      ASSERT_LT(step, 200'000);
+      if (added < count && (random() % 4 == 0 || s.scheduler().idle())) {
+        s.Add(1 + static_cast<int>(random() % 300), 1 + static_cast<int>(random() % 100));
+        ++added;
+      }
+      s.Run();
+      if (HasFatalFailure()) return;
+    }
+    EXPECT_EQ(s.held(), 0);
+  }
+}
+
+TEST(SchedulerTest, PreemptsTheYoungestFirst) {
+  Simulation s(8, {.max_num_seqs = 4, .max_num_batched_tokens = 512});
+  s.Add(190, 100);
+  s.Add(190, 100);
+  while (s.finished() == 0) s.Run();
+  EXPECT_GT(s.preempted(), 0);
+  EXPECT_EQ(s.scheduler().ids(), std::vector<RequestId>{2});
+}
+
+TEST(SchedulerTest, ASequenceThatNeverFitsIsNamed) {
+  Simulation s(4, {.max_num_seqs = 4, .max_num_batched_tokens = 512});
+  s.Add(400, 1);
+  const Step step = s.scheduler().Schedule();
+  ASSERT_NE(step.stuck, nullptr);
+  EXPECT_EQ(step.stuck->id, 1u);
+  EXPECT_TRUE(step.chunks.empty());
+}
+
+}  // namespace
+}  // namespace octavo

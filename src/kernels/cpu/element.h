@@ -1,0 +1,15 @@
+// The element types kernels read and write, as C++ types to overload and template on.
+#pragma once
+
+#include <cstdint>
+
+namespace octavo::cpu {
+
+struct BF16 {
+  uint16_t bits;
+};
+struct F16 {
+  uint16_t bits;
+};
+
+}  // namespace octavo::cpu

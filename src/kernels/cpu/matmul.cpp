@@ -1,0 +1,378 @@
+#include "kernels/cpu/matmul.h"
+
+#include <algorithm>
+#include <functional>
+#include <utility>
+
+#include "base/error.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/matmul.cpp"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "kernels/cpu/vector_math-inl.h"
+
+#ifndef OCTAVO_KERNELS_CPU_MATMUL_ONCE
+#define OCTAVO_KERNELS_CPU_MATMUL_ONCE
+// Loops over accumulators must vanish, or the accumulators live in memory.
+#define OCTAVO_UNROLL _Pragma("GCC unroll 16")
+
+namespace octavo::cpu {
+// Columns summed in one accumulator. A tile's part of x (6 rows x 4 KiB) stays in L1 while weights stream from L2.
+inline constexpr int64_t kPanel = 1024;
+// Rows of x that one pass over the weights serves: bounds the scratch, and 480 rows are far past bandwidth-bound.
+inline constexpr int64_t kRowChunk = 480;
+inline constexpr int64_t kMaxTileRows = 6;
+}  // namespace octavo::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace octavo::cpu {
+namespace HWY_NAMESPACE {
+namespace {
+
+// Lane pairs at distance 1, 2, 4, ... of a and b: [a0+a1, b0+b1, a2+a3, b2+b3, ...] for distance 1. After all levels,
+// kLanes accumulators have become one vector of their sums, in order, each a tree of adjacent pairs.
+template <size_t kDistance>
+HWY_INLINE V AddPairs(V a, V b) {
+  const FloatTag d;
+  if constexpr (kDistance == 1) {
+    return hn::Add(hn::OddEven(b, a), hn::Shuffle2301(hn::OddEven(a, b)));
+  } else if constexpr (kDistance == 2) {
+    const hn::Repartition<double, FloatTag> dd;
+    const auto a2 = hn::BitCast(dd, a), b2 = hn::BitCast(dd, b);
+    return hn::Add(hn::BitCast(d, hn::OddEven(b2, a2)),
+                   hn::Shuffle1032(hn::BitCast(d, hn::OddEven(a2, b2))));
+  } else if constexpr (kDistance == 4) {
+    return hn::Add(hn::OddEvenBlocks(b, a), hn::SwapAdjacentBlocks(hn::OddEvenBlocks(a, b)));
+  } else {
+    static_assert(kDistance == 8 && kLanes == 16);
+    return hn::Add(hn::ConcatUpperLower(d, b, a), hn::ConcatLowerUpper(d, b, a));
+  }
+}
+
+// sums[i] = the lanes of acc[i] added. kCount a power of two; kLanes floats are written.
+template <size_t kDistance, size_t kCount>
+HWY_INLINE void ReduceLanes(const V* acc, float* sums) {
+  if constexpr (kDistance == kLanes) {
+    Store(acc[0], sums);
+  } else if constexpr (kCount == 1) {
+    const V pairs = AddPairs<kDistance>(acc[0], acc[0]);
+    ReduceLanes<kDistance * 2, 1>(&pairs, sums);
+  } else {
+    V half[kCount / 2];
+    OCTAVO_UNROLL for (size_t i = 0; i < kCount / 2; ++i) {
+      half[i] = AddPairs<kDistance>(acc[2 * i], acc[2 * i + 1]);
+    }
+    ReduceLanes<kDistance * 2, kCount / 2>(half, sums);
+  }
+}
+
+// Any kCount, as powers of two. Writes up to kLanes - 1 floats behind sums[kCount - 1].
+template <size_t kCount>
+HWY_INLINE void ReduceAll(const V* acc, float* sums) {
+  if constexpr (kCount > 0) {
+    constexpr size_t kPart = kCount >= kLanes ? kLanes
+                             : kCount >= 8    ? 8
+                             : kCount >= 4    ? 4
+                             : kCount >= 2    ? 2
+                                              : 1;
+    ReduceLanes<1, kPart>(acc, sums);
+    ReduceAll<kCount - kPart>(acc + kPart, sums + kPart);
+  }
+}
+
+// Register tiles, rows x outs: accumulators + weights + one x within 32 (AVX-512, NEON) or 16 (AVX2) registers; at
+// least 8 accumulators to cover the latency of the multiply-add.
+template <size_t kRows>
+constexpr size_t TileOuts() {
+  constexpr bool kManyRegisters = HWY_TARGET != HWY_AVX2;
+  if (kRows == 1) return 8;
+  if (kRows == 2) return kManyRegisters ? 8 : 4;
+  if (kRows == 3) return 4;
+  return kManyRegisters ? 4 : 2;
+}
+constexpr int64_t kTileRows = kMaxTileRows;
+
+// Not a loop: the compiler would see a memset, and the accumulators would live in memory.
+template <size_t... kIndex>
+HWY_INLINE void Clear(V* acc, std::index_sequence<kIndex...>) {
+  ((acc[kIndex] = Zero()), ...);
+}
+
+// sums[r * kOuts + o] = x[r] . w[o] over `columns`; x is zero from there to the next multiple of kLanes.
+template <size_t kRows, size_t kOuts, class W>
+HWY_INLINE void Tile(const float* HWY_RESTRICT x, int64_t x_stride, const W* HWY_RESTRICT w,
+                     int64_t w_stride, int64_t columns, float* HWY_RESTRICT sums) {
+  V acc[kRows * kOuts];
+  Clear(acc, std::make_index_sequence<kRows * kOuts>());
+  constexpr int64_t kStep = kLanes;
+  int64_t i = 0;
+  for (; i + kStep <= columns; i += kStep) {
+    V weights[kOuts];
+    OCTAVO_UNROLL for (size_t o = 0; o < kOuts; ++o) weights[o] = Load(w + o * w_stride + i);
+    OCTAVO_UNROLL for (size_t r = 0; r < kRows; ++r) {
+      const V row = Load(x + r * x_stride + i);
+      OCTAVO_UNROLL for (size_t o = 0; o < kOuts; ++o) {
+        acc[r * kOuts + o] = hn::MulAdd(row, weights[o], acc[r * kOuts + o]);
+      }
+    }
+  }
+  if (i < columns) {
+    V weights[kOuts];
+    OCTAVO_UNROLL for (size_t o = 0; o < kOuts; ++o) {
+      weights[o] = LoadN(w + o * w_stride + i, static_cast<size_t>(columns - i));
+    }
+    OCTAVO_UNROLL for (size_t r = 0; r < kRows; ++r) {
+      const V row = Load(x + r * x_stride + i);
+      OCTAVO_UNROLL for (size_t o = 0; o < kOuts; ++o) {
+        acc[r * kOuts + o] = hn::MulAdd(row, weights[o], acc[r * kOuts + o]);
+      }
+    }
+  }
+  ReduceAll<kRows * kOuts>(acc, sums);
+}
+
+// One panel of kRows rows with kOuts outputs, into (first panel) or onto `sums`.
+template <size_t kRows, size_t kOuts, class W>
+HWY_NOINLINE void AddTile(const float* x, int64_t x_stride, const W* w, int64_t w_stride,
+                          int64_t columns, bool first, float* sums, int64_t sums_stride) {
+  HWY_ALIGN float tile[kRows * kOuts + kLanes];
+  Tile<kRows, kOuts>(x, x_stride, w, w_stride, columns, tile);
+  for (size_t r = 0; r < kRows; ++r) {
+    for (size_t o = 0; o < kOuts; ++o) {
+      float& sum = sums[r * sums_stride + o];
+      sum = first ? tile[r * kOuts + o] : sum + tile[r * kOuts + o];
+    }
+  }
+}
+
+template <class W>
+struct BlockOf {
+  FloatRows x;
+  const W* w;  // of the block's first output
+  int64_t w_stride, columns, outs;
+
+  // Panels [panel, panel_end) of kRows rows and all outputs of the block.
+  template <size_t kRows>
+  HWY_INLINE void AddRows(int64_t row, int64_t panel, int64_t panel_end, float* sums) const {
+    constexpr int64_t kOuts = TileOuts<kRows>();
+    int64_t o = 0;
+    for (; o + kOuts <= outs; o += kOuts) {
+      for (int64_t p = panel; p < panel_end; ++p) Add<kRows, kOuts>(row, o, p, sums);
+    }
+    for (; o < outs; ++o) {
+      for (int64_t p = panel; p < panel_end; ++p) Add<kRows, 1>(row, o, p, sums);
+    }
+  }
+
+  template <size_t kRows, size_t kOuts>
+  HWY_INLINE void Add(int64_t row, int64_t o, int64_t p, float* sums) const {
+    const int64_t begin = p * kPanel;
+    AddTile<kRows, kOuts>(x.data + row * x.stride + begin, x.stride, w + o * w_stride + begin,
+                          w_stride, HWY_MIN(kPanel, columns - begin), p == 0, sums + o, outs);
+  }
+
+  void AddTileRows(int64_t row, int64_t rows, int64_t panel, int64_t panel_end, float* sums) const {
+    switch (rows) {
+      case 1: return AddRows<1>(row, panel, panel_end, sums);
+      case 2: return AddRows<2>(row, panel, panel_end, sums);
+      case 3: return AddRows<3>(row, panel, panel_end, sums);
+      case 4: return AddRows<4>(row, panel, panel_end, sums);
+      case 5: return AddRows<5>(row, panel, panel_end, sums);
+      default: return AddRows<6>(row, panel, panel_end, sums);
+    }
+  }
+};
+
+template <class T, class B>
+HWY_INLINE void FinishRow(const float* sums, const B* bias, int64_t outs, T* out) {
+  constexpr int64_t kStep = kLanes;
+  int64_t o = 0;
+  for (; o + kStep <= outs; o += kStep) {
+    V v = Load(sums + o);
+    if (bias != nullptr) v = hn::Add(v, Load(bias + o));
+    Store(v, out + o);
+  }
+  if (o < outs) {
+    const size_t n = static_cast<size_t>(outs - o);
+    V v = LoadN(sums + o, n);
+    if (bias != nullptr) v = hn::Add(v, LoadN(bias + o, n));
+    StoreN(v, out + o, n);
+  }
+}
+
+template <class T>
+HWY_INLINE void FinishRowTo(const MatMulBlockArgs& args, const float* sums, int64_t row) {
+  const int64_t begin = args.begin, outs = args.end - args.begin;
+  T* out = args.out.Row<T>(row) + begin;
+  switch (args.bias ? args.bias.dtype : DType::kF32) {
+    case DType::kBF16: return FinishRow(sums, args.bias.Row<BF16>(0) + begin, outs, out);
+    case DType::kF16: return FinishRow(sums, args.bias.Row<F16>(0) + begin, outs, out);
+    default: return FinishRow(sums, args.bias ? args.bias.Row<float>(0) + begin : nullptr, outs, out);
+  }
+}
+
+// sums + bias, rounded once.
+HWY_INLINE void Finish(const MatMulBlockArgs& args, const float* sums, int64_t row, int64_t rows) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* row_sums = sums + r * (args.end - args.begin);
+    if (args.out.dtype == DType::kBF16) {
+      FinishRowTo<BF16>(args, row_sums, row + r);
+    } else {
+      FinishRowTo<float>(args, row_sums, row + r);
+    }
+  }
+}
+
+template <class W>
+HWY_INLINE void MatMulBlockOf(const MatMulBlockArgs& args) {
+  const Tensor& weight = args.weight;
+  const BlockOf<W> block{args.x, weight.Row<W>(args.begin), weight.row_stride, weight.columns(),
+                         args.end - args.begin};
+  const int64_t rows = args.x.rows;
+  const int64_t panels = HWY_MAX((block.columns + kPanel - 1) / kPanel, 1);
+  if (panels == 1 || rows <= kTileRows) {  // each weight row is read from end to end
+    for (int64_t row = 0; row < rows; row += kTileRows) {
+      const int64_t n = HWY_MIN(kTileRows, rows - row);
+      block.AddTileRows(row, n, 0, panels, args.sums);
+      Finish(args, args.sums, row, n);
+    }
+    return;
+  }
+  for (int64_t p = 0; p < panels; ++p) {  // a panel of the block's weights stays in L2 for all rows
+    for (int64_t row = 0; row < rows; row += kTileRows) {
+      const int64_t n = HWY_MIN(kTileRows, rows - row);
+      float* sums = args.sums + row * block.outs;
+      block.AddTileRows(row, n, p, p + 1, sums);
+      if (p + 1 == panels) Finish(args, sums, row, n);
+    }
+  }
+}
+
+void MatMulBlockImpl(const MatMulBlockArgs& args) {
+  switch (args.weight.dtype) {
+    case DType::kBF16: return MatMulBlockOf<BF16>(args);
+    case DType::kF16: return MatMulBlockOf<F16>(args);
+    default: return MatMulBlockOf<float>(args);
+  }
+}
+
+template <class T>
+HWY_INLINE void WidenRow(const T* x, int64_t columns, float* out, int64_t stride) {
+  constexpr int64_t kStep = kLanes;
+  int64_t i = 0;
+  for (; i + kStep <= columns; i += kStep) Store(Load(x + i), out + i);
+  if (i < columns) {
+    Store(LoadN(x + i, static_cast<size_t>(columns - i)), out + i);
+    i += kStep;
+  }
+  for (; i < stride; i += kStep) Store(Zero(), out + i);
+}
+
+void WidenRowsImpl(const Tensor& x, const int32_t* ids, const FloatRows& out) {
+  for (int64_t r = 0; r < out.rows; ++r) {
+    const int64_t from = ids != nullptr ? ids[r] : r;
+    float* to = out.data + r * out.stride;
+    if (x.dtype == DType::kBF16) {
+      WidenRow(x.Row<BF16>(from), x.columns(), to, out.stride);
+    } else {
+      WidenRow(x.Row<float>(from), x.columns(), to, out.stride);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace octavo::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace octavo::cpu {
+namespace {
+
+HWY_EXPORT(MatMulBlockImpl);
+HWY_EXPORT(WidenRowsImpl);
+
+bool IsActivation(DType dtype) { return dtype == DType::kF32 || dtype == DType::kBF16; }
+bool IsWeight(DType dtype) { return IsActivation(dtype) || dtype == DType::kF16; }
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+int64_t FloatRowStride(int64_t columns) { return CeilDiv(columns, 16) * 16; }
+
+void WidenRows(const Tensor& x, const int32_t* ids, const FloatRows& out) {
+  HWY_DYNAMIC_DISPATCH(WidenRowsImpl)(x, ids, out);
+}
+
+void MatMulBlock(const MatMulBlockArgs& args) { HWY_DYNAMIC_DISPATCH(MatMulBlockImpl)(args); }
+
+MatMulGrid PlanMatMul(int64_t rows, int64_t outs, int64_t columns, int threads) {
+  const auto grid = [&](int64_t block_rows, int64_t block_outs) {
+    return MatMulGrid{block_rows, block_outs, CeilDiv(rows, block_rows), CeilDiv(outs, block_outs)};
+  };
+  // 128 outputs x 1024 columns of bf16 weights are 256 KiB, a quarter of L2.
+  MatMulGrid best = grid(std::max<int64_t>(rows, 1), 128);
+  if (threads == 1 || rows * outs * columns < kMinParallelWork) return best;
+  // Four items per thread level the load; below 32 outputs or 96 rows an item's fixed cost shows.
+  while (best.items() < 4 * threads && best.block_outs > 32) best = grid(best.block_rows, best.block_outs / 2);
+  while (best.items() < 4 * threads && best.block_rows > 96) {
+    best = grid(CeilDiv(CeilDiv(best.block_rows, 2), kMaxTileRows) * kMaxTileRows, best.block_outs);
+  }
+  return best;
+}
+
+void MatMul(const MatMulArgs& args, ThreadPool& pool, MatMulScratch& scratch) {
+  const int64_t rows = args.x.rows(), columns = args.x.columns(), outs = args.weight.rows();
+  OCTAVO_CHECK(args.weight.columns() == columns && args.out.rows() == rows && args.out.columns() == outs,
+               ShapeString(args.x), ShapeString(args.weight), ShapeString(args.out));
+  OCTAVO_CHECK(IsActivation(args.x.dtype) && IsActivation(args.out.dtype) && IsWeight(args.weight.dtype),
+               ShapeString(args.x), ShapeString(args.weight), ShapeString(args.out));
+  OCTAVO_CHECK(!args.bias || (args.bias.size() == outs && IsWeight(args.bias.dtype)), ShapeString(args.bias));
+  const int64_t stride = FloatRowStride(columns);
+  const int64_t chunk = std::min(rows, kRowChunk);
+  FloatRows x{scratch.x.Get<float>(chunk * stride), stride, chunk};
+  for (int64_t begin = 0; begin < rows; begin += chunk) {
+    x.rows = std::min(chunk, rows - begin);
+    const MatMulGrid grid = PlanMatMul(x.rows, outs, columns, pool.threads());
+    const int64_t sums_size = MatMulSums(grid.block_rows, grid.block_outs);
+    float* sums = scratch.sums.Get<float>(sums_size * pool.threads());
+    const bool parallel = x.rows * outs * columns >= kMinParallelWork;
+    const auto widen = [&](int64_t block, int) {
+      const int64_t from = block * 32, to = std::min(from + 32, x.rows);
+      Tensor part = args.x;
+      part.data = static_cast<std::byte*>(args.x.data) +
+                  (begin + from) * args.x.row_stride * static_cast<int64_t>(SizeOf(args.x.dtype));
+      WidenRows(part, nullptr, x.Rows(from, to));
+    };
+    const auto multiply = [&](int64_t item, int thread) {
+      const int64_t row = item / grid.out_blocks * grid.block_rows;
+      const int64_t out = item % grid.out_blocks * grid.block_outs;
+      const int64_t row_end = std::min(row + grid.block_rows, x.rows);
+      Tensor to = args.out;
+      to.data = static_cast<std::byte*>(to.data) +
+                (begin + row) * to.row_stride * static_cast<int64_t>(SizeOf(to.dtype));
+      MatMulBlock({.x = x.Rows(row, row_end),
+                   .weight = args.weight,
+                   .bias = args.bias,
+                   .begin = out,
+                   .end = std::min(out + grid.block_outs, outs),
+                   .out = to,
+                   .sums = sums + thread * sums_size});
+    };
+    // std::ref: a std::function made of it does not allocate.
+    const int64_t widen_blocks = CeilDiv(x.rows, 32);
+    if (parallel) {
+      pool.ForEach(widen_blocks, std::ref(widen));
+      pool.ForEach(grid.items(), std::ref(multiply));
+    } else {
+      for (int64_t i = 0; i < widen_blocks; ++i) widen(i, 0);
+      for (int64_t i = 0; i < grid.items(); ++i) multiply(i, 0);
+    }
+  }
+}
+
+}  // namespace octavo::cpu
+#endif  // HWY_ONCE

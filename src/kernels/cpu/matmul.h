@@ -1,0 +1,57 @@
+// Matrix products on the CPU (Highway): one kernel for every number of rows.
+//
+// A result is a dot product: one vector accumulator along each panel of kPanel columns, lanes added as a tree of adjacent
+// pairs, panels added in order, then the bias. None of this depends on the tile, the block or the thread, so a row's
+// bits do not depend on what else is in the call.
+#pragma once
+
+#include "base/tensor.h"
+#include "base/thread_pool.h"
+#include "kernels/backend.h"
+#include "kernels/cpu/scratch.h"
+
+namespace octavo::cpu {
+
+// Rows widened to float32, the form in which the kernel reads x: `stride` floats apart, zero behind the last column.
+struct FloatRows {
+  float* data = nullptr;
+  int64_t stride = 0;
+  int64_t rows = 0;
+
+  FloatRows Rows(int64_t begin, int64_t end) const { return {data + begin * stride, stride, end - begin}; }
+};
+
+int64_t FloatRowStride(int64_t columns);  // columns, rounded up to a multiple of the longest vector
+
+// out[i] = x[ids[i]], or x[i] without ids.
+void WidenRows(const Tensor& x, const int32_t* ids, const FloatRows& out);
+
+// out[r, o - begin] = x[r] . weight[o] + bias[o] for o in [begin, end). out: float32 or bfloat16, rows of its own
+// stride. `sums` holds MatMulSums(rows, end - begin) floats. One thread.
+struct MatMulBlockArgs {
+  FloatRows x;
+  Tensor weight, bias;
+  int64_t begin = 0, end = 0;
+  Tensor out;
+  float* sums = nullptr;
+};
+inline constexpr int64_t MatMulSums(int64_t rows, int64_t outs) { return rows * outs; }
+void MatMulBlock(const MatMulBlockArgs& args);
+
+// How a product of [rows, in] with [outs, in] is cut into work items for `threads`.
+struct MatMulGrid {
+  int64_t block_rows = 0, block_outs = 0;
+  int64_t row_blocks = 0, out_blocks = 0;
+  int64_t items() const { return row_blocks * out_blocks; }
+};
+MatMulGrid PlanMatMul(int64_t rows, int64_t outs, int64_t columns, int threads);
+
+// Runs f(0) ... f(items - 1) on the pool, or here if `work` (multiply-adds) would not repay waking it.
+inline constexpr int64_t kMinParallelWork = 128 * 1024;
+
+struct MatMulScratch {
+  Scratch x, sums;
+};
+void MatMul(const MatMulArgs& args, ThreadPool& pool, MatMulScratch& scratch);
+
+}  // namespace octavo::cpu

@@ -1,0 +1,111 @@
+#include "models/inspect.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "base/error.h"
+
+namespace octavo {
+namespace {
+
+int64_t PageBytes(const LayerGroup& group, KvFormat format) {
+  const KvLayout layout{.k_format = format,
+                        .v_format = format,
+                        .kv_heads = group.kv_heads,
+                        .head_dim = group.head_dim};
+  return group.layers * layout.ClaimBytes();
+}
+
+int64_t PagesFor(int64_t tokens) { return (tokens + kPageSize - 1) / kPageSize; }
+
+// Consecutive tokens touch one page more than they fill, if they do not begin at its start.
+int64_t WindowPages(int64_t window) { return (window + 2 * kPageSize - 2) / kPageSize; }
+
+CacheCost CostOf(const CacheReport& report, KvFormat format, KvFormat window_format) {
+  CacheCost cost{.format = format, .window_format = window_format, .tokens = {}};
+  int64_t full_page_bytes = 0, window_page_bytes = 0;
+  for (const LayerGroup& group : report.groups) {
+    if (group.window == 0) {
+      full_page_bytes += PageBytes(group, format);
+      continue;
+    }
+    const int64_t page_bytes = PageBytes(group, window_format);
+    window_page_bytes += page_bytes;
+    cost.window_bytes += WindowPages(group.window) * page_bytes;
+    cost.sequence_bytes +=
+        std::min(WindowPages(group.window), PagesFor(report.length)) * page_bytes;
+  }
+  cost.bytes_per_token = static_cast<double>(full_page_bytes) / kPageSize;
+  cost.sequence_bytes += PagesFor(report.length) * full_page_bytes;
+  cost.sequences = report.memory_bytes / cost.sequence_bytes;
+  const int64_t left = report.memory_bytes - cost.window_bytes;
+  if (left < 0) {  // not even the windows fit: all layers grow alike
+    cost.tokens = report.memory_bytes / (full_page_bytes + window_page_bytes) * kPageSize;
+  } else if (full_page_bytes > 0) {
+    cost.tokens = left / full_page_bytes * kPageSize;
+  }
+  return cost;
+}
+
+std::string Bytes(double bytes) {
+  if (bytes < 1 << 20) return fmt::format("{:.1f} KiB", bytes / (1 << 10));
+  return bytes < 1 << 30 ? fmt::format("{:.1f} MiB", bytes / (1 << 20))
+                         : fmt::format("{:.1f} GiB", bytes / (1 << 30));
+}
+
+}  // namespace
+
+CacheReport InspectCache(const ModelSpec& spec, int64_t memory_bytes, int64_t length) {
+  OCTAVO_CHECK(memory_bytes >= 0 && length > 0, memory_bytes, length);
+  CacheReport report{.groups = {}, .memory_bytes = memory_bytes, .length = length, .costs = {}};
+  for (const LayerSpec& layer : spec.layers) {
+    const auto same = [&](const LayerGroup& group) {
+      return group.window == layer.window && group.heads == layer.heads &&
+             group.kv_heads == layer.kv_heads && group.head_dim == layer.head_dim;
+    };
+    auto group = std::find_if(report.groups.begin(), report.groups.end(), same);
+    if (group == report.groups.end()) {
+      group = report.groups.insert(group, {.window = layer.window,
+                                           .heads = layer.heads,
+                                           .kv_heads = layer.kv_heads,
+                                           .head_dim = layer.head_dim});
+    }
+    ++group->layers;
+  }
+  const auto is_window = [](const LayerGroup& group) { return group.window > 0; };
+  const bool both = std::any_of(report.groups.begin(), report.groups.end(), is_window) &&
+                    !std::all_of(report.groups.begin(), report.groups.end(), is_window);
+  report.costs.push_back(CostOf(report, KvFormat::kBF16, KvFormat::kBF16));
+  for (const KvFormat format : {KvFormat::kFp8E4M3, KvFormat::kInt8PerTokenHead}) {
+    report.costs.push_back(CostOf(report, format, format));
+    if (both) report.costs.push_back(CostOf(report, format, KvFormat::kBF16));
+  }
+  return report;
+}
+
+std::string ToText(const CacheReport& report) {
+  std::string text;
+  for (const LayerGroup& group : report.groups) {
+    text += fmt::format(
+        "{} layers: {}, head_dim {}, {} heads, {} kv heads\n", group.layers,
+        group.window ? fmt::format("sliding window {}", group.window) : "full attention",
+        group.head_dim, group.heads, group.kv_heads);
+  }
+  text += fmt::format("\nKV cache in {}, sequences of {} tokens:\n",
+                      Bytes(static_cast<double>(report.memory_bytes)), report.length);
+  text += fmt::format("{:<36}{:>14}{:>14}{:>14}{:>12}{:>14}\n", "format", "per token", "windows",
+                      "sequence", "sequences", "max tokens");
+  for (const CacheCost& cost : report.costs) {
+    std::string name = Name(cost.format);
+    if (cost.window_format != cost.format)
+      name += fmt::format(", windows {}", Name(cost.window_format));
+    text += fmt::format("{:<36}{:>14}{:>14}{:>14}{:>12}{:>14}\n", name, Bytes(cost.bytes_per_token),
+                        Bytes(static_cast<double>(cost.window_bytes)),
+                        Bytes(static_cast<double>(cost.sequence_bytes)), cost.sequences,
+                        cost.tokens ? fmt::format("{}", *cost.tokens) : "no bound");
+  }
+  return text;
+}
+
+}  // namespace octavo

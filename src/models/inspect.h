@@ -1,0 +1,45 @@
+// What a model's KV cache costs: bytes by format, and how many tokens and sequences fit in a given
+// memory. Pure; uses the same claims (KvLayout) as the cache itself, so the numbers are those that
+// serving will have.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/kv_layout.h"
+#include "models/spec.h"
+
+namespace octavo {
+
+// Layers with the same cache geometry.
+struct LayerGroup {
+  int window = 0;  // 0: full attention
+  int layers = 0;
+  int heads = 0, kv_heads = 0, head_dim = 0;
+};
+
+// The cache under one policy.
+struct CacheCost {
+  KvFormat format = KvFormat::kBF16;         // of the full layers
+  KvFormat window_format = KvFormat::kBF16;  // of the window layers
+  double bytes_per_token = 0;                // of all full layers: this grows with the context
+  int64_t window_bytes =
+      0;  // of all window layers of one sequence: at most this, however long it is
+  int64_t sequence_bytes = 0;     // of one sequence of the report's length
+  int64_t sequences = 0;          // of that length that fit
+  std::optional<int64_t> tokens;  // of one sequence that fit; none: no bound (windows only)
+};
+
+struct CacheReport {
+  std::vector<LayerGroup> groups;
+  int64_t memory_bytes = 0, length = 0;
+  std::vector<CacheCost>
+      costs;  // bf16, then 8-bit formats, in models with windows also with window layers skipped
+};
+
+CacheReport InspectCache(const ModelSpec& spec, int64_t memory_bytes, int64_t length);
+std::string ToText(const CacheReport& report);
+
+}  // namespace octavo

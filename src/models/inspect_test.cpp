@@ -1,0 +1,84 @@
+#include "models/inspect.h"
+
+#include <gtest/gtest.h>
+
+#include "models/config.h"
+#include "models/testing.h"
+
+namespace octavo {
+namespace {
+
+constexpr int64_t kGiB = int64_t{1} << 30;
+
+// heads over kv_heads of 128; `windows` of the layers, from the first, with a window.
+ModelSpec Spec(int layers, int kv_heads, int windows, int window) {
+  LayerSpec layer;
+  layer.heads = 32;
+  layer.kv_heads = kv_heads;
+  layer.head_dim = 128;
+  ModelSpec spec;
+  spec.layers.assign(layers, layer);
+  for (int i = 0; i < windows; ++i) spec.layers[i].window = window;
+  return spec;
+}
+
+TEST(Inspect, FullAttentionOnly) {
+  // Llama-3.1-8B: 2 * 32 layers * 8 heads * 128 * 2 bytes = 128 KiB per token.
+  const CacheReport report = InspectCache(Spec(32, 8, 0, 0), 16 * kGiB, 8192);
+  ASSERT_EQ(report.groups.size(), 1u);
+  EXPECT_EQ(report.groups[0].layers, 32);
+  ASSERT_EQ(report.costs.size(), 3u);
+  const CacheCost &bf16 = report.costs[0], &fp8 = report.costs[1], &int8 = report.costs[2];
+  EXPECT_EQ(bf16.format, KvFormat::kBF16);
+  EXPECT_EQ(bf16.bytes_per_token, 131072);
+  EXPECT_EQ(bf16.window_bytes, 0);
+  EXPECT_EQ(bf16.sequence_bytes, kGiB);
+  EXPECT_EQ(bf16.sequences, 16);
+  EXPECT_EQ(bf16.tokens, 131072);
+  EXPECT_EQ(fp8.bytes_per_token, 65536);
+  EXPECT_EQ(fp8.sequences, 32);
+  EXPECT_EQ(fp8.tokens, 262144);
+  EXPECT_EQ(int8.bytes_per_token, 65536 + 32 * 8 * 2 * 4);  // and a float per token, head, K and V
+}
+
+TEST(Inspect, WindowsAreBounded) {
+  const CacheReport report = InspectCache(Spec(24, 8, 12, 128), kGiB, 100000);
+  ASSERT_EQ(report.groups.size(), 2u);
+  EXPECT_EQ(report.groups[0].window, 128);
+  ASSERT_EQ(report.costs.size(), 5u);
+  const CacheCost &bf16 = report.costs[0], &fp8 = report.costs[1], &skipped = report.costs[2];
+  EXPECT_EQ(bf16.bytes_per_token, 12 * 8 * 128 * 2 * 2);
+  EXPECT_EQ(bf16.window_bytes, 3 * 64 * 12 * 8 * 128 * 2 * 2);  // 128 tokens touch at most 3 pages
+  EXPECT_EQ(fp8.window_bytes, bf16.window_bytes / 2);
+  EXPECT_EQ(skipped.format, KvFormat::kFp8E4M3);
+  EXPECT_EQ(skipped.window_format, KvFormat::kBF16);
+  EXPECT_EQ(skipped.window_bytes, bf16.window_bytes);
+  EXPECT_EQ(skipped.bytes_per_token, fp8.bytes_per_token);
+  EXPECT_EQ(skipped.sequence_bytes, skipped.window_bytes + int64_t{1563} * 64 * 12 * 8 * 128 * 2);
+}
+
+TEST(Inspect, ShortSequencesDoNotFillTheirWindow) {
+  const CacheReport report = InspectCache(Spec(2, 1, 1, 4096), kGiB, 64);
+  EXPECT_EQ(report.costs[0].sequence_bytes, 2 * 64 * 128 * 2 * 2);
+}
+
+TEST(Inspect, WindowsOnlyHaveNoBound) {
+  const ModelSpec spec = Spec(4, 1, 4, 128);
+  EXPECT_EQ(InspectCache(spec, kGiB, 1000).costs.size(), 3u);
+  EXPECT_EQ(InspectCache(spec, kGiB, 1000).costs[0].tokens, std::nullopt);
+  EXPECT_EQ(InspectCache(spec, 1 << 18, 1000).costs[0].tokens,
+            128);  // less than the windows
+  EXPECT_EQ(InspectCache(spec, 0, 1000).costs[0].tokens, 0);
+}
+
+TEST(Inspect, Text) {
+  const std::string text = ToText(InspectCache(Spec(24, 8, 12, 128), kGiB, 4096));
+  EXPECT_NE(text.find("12 layers: sliding window 128, head_dim 128, 32 heads, 8 kv heads\n"),
+            text.npos)
+      << text;
+  EXPECT_NE(text.find("12 layers: full attention"), text.npos) << text;
+  EXPECT_NE(text.find("fp8_e4m3, windows bf16"), text.npos) << text;
+}
+
+}  // namespace
+}  // namespace octavo

@@ -1,0 +1,132 @@
+#include "models/widen.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "base/error.h"
+#include "base/float_bits.h"
+
+namespace octavo {
+namespace {
+
+constexpr int kBlock = 32;  // elements that share an MXFP4 scale
+
+std::array<float, 256> Fp8Values() {
+  std::array<float, 256> values;
+  for (int code = 0; code < 256; ++code) values[code] = Fp8E4M3::Decode(code);
+  return values;
+}
+
+// The 16 values of FP4 (e2m1) at a scale code, as bfloat16: all are exact down to 2^-128.
+std::array<uint16_t, 16> Fp4Values(uint8_t scale) {
+  constexpr float kMagnitudes[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+  std::array<uint16_t, 16> values;
+  for (int code = 0; code < 16; ++code) {
+    const float magnitude = scale == 0xFF ? NAN : std::ldexp(kMagnitudes[code & 7], scale - 127);
+    values[code] = FloatToBF16(code & 8 ? -magnitude : magnitude);
+  }
+  return values;
+}
+
+std::array<std::array<uint16_t, 16>, 256> Fp4Table() {
+  std::array<std::array<uint16_t, 16>, 256> table;
+  for (int scale = 0; scale < 256; ++scale) table[scale] = Fp4Values(static_cast<uint8_t>(scale));
+  return table;
+}
+
+template <class T>
+void TransposeTyped(const Tensor& in, int64_t first_column, int64_t column_step,
+                    const Tensor& out) {
+  constexpr int64_t kTile = 32;  // rows and columns of a tile stay in the first-level cache
+  const int64_t rows = out.rows(), columns = out.columns();
+  for (int64_t r0 = 0; r0 < rows; r0 += kTile) {
+    for (int64_t c0 = 0; c0 < columns; c0 += kTile) {
+      for (int64_t r = r0; r < std::min(rows, r0 + kTile); ++r) {
+        T* to = out.Row<T>(r);
+        for (int64_t c = c0; c < std::min(columns, c0 + kTile); ++c) {
+          to[c] = in.Row<T>(c)[first_column + r * column_step];
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+float ScaleAt(const Tensor& scales, int64_t index) {
+  switch (scales.dtype) {
+    case DType::kF32:
+      return static_cast<const float*>(scales.data)[index];
+    case DType::kBF16:
+      return BF16ToFloat(static_cast<const uint16_t*>(scales.data)[index]);
+    case DType::kF16:
+      return Float16::Decode(static_cast<const uint16_t*>(scales.data)[index]);
+    default:
+      OCTAVO_CHECK(false, ShapeString(scales));
+      return 0;
+  }
+}
+
+void WidenFp8(const Tensor& codes, const Tensor& scales, const Tensor& out, ThreadPool& threads) {
+  OCTAVO_CHECK(
+      codes.dtype == DType::kF8E4M3 && out.dtype == DType::kBF16 && codes.size() == out.size(),
+      ShapeString(codes), ShapeString(out));
+  OCTAVO_CHECK(scales.size() == 1 || scales.size() == codes.rows(), ShapeString(scales),
+               ShapeString(codes));
+  static const std::array<float, 256> kValues = Fp8Values();
+  threads.ForEach(codes.rows(), [&](int64_t row, int) {
+    const float scale = ScaleAt(scales, scales.size() == 1 ? 0 : row);
+    const uint8_t* from = codes.Row<uint8_t>(row);
+    uint16_t* to = out.Row<uint16_t>(row);
+    for (int64_t i = 0; i < codes.columns(); ++i) to[i] = FloatToBF16(kValues[from[i]] * scale);
+  });
+}
+
+bool WidenMxfp4(const Tensor& blocks, const Tensor& scales, int64_t first_row, int64_t row_step,
+                const Tensor& out) {
+  const int64_t columns = out.columns();
+  OCTAVO_CHECK(columns % kBlock == 0 && out.dtype == DType::kBF16, ShapeString(out));
+  OCTAVO_CHECK(scales.columns() == columns / kBlock && blocks.size() == scales.size() * kBlock / 2,
+               ShapeString(blocks), ShapeString(scales), ShapeString(out));
+  OCTAVO_CHECK(first_row + (out.rows() - 1) * row_step < scales.rows(), ShapeString(scales),
+               ShapeString(out));
+  static const std::array<std::array<uint16_t, 16>, 256> kTable = Fp4Table();
+  constexpr uint16_t kExponent = 0x7F80;  // all ones: infinite or NaN
+  bool finite = true;
+  for (int64_t r = 0; r < out.rows(); ++r) {
+    const int64_t row = first_row + r * row_step;
+    const uint8_t* from = static_cast<const uint8_t*>(blocks.data) + row * columns / 2;
+    const uint8_t* scale = static_cast<const uint8_t*>(scales.data) + row * (columns / kBlock);
+    uint16_t* to = out.Row<uint16_t>(r);
+    for (int64_t b = 0; b < columns / kBlock; ++b) {
+      const std::array<uint16_t, 16>& values = kTable[scale[b]];
+      for (int64_t i = 0; i < kBlock / 2; ++i, ++from, to += 2) {
+        to[0] = values[*from & 15];
+        to[1] = values[*from >> 4];
+        finite &= (to[0] & kExponent) != kExponent && (to[1] & kExponent) != kExponent;
+      }
+    }
+  }
+  return finite;
+}
+
+void TransposeColumns(const Tensor& in, int64_t first_column, int64_t column_step,
+                      const Tensor& out) {
+  OCTAVO_CHECK(in.dtype == out.dtype && in.rows() == out.columns(), ShapeString(in),
+               ShapeString(out));
+  OCTAVO_CHECK(first_column + (out.rows() - 1) * column_step < in.columns(), ShapeString(in),
+               ShapeString(out));
+  switch (SizeOf(in.dtype)) {
+    case 1:
+      return TransposeTyped<uint8_t>(in, first_column, column_step, out);
+    case 2:
+      return TransposeTyped<uint16_t>(in, first_column, column_step, out);
+    case 4:
+      return TransposeTyped<uint32_t>(in, first_column, column_step, out);
+    default:
+      OCTAVO_CHECK(false, ShapeString(in));
+  }
+}
+
+}  // namespace octavo

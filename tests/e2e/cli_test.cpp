@@ -1,0 +1,166 @@
+// The octavo program as a person meets it: exit codes, one line per mistake, help.
+#include <gtest/gtest.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <string>
+
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Outcome {
+  int code = -1;
+  std::string out, err;
+};
+
+class CliTest : public ::testing::Test {
+ protected:
+  CliTest() {
+    std::string pattern = (fs::temp_directory_path() / "octavo-cli-XXXXXX").string();
+    folder_ = mkdtemp(pattern.data());
+  }
+  ~CliTest() override { fs::remove_all(folder_); }
+
+  Outcome Run(const std::string& arguments) {
+    const fs::path err = folder_ / "stderr";
+    const std::string command = std::string(OCTAVO_PROGRAM) + " " + arguments + " 2>" + err.string();
+    FILE* pipe = popen(command.c_str(), "r");
+    Outcome outcome;
+    std::array<char, 4096> buffer;
+    while (const size_t n = fread(buffer.data(), 1, buffer.size(), pipe)) outcome.out.append(buffer.data(), n);
+    const int status = pclose(pipe);
+    outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    outcome.err = Read(err);
+    return outcome;
+  }
+
+  // Exit code 2, nothing on stdout, and on stderr one line that holds every one of `parts`.
+  void ExpectRefused(const std::string& arguments, const std::vector<std::string>& parts) {
+    const Outcome o = Run(arguments);
+    EXPECT_EQ(o.code, 2) << arguments << "\n" << o.out << o.err;
+    EXPECT_EQ(o.out, "") << arguments;
+    const auto lines = std::count(o.err.begin(), o.err.end(), '\n');
+    EXPECT_EQ(lines, 1) << arguments << "\n" << o.err;
+    for (const std::string& part : parts) EXPECT_NE(o.err.find(part), std::string::npos) << part << " not in: " << o.err;
+  }
+
+  // A copy of a golden model that a test may break.
+  fs::path Copy(const std::string& family) {
+    const fs::path to = folder_ / family;
+    fs::copy(Golden(family), to);
+    return to;
+  }
+
+  static std::string Golden(const std::string& family) {
+    return std::string(OCTAVO_SOURCE_DIR) + "/tests/golden/" + family;
+  }
+
+  static std::string Read(const fs::path& path) {
+    std::ostringstream text;
+    text << std::ifstream(path, std::ios::binary).rdbuf();
+    return text.str();
+  }
+
+  static void Write(const fs::path& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
+
+  static void ReplaceInFile(const fs::path& path, const std::string& from, const std::string& to) {
+    std::string text = Read(path);
+    const size_t at = text.find(from);
+    ASSERT_NE(at, std::string::npos) << from;
+    Write(path, text.replace(at, from.size(), to));
+  }
+
+  fs::path folder_;
+};
+
+TEST_F(CliTest, HelpOfEveryCommand) {
+  for (const char* command : {"", "generate", "verify", "inspect", "eval", "eval needle", "bench", "bench decode"}) {
+    const Outcome o = Run(std::string(command) + " --help");
+    EXPECT_EQ(o.code, 0) << command;
+    EXPECT_NE(o.out.find("Usage"), std::string::npos) << command;
+    EXPECT_EQ(o.err, "") << command;
+  }
+  EXPECT_EQ(Run("--version").code, 0);
+}
+
+TEST_F(CliTest, WrongCommandLines) {
+  ExpectRefused("", {"subcommand"});
+  ExpectRefused("frobnicate", {"frobnicate"});
+  ExpectRefused("verify --no-such-flag", {"--no-such-flag"});
+  ExpectRefused("eval", {"subcommand"});
+  const std::string model = Golden("llama");
+  ExpectRefused("verify /nonexistent", {"/nonexistent"});
+  ExpectRefused("verify " + model + " --dtype int4", {"--dtype", "int4"});
+  ExpectRefused("verify " + model + " --kv-cache-dtype fp7", {"fp7", "fp8"});
+  ExpectRefused("verify " + model + " --kv-cache-dtype-skip-layers 4", {"4"});
+  ExpectRefused("verify " + model + " --kv-cache-dtype-skip-layers every_other", {"every_other", "sliding_window"});
+  ExpectRefused("verify " + model + " --golden /nonexistent.safetensors", {"/nonexistent.safetensors"});
+  ExpectRefused("verify " + model + " --threads -1", {"--threads"});
+  ExpectRefused("verify " + model + " --max-num-batched-tokens 0", {"--max-num-batched-tokens"});
+  ExpectRefused("verify " + model + " --kv-cache-memory-bytes 10KiB", {"--kv-cache-memory-bytes"});
+  ExpectRefused("inspect " + model + " --memory -4", {"--memory"});
+  ExpectRefused("eval needle --lengths 0", {"--lengths"});
+  ExpectRefused("eval needle --lengths 4k --json /nonexistent/x.json", {"/nonexistent/x.json"});
+  ExpectRefused("eval needle --lengths 4k --haystack /nonexistent.txt", {"/nonexistent.txt"});
+  ExpectRefused("bench decode --contexts 100", {"--contexts", "100"});
+  ExpectRefused("generate --prompt-file /nonexistent.txt", {"/nonexistent.txt"});
+  ExpectRefused("generate " + model + " --prompt hello", {"tokenizer.json"});
+}
+
+TEST_F(CliTest, VerifyPassesAndFails) {
+  const Outcome good = Run("verify " + Golden("llama"));
+  EXPECT_EQ(good.code, 0) << good.out << good.err;
+  EXPECT_NE(good.out.find("passed"), std::string::npos);
+  const Outcome bad = Run("verify " + Golden("llama") + " --kv-cache-dtype fp8 --tolerance 1e-9");
+  EXPECT_EQ(bad.code, 1);
+  EXPECT_NE(bad.out.find("FAILED"), std::string::npos);
+}
+
+TEST_F(CliTest, BrokenFolders) {
+  fs::path model = Copy("llama");
+  fs::resize_file(model / "model.safetensors", 5000);
+  ExpectRefused("verify " + model.string(), {"model.safetensors"});
+  fs::remove(model / "model.safetensors");
+  ExpectRefused("verify " + model.string(), {"model.safetensors"});
+  fs::remove(model / "config.json");
+  ExpectRefused("verify " + model.string(), {"config.json"});
+
+  model = Copy("qwen2");
+  ReplaceInFile(model / "config.json", "\"num_attention_heads\": 4", "\"num_attention_heads\": -4");
+  ExpectRefused("verify " + model.string(), {"config.json", "num_attention_heads", "-4"});
+  Write(model / "config.json", "{\"model_type\": \"mamba\"}");
+  ExpectRefused("verify " + model.string(), {"config.json", "mamba"});
+  Write(model / "config.json", std::string(200'000, '['));
+  ExpectRefused("verify " + model.string(), {"config.json"});
+  Write(model / "config.json", "{\"model_type\": \"\xff\xfe\"}");
+  ExpectRefused("verify " + model.string(), {"config.json"});
+}
+
+TEST_F(CliTest, BrokenScales) {
+  const fs::path model = Copy("llama");
+  for (const char* scale : {"0", "-1", "1e-30", "1e30", "\"x\""}) {
+    const std::string layer = "{\"0\": " + std::string(scale) + ", \"1\": 1, \"2\": 1, \"3\": 1}";
+    Write(folder_ / "scales.json",
+          "{\"model_type\": \"llama\", \"kv_cache\": {\"dtype\": \"float8_e4m3fn\", \"scaling_factor\": {\"0\": " + layer + "}}}");
+    ExpectRefused("verify " + model.string() + " --kv-cache-dtype fp8 --kv-cache-scales " + (folder_ / "scales.json").string(),
+                  {"scales.json"});
+  }
+}
+
+TEST_F(CliTest, InspectNeedsOnlyAConfig) {
+  fs::create_directory(folder_ / "model");
+  fs::copy(Golden("gpt_oss") + "/config.json", folder_ / "model");
+  const Outcome o = Run("inspect " + (folder_ / "model").string());
+  EXPECT_EQ(o.code, 0) << o.err;
+  for (const char* word : {"gpt_oss", "sliding", "fp8", "bf16", "int8_per_token_head"}) {
+    EXPECT_NE(o.out.find(word), std::string::npos) << word << " not in\n" << o.out;
+  }
+}
+
+}  // namespace

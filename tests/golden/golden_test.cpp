@@ -1,0 +1,100 @@
+// Every family against transformers: the figures of docs/numerics.md.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "base/error.h"
+#include "eval/verify.h"
+
+namespace octavo {
+namespace {
+
+const char* const kFamilies[] = {"llama", "llama_hd128_tied", "qwen2",  "qwen3",       "qwen3_moe",
+                                 "mistral", "mixtral",        "gemma2", "gemma3_text", "gpt_oss"};
+
+VerifyOptions Options(const std::string& family) {
+  VerifyOptions options;
+  options.engine.model = std::string(OCTAVO_SOURCE_DIR) + "/tests/golden/" + family;
+  options.engine.threads = 2;
+  return options;
+}
+
+class GoldenTest : public ::testing::TestWithParam<const char*> {
+ protected:
+  void ExpectPasses(const VerifyOptions& options) {
+    const VerifyReport report = Verify(options);
+    const bool together = options.engine.dtype == "bfloat16";
+    ASSERT_EQ(report.prompts.size(), together ? 4u : 3u);
+    EXPECT_GT(report.prompts.back().tolerance, 0);
+    for (const PromptResult& prompt : report.prompts) {
+      if (prompt.tolerance > 0) {
+        EXPECT_LE(prompt.relative_l2, prompt.tolerance);
+      }
+      EXPECT_TRUE(prompt.chunks_identical);
+      if (options.engine.kv_cache_dtype == "auto" && options.engine.dtype == "float32") {
+        EXPECT_EQ(prompt.greedy, "identical");
+      }
+    }
+    EXPECT_TRUE(report.passed) << FormatReport(report);
+  }
+};
+
+TEST_P(GoldenTest, Float32) {
+  VerifyOptions options = Options(GetParam());
+  options.engine.dtype = "float32";
+  ExpectPasses(options);
+}
+
+TEST_P(GoldenTest, Float32Fp8Cache) {
+  VerifyOptions options = Options(GetParam());
+  options.engine.dtype = "float32";
+  options.engine.kv_cache_dtype = "fp8";
+  ExpectPasses(options);
+}
+
+TEST_P(GoldenTest, BFloat16) { ExpectPasses(Options(GetParam())); }
+
+TEST_P(GoldenTest, BFloat16Fp8Cache) {
+  VerifyOptions options = Options(GetParam());
+  options.engine.kv_cache_dtype = "fp8";
+  ExpectPasses(options);
+}
+
+// Every other format has no reference of its own; it must still be close to the unquantised logits, and not equal to them.
+TEST_P(GoldenTest, OtherFormatsAreClose) {
+  struct Case {
+    const char *k, *v;
+    double most;
+  };
+  for (const Case& c : {Case{"int8_per_token_head", "int8_per_token_head", 0.05}, Case{"fp8", "bf16", 0.25},
+                        Case{"bf16", "fp8", 0.25}, Case{"fp8_per_token_head", "int8_per_token_head", 0.25},
+                        Case{"fp16", "fp8_e5m2", 0.4}}) {
+    VerifyOptions options = Options(GetParam());
+    options.engine.dtype = "float32";
+    options.engine.kv_cache_dtype_k = c.k;
+    options.engine.kv_cache_dtype_v = c.v;
+    const VerifyReport report = Verify(options);
+    for (const PromptResult& prompt : report.prompts) {
+      EXPECT_LT(prompt.relative_l2, c.most) << c.k << " " << c.v;
+      EXPECT_GT(prompt.relative_l2, 1e-5) << c.k << " " << c.v;
+      EXPECT_TRUE(prompt.chunks_identical) << c.k << " " << c.v;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, GoldenTest, ::testing::ValuesIn(kFamilies),
+                         [](const auto& family) { return std::string(family.param); });
+
+TEST(VerifyTest, NamesWhatIsMissing) {
+  VerifyOptions options = Options("llama");
+  options.golden = options.engine.model + "/model.safetensors";
+  try {
+    Verify(options);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_NE(error.message().find("prompt0.ids"), std::string::npos) << error.message();
+  }
+}
+
+}  // namespace
+}  // namespace octavo

@@ -1,0 +1,71 @@
+// Who may know whom: reads every #include under src/ and holds it against docs/ARCHITECTURE.md.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <regex>
+#include <set>
+#include <string>
+
+namespace {
+
+namespace fs = std::filesystem;
+
+const std::map<std::string, std::set<std::string>> kMayKnow = {
+    {"base", {}},
+    {"io", {"base"}},
+    {"text", {"base", "io"}},
+    {"kernels", {"base"}},
+    {"kv", {"base", "io", "kernels"}},
+    {"models", {"base", "io", "kernels", "kv"}},
+    {"engine", {"base", "io", "text", "kernels", "kv", "models", "octavo"}},
+    {"eval", {"base", "io", "text", "kernels", "kv", "models", "engine", "octavo"}},
+    {"cli", {"base", "io", "text", "kernels", "kv", "models", "engine", "eval", "octavo"}},
+};
+
+// The headers of these two build anywhere with a plain compiler.
+const std::set<std::string> kStandardLibraryOnly = {"base", "kernels"};
+
+struct Include {
+  std::string target;
+  bool quoted;
+};
+
+std::vector<Include> IncludesOf(const fs::path& file) {
+  static const std::regex kInclude(R"(^\s*#\s*include\s*([<"])([^">]+)[">])");
+  std::ifstream in(file);
+  std::vector<Include> includes;
+  for (std::string line; std::getline(in, line);) {
+    std::smatch match;
+    if (std::regex_search(line, match, kInclude)) includes.push_back({match[2], match[1] == "\""});
+  }
+  return includes;
+}
+
+TEST(LayersTest, FoldersIncludeOnlyWhatTheyMayKnow) {
+  int files = 0;
+  for (const auto& entry : fs::recursive_directory_iterator(std::string(OCTAVO_SOURCE_DIR) + "/src")) {
+    const fs::path relative = fs::relative(entry.path(), std::string(OCTAVO_SOURCE_DIR) + "/src");
+    const std::string extension = relative.extension().string();
+    if (extension != ".cpp" && extension != ".h" && extension != ".cu" && extension != ".cuh") continue;
+    ++files;
+    const std::string folder = relative.begin()->string();
+    ASSERT_TRUE(kMayKnow.count(folder)) << folder << " is not in the table";
+    const bool test = relative.stem().string().ends_with("_test");
+    for (const Include& include : IncludesOf(entry.path())) {
+      const std::string other = include.target.substr(0, include.target.find('/'));
+      if (include.quoted && other != folder && other != "tests") {
+        EXPECT_TRUE(kMayKnow.at(folder).count(other)) << relative << " includes " << include.target;
+      }
+      if (extension == ".h" && !test && kStandardLibraryOnly.count(folder) && !include.quoted) {
+        const bool standard = include.target.find('/') == std::string::npos || include.target.starts_with("sys/");
+        const bool highway = relative.string().ends_with("-inl.h") && include.target.starts_with("hwy/");
+        EXPECT_TRUE(standard || highway) << relative << " includes <" << include.target << ">";
+      }
+    }
+  }
+  EXPECT_GT(files, 50);
+}
+
+}  // namespace
