@@ -202,7 +202,7 @@ void NormAndRotate(const AppendArgs& args, const std::vector<float>& weight, int
       const VF value = hn::Load(d, x + i);
       squares = hn::MulAdd(value, value, squares);
     }
-    const float mean = TreeSum(squares) / static_cast<float>(head_dim);
+    const float mean = hn::GetLane(TreeSum(squares)) / static_cast<float>(head_dim);
     const float inverse = 1.0f / std::sqrt(mean + args.norm_eps);
     for (int i = 0; i < head_dim; ++i) x[i] = x[i] * inverse * weight[i];
   }

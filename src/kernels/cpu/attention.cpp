@@ -12,7 +12,7 @@
 namespace octavo::cpu {
 namespace {
 
-// e4m3 is read as float16 bits shifted, that is as 2^-8 of its value (attention_math-inl.h).
+// e4m3 is read as float16 bits shifted, that is as 2^-8 of its value (attention_common-inl.h).
 float DecodeFactor(KvFormat format) { return StorageDType(format) == DType::kF8E4M3 ? 256.0f : 1.0f; }
 
 float StaticScale(KvFormat format, const float* scales, int head) {
@@ -86,6 +86,7 @@ void RunItem(const AttentionArgs& args, const AttentionPlan::Item& item, float* 
   const Scratch scratch = Scratch::At(memory, block.rows, block.row_stride);
   LoadQueries(block, scratch.q);
   block.q = scratch.q;
+  block.page_end = item.page_end;
   auto attend = [&](int page_begin, int page_end, const AttentionState& state) {
     if (block.rows <= kFewRows) {
       AttendFewRows(block, page_begin, page_end, state);

@@ -8,11 +8,13 @@
 #define OCTAVO_KERNELS_CPU_ATTENTION_COMMON_INL_H_
 #endif
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/cpu/attention_kernels.h"
 
@@ -28,14 +30,22 @@ static_assert(kLanes >= 4 && kLanes <= 16, "the block rows and the padding of he
 
 // ------------------------------------------------------------------------------------------------ reading formats
 
-// A loader reads kLanes elements as float32, exactly, up to a factor that the driver folds into the softmax
-// (DecodeFactor). Bytes of zero read as zero.
-struct LoadF32 {
+// A loader reads elements as float32, exactly, up to a factor that the driver folds into the softmax (DecodeFactor): Load
+// reads kLanes of them, Load2 twice as many. Bytes of zero read as zero.
+template <class Loader>
+struct LoadTwice {
+  static HWY_INLINE void Load2(const uint8_t* p, VF& x0, VF& x1) {
+    x0 = Loader::Load(p);
+    x1 = Loader::Load(p + kLanes * Loader::kSize);
+  }
+};
+
+struct LoadF32 : LoadTwice<LoadF32> {
   static constexpr size_t kSize = 4;
   static HWY_INLINE VF Load(const uint8_t* p) { return hn::LoadU(DF(), reinterpret_cast<const float*>(p)); }
 };
 
-struct LoadF16 {
+struct LoadF16 : LoadTwice<LoadF16> {
   static constexpr size_t kSize = 2;
   static HWY_INLINE VF Load(const uint8_t* p) {
     const hn::Rebind<hwy::float16_t, DF> d16;
@@ -43,7 +53,7 @@ struct LoadF16 {
   }
 };
 
-struct LoadBF16 {
+struct LoadBF16 : LoadTwice<LoadBF16> {
   static constexpr size_t kSize = 2;
   static HWY_INLINE VF Load(const uint8_t* p) {
     const hn::Rebind<hwy::bfloat16_t, DF> d16;
@@ -51,37 +61,71 @@ struct LoadBF16 {
   }
 };
 
-// By way of float16, whose subnormals cost nothing to widen: the code shifted into place is 2^-8 of the value.
-struct LoadF8E4M3 {
+// e4m3 and e5m2 go by way of float16, whose subnormals cost nothing to widen. Bits16 makes its bits from codes.
+template <class Format>
+struct LoadF8 {
   static constexpr size_t kSize = 1;
   static HWY_INLINE VF Load(const uint8_t* p) {
-    const hn::Rebind<int8_t, DF> d8;
     const hn::Rebind<int16_t, DF> d16;
     const hn::Rebind<hwy::float16_t, DF> df16;
-    // The sign is extended and shifted: bits 15 and 14 are the sign, of which 14 goes.
-    const auto extended = hn::PromoteTo(d16, hn::LoadU(d8, reinterpret_cast<const int8_t*>(p)));
-    auto bits = hn::And(hn::ShiftLeft<7>(extended), hn::Set(d16, static_cast<int16_t>(0xBFFF)));
-    // The code of NaN has all of bits 13..7 set; only then does one more unit carry into bit 14, which completes the
-    // exponent of a float16 NaN.
+    return hn::PromoteTo(DF(), hn::BitCast(df16, Format::Bits16(d16, LoadCodes(d16, p))));
+  }
+  static HWY_INLINE void Load2(const uint8_t* p, VF& x0, VF& x1) {
+    const hn::Repartition<int16_t, DF> d16;  // one vector of 16 bits is two of 32
+    const hn::Rebind<hwy::float16_t, DF> half;
+    const auto bits = hn::BitCast(hn::Repartition<hwy::float16_t, DF>(), Format::Bits16(d16, LoadCodes(d16, p)));
+    x0 = hn::PromoteTo(DF(), hn::LowerHalf(half, bits));
+    x1 = hn::PromoteTo(DF(), hn::UpperHalf(half, bits));
+  }
+
+ private:
+  template <class D16>
+  static HWY_INLINE hn::Vec<D16> LoadCodes(D16 d16, const uint8_t* p) {
+    const hn::Rebind<int8_t, D16> d8;
+    return hn::PromoteTo(d16, hn::LoadU(d8, reinterpret_cast<const int8_t*>(p)));  // sign extended
+  }
+};
+
+// The code shifted into place is 2^-8 of the value. Reads NaN as 1.875: for pages without (HasF8E4M3NaN).
+struct LoadF8E4M3Finite : LoadF8<LoadF8E4M3Finite> {
+  template <class D16>
+  static HWY_INLINE hn::Vec<D16> Bits16(D16 d16, hn::Vec<D16> codes) {
+    // After the shift bits 15 and 14 are the sign, of which 14 goes.
+    return hn::And(hn::ShiftLeft<7>(codes), hn::Set(d16, static_cast<int16_t>(0xBFFF)));
+  }
+};
+
+struct LoadF8E4M3 : LoadF8<LoadF8E4M3> {
+  template <class D16>
+  static HWY_INLINE hn::Vec<D16> Bits16(D16 d16, hn::Vec<D16> codes) {
+    const auto bits = LoadF8E4M3Finite::Bits16(d16, codes);
+    // NaN has all of bits 13..7 set; only then does one more unit carry into bit 14, which completes the exponent of a
+    // float16 NaN.
     const auto magnitude = hn::And(bits, hn::Set(d16, int16_t{0x3F80}));
     const auto carry = hn::Add(magnitude, hn::Set(d16, int16_t{0x0080}));
-    bits = hn::Or(bits, hn::And(carry, hn::Set(d16, int16_t{0x4000})));
-    return hn::PromoteTo(DF(), hn::BitCast(df16, bits));
+    return hn::Or(bits, hn::And(carry, hn::Set(d16, int16_t{0x4000})));
   }
 };
 
-struct LoadF8E5M2 {
-  static constexpr size_t kSize = 1;
-  static HWY_INLINE VF Load(const uint8_t* p) {
-    const hn::Rebind<uint8_t, DF> d8;
-    const hn::Rebind<uint16_t, DF> d16;
-    const hn::Rebind<hwy::float16_t, DF> df16;
-    const auto bits = hn::ShiftLeft<8>(hn::PromoteTo(d16, hn::LoadU(d8, p)));
-    return hn::PromoteTo(DF(), hn::BitCast(df16, bits));
+struct LoadF8E5M2 : LoadF8<LoadF8E5M2> {
+  template <class D16>
+  static HWY_INLINE hn::Vec<D16> Bits16(D16, hn::Vec<D16> codes) {
+    return hn::ShiftLeft<8>(codes);
   }
 };
 
-struct LoadI8 {
+// Whether any of `bytes` codes (whole vectors) is a NaN. An eighth of the cost of looking in the loader.
+inline bool HasF8E4M3NaN(const uint8_t* p, size_t bytes) {
+  const hn::Repartition<uint8_t, DF> d8;
+  const auto magnitude_bits = hn::Set(d8, uint8_t{0x7F});
+  auto largest = hn::Zero(d8);
+  for (size_t i = 0; i < bytes; i += 4 * kLanes) {
+    largest = hn::Max(largest, hn::And(hn::LoadU(d8, p + i), magnitude_bits));
+  }
+  return !hn::AllFalse(d8, hn::Eq(largest, magnitude_bits));
+}
+
+struct LoadI8 : LoadTwice<LoadI8> {
   static constexpr size_t kSize = 1;
   static HWY_INLINE VF Load(const uint8_t* p) {
     const hn::Rebind<int8_t, DF> d8;
@@ -166,23 +210,60 @@ HWY_INLINE VF Subtrahend(VF m) {
 
 // ------------------------------------------------------------------------------------------------------ the tree
 
-// Sums of adjacent lanes, a's then b's. Applied to inputs pairwise, log2(kLanes) times, it leaves in lane i the sum of
-// input i, added by a tree of adjacent pairs.
-HWY_INLINE VF PairSum(VF a, VF b) {
-  const DF d;
-  return hn::Add(hn::ConcatEven(d, b, a), hn::ConcatOdd(d, b, a));
-}
-
-// The sum of one vector's lanes by the same tree.
-HWY_INLINE float TreeSum(VF v) {
-  for (size_t width = kLanes; width > 1; width /= 2) v = PairSum(v, v);
-  return hn::GetLane(v);
-}
-
 inline constexpr int CeilLog2(size_t n) { return n <= 1 ? 0 : 1 + CeilLog2((n + 1) / 2); }
 inline constexpr int kLaneBits = CeilLog2(kLanes);
 
+// One level of transposing and adding. If at level k input n meets input n + 2^k, then after kLaneBits levels lane i holds
+// the sum of input i, added by a binary tree. Inside a block of four lanes the tree adds lanes two apart first, then the
+// two sums: so interleaving, the cheapest of shuffles, does it. Then neighbouring blocks, then halves.
+template <int kLevel>
+HWY_INLINE VF PairSum(VF a, VF b) {
+  const DF d;
+  if constexpr (kLevel == 0) {
+    return hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
+  } else if constexpr (kLevel == 1) {
+    const hn::Repartition<uint64_t, DF> d64;
+    const auto a64 = hn::BitCast(d64, a), b64 = hn::BitCast(d64, b);
+    return hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, a64, b64)),
+                   hn::BitCast(d, hn::InterleaveUpper(d64, a64, b64)));
+  } else if constexpr (kLevel + 1 == kLaneBits) {
+    return hn::Add(hn::ConcatUpperLower(d, b, a), hn::ConcatLowerUpper(d, b, a));
+  } else {
+    return hn::Add(hn::OddEvenBlocks(b, a), hn::SwapAdjacentBlocks(hn::OddEvenBlocks(a, b)));
+  }
+}
+
+// The class of lanes that the tree meets as its n-th leaf: the two lowest bits change places.
+constexpr size_t LeafClass(size_t n) { return (n & ~size_t{3}) | (n & 1) << 1 | (n >> 1 & 1); }
+
+// The sum of one vector's lanes by the same tree, in every lane.
+template <int kLevel = 0>
+HWY_INLINE VF TreeSum(VF v) {
+  if constexpr (kLevel == kLaneBits) {
+    return v;
+  } else {
+    return TreeSum<kLevel + 1>(PairSum<kLevel>(v, v));
+  }
+}
+
 // ------------------------------------------------------------------------------------------------------- one page
+
+// Asks for a stretch of memory in equal steps, so that the requests do not queue up behind each other. Pages are scattered
+// and the hardware's own prefetchers do not cross from one to the next.
+class Prefetcher {
+ public:
+  Prefetcher() = default;
+  Prefetcher(const std::byte* p, int64_t bytes, int steps)
+      : p_(p), end_(p + bytes), step_((bytes / steps + kLine - 1) / kLine * kLine) {}
+  HWY_INLINE void Step() {
+    for (const std::byte* end = std::min(p_ + step_, end_); p_ < end; p_ += kLine) hwy::Prefetch(p_);
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const std::byte *p_ = nullptr, *end_ = nullptr;
+  int64_t step_ = 0;
+};
 
 // One head's part of one page. Positions are V's stored order; order[s] is the token there.
 class PageReader {
@@ -190,7 +271,9 @@ class PageReader {
   explicit PageReader(const AttentionBlock& block)
       : block_(block),
         layout_(block.args->cache.layout),
-        pages_(block.args->batch->block_table.Row<uint32_t>(block.sequence)) {
+        pages_(block.args->batch->block_table.Row<uint32_t>(block.sequence)),
+        scales_keys(HasTokenScales(layout_.k_format)),
+        scales_values(HasTokenScales(layout_.v_format)) {
     for (float& factor : score_factor) factor = block.score_factor;
   }
 
@@ -201,17 +284,27 @@ class PageReader {
     first_token = page * kPageSize;
     const int last_row = block_.position(block_.rows - 1);
     masked = first_token + kPageSize - 1 > block_.first_position || first_token <= last_row - block_.window;
-    if (HasTokenScales(layout_.k_format)) {
+    if (scales_keys) {
       const auto* scales = reinterpret_cast<const float*>(claim + layout_.KScaleOffset(block_.kv_head));
       for (int s = 0; s < kPageSize; ++s) score_factor[s] = scales[block_.order[s]] * block_.score_factor;
     }
-    if (HasTokenScales(layout_.v_format)) {
+    if (scales_values) {
       const auto* scales = reinterpret_cast<const float*>(claim + layout_.VScaleOffset(block_.kv_head));
       for (int s = 0; s < kPageSize; ++s) value_factor[s] = scales[block_.order[s]];
     }
   }
 
-  bool scales_values() const { return HasTokenScales(layout_.v_format); }
+  // The K or V that will be read after this page's; none behind the last.
+  Prefetcher NextK(int page, int steps) const {
+    if (page + 1 >= block_.page_end) return {};
+    const std::byte* claim = block_.args->cache.Claim(pages_[page + 1]);
+    return Prefetcher(claim + layout_.KOffset(block_.kv_head), layout_.KBytes(), steps);
+  }
+  Prefetcher NextV(int page, int steps) const {
+    if (page + 1 >= block_.page_end) return {};
+    const std::byte* claim = block_.args->cache.Claim(pages_[page + 1]);
+    return Prefetcher(claim + layout_.VOffset(block_.kv_head), layout_.VBytes(), steps);
+  }
 
   const uint8_t* k = nullptr;
   const uint8_t* v = nullptr;
@@ -224,6 +317,9 @@ class PageReader {
   const AttentionBlock& block_;
   const KvLayout& layout_;
   const uint32_t* pages_;
+
+ public:
+  const bool scales_keys, scales_values;  // by token
 };
 
 }  // namespace octavo::cpu::HWY_NAMESPACE

@@ -17,56 +17,108 @@
 HWY_BEFORE_NAMESPACE();
 namespace octavo::cpu::HWY_NAMESPACE {
 
-// Adds to the tree of `kRows` x kLanes dot products two at a time: sums[r] holds inputs 2n and 2n + 1 of row r, already
-// added pairwise. After the last (n = kLanes / 2 - 1), sums[r] is the finished vector.
-template <int kRows>
-struct Tree {
-  VF levels[kLaneBits][kRows];
+// Rows that share a converted vector of K or V, and how many such vectors (tokens in q k^T, dimensions in p v) are open at
+// once: accumulators in 32 registers (AVX-512, NEON) or 16 (AVX2), at least eight for two multiply-adds a cycle.
+inline constexpr bool kManyRegisters = HWY_TARGET != HWY_AVX2;
+inline constexpr int kRowSteps = kManyRegisters ? 4 : 3;  // 1, 2, 4 rows and, with many registers, 8
+constexpr int OpenVectors(int rows) { return rows * 4 <= (kManyRegisters ? 16 : 8) ? 4 : 2; }
 
-  HWY_INLINE void Add(size_t n, VF (&sums)[kRows]) {
-    int level = 0;
-    for (; n & 1; n >>= 1, ++level) {
-      for (int r = 0; r < kRows; ++r) sums[r] = PairSum(levels[level][r], sums[r]);
+// Dot products of kRows rows with kLanes vectors, kOpen at a time: products[t * kRows + r] are the lanes to be added of
+// vector kOpen * n + t and row r. Add returns true after the last, with sums[r] lane i = row r times vector i.
+template <int kRows, int kOpen>
+class Tree {
+ public:
+  HWY_INLINE bool Add(size_t n, VF (&products)[kRows * kOpen], VF (&sums)[kRows]) {
+    for (int r = 0; r < kRows; ++r) {
+      sums[r] = PairSum<0>(products[r], products[kRows + r]);
+      if constexpr (kOpen == 4) {
+        sums[r] = PairSum<1>(sums[r], PairSum<0>(products[2 * kRows + r], products[3 * kRows + r]));
+      }
     }
-    for (int r = 0; r < kRows; ++r) levels[level][r] = sums[r];
+    if constexpr (kFirst < kLaneBits) {
+      int level = kFirst;
+      for (; n & 1; n >>= 1, ++level) {
+        for (int r = 0; r < kRows; ++r) sums[r] = PairSumAt(level, levels_[level - kFirst][r], sums[r]);
+      }
+      if (level == kLaneBits) return true;
+      for (int r = 0; r < kRows; ++r) levels_[level - kFirst][r] = sums[r];
+      return false;
+    } else {
+      return true;
+    }
   }
+
+ private:
+  static constexpr int kFirst = kOpen == 4 ? 2 : 1;  // levels below it are done at once
+  static HWY_INLINE VF PairSumAt(int level, VF a, VF b) {
+    if constexpr (kLaneBits > 3) {
+      if (level == 3) return PairSum<3>(a, b);
+    }
+    if constexpr (kLaneBits > 2) {
+      if (level == 2) return PairSum<2>(a, b);
+    }
+    return PairSum<1>(a, b);
+  }
+  VF levels_[kLaneBits][kRows];
 };
+
+// products[t, r] += x[t] * y[r], y being rows of `stride` floats. With `keep`, x counts as zero where keep[r] is zero.
+template <int kRows, int kOpen, bool kMasked>
+HWY_INLINE void Accumulate(const VF (&x)[kOpen], const float* y, const float* keep, size_t stride,
+                           VF (&products)[kRows * kOpen]) {
+  const DF d;
+  for (int r = 0; r < kRows; ++r) {
+    const VF row = hn::Load(d, y + r * stride);
+    for (int t = 0; t < kOpen; ++t) {
+      VF& sum = products[t * kRows + r];
+      if constexpr (kMasked) {
+        sum = hn::MulAdd(row, hn::And(x[t], hn::Load(d, keep + r * stride)), sum);
+      } else {
+        sum = hn::MulAdd(row, x[t], sum);
+      }
+    }
+  }
+}
+
+// products[t, r] = the lanes of vectors[t] . y[r], `count` elements.
+template <class Loader, int kRows, int kOpen, bool kMasked>
+HWY_INLINE void Products(const uint8_t* const (&vectors)[kOpen], size_t count, const float* y, const float* keep,
+                         size_t stride, VF (&products)[kRows * kOpen]) {
+  for (VF& sum : products) sum = hn::Zero(DF());
+  VF x0[kOpen], x1[kOpen];
+  size_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    for (int t = 0; t < kOpen; ++t) Loader::Load2(vectors[t] + i * Loader::kSize, x0[t], x1[t]);
+    Accumulate<kRows, kOpen, kMasked>(x0, y + i, keep + i, stride, products);
+    Accumulate<kRows, kOpen, kMasked>(x1, y + i + kLanes, keep + i + kLanes, stride, products);
+  }
+  if (i + kLanes <= count) {
+    for (int t = 0; t < kOpen; ++t) x0[t] = Loader::Load(vectors[t] + i * Loader::kSize);
+    Accumulate<kRows, kOpen, kMasked>(x0, y + i, keep + i, stride, products);
+    i += kLanes;
+  }
+  if (i < count) {
+    for (int t = 0; t < kOpen; ++t) x0[t] = LoadTail<Loader>(vectors[t] + i * Loader::kSize, count - i);
+    Accumulate<kRows, kOpen, kMasked>(x0, y + i, keep + i, stride, products);
+  }
+}
 
 // s[r, position] = q[r] . k[order[position]]
 template <class Loader, int kRows>
-void Scores(const AttentionBlock& block, const uint8_t* k, const float* q, float* s) {
-  const DF d;
-  const size_t dim = block.head_dim, stride = block.row_stride;
-  const size_t whole = dim / kLanes * kLanes;
+void Scores(const AttentionBlock& block, const uint8_t* k, const float* q, float* s, Prefetcher& next) {
+  constexpr int kOpen = OpenVectors(kRows);
+  const size_t dim = block.head_dim;
   for (size_t first = 0; first < kPageSize; first += kLanes) {
-    Tree<kRows> tree;
-    VF sums[kRows];
-    for (size_t pair = 0; pair < kLanes / 2; ++pair) {
-      const uint8_t* k0 = k + block.order[first + 2 * pair] * dim * Loader::kSize;
-      const uint8_t* k1 = k + block.order[first + 2 * pair + 1] * dim * Loader::kSize;
-      VF a[kRows], b[kRows];
-      for (int r = 0; r < kRows; ++r) a[r] = b[r] = hn::Zero(d);
-      for (size_t i = 0; i < whole; i += kLanes) {
-        const VF x0 = Loader::Load(k0 + i * Loader::kSize), x1 = Loader::Load(k1 + i * Loader::kSize);
-        for (int r = 0; r < kRows; ++r) {
-          const VF y = hn::Load(d, q + r * stride + i);
-          a[r] = hn::MulAdd(y, x0, a[r]);
-          b[r] = hn::MulAdd(y, x1, b[r]);
-        }
-      }
-      if (whole != dim) {
-        const VF x0 = LoadTail<Loader>(k0 + whole * Loader::kSize, dim - whole);
-        const VF x1 = LoadTail<Loader>(k1 + whole * Loader::kSize, dim - whole);
-        for (int r = 0; r < kRows; ++r) {
-          const VF y = hn::Load(d, q + r * stride + whole);
-          a[r] = hn::MulAdd(y, x0, a[r]);
-          b[r] = hn::MulAdd(y, x1, b[r]);
-        }
-      }
-      for (int r = 0; r < kRows; ++r) sums[r] = PairSum(a[r], b[r]);
-      tree.Add(pair, sums);
-    }
-    for (int r = 0; r < kRows; ++r) hn::Store(sums[r], d, s + r * kPageSize + first);
+    Tree<kRows, kOpen> tree;
+    VF products[kRows * kOpen], sums[kRows];
+    size_t n = 0;
+    do {
+      next.Step();
+      const uint8_t* rows[kOpen];
+      for (int t = 0; t < kOpen; ++t) rows[t] = k + block.order[first + kOpen * n + t] * dim * Loader::kSize;
+      Products<Loader, kRows, kOpen, false>(rows, dim, q, q, block.row_stride, products);
+    } while (!tree.Add(n++, products, sums));
+    for (int r = 0; r < kRows; ++r) hn::Store(sums[r], DF(), s + r * kPageSize + first);
   }
 }
 
@@ -74,41 +126,32 @@ void Scores(const AttentionBlock& block, const uint8_t* k, const float* q, float
 // whatever they are.
 template <class Loader, int kRows, bool kMasked>
 void Values(const AttentionBlock& block, const uint8_t* v, const float* p, const float* keep, const float* alpha,
-            float* o) {
+            float* o, Prefetcher& next) {
+  constexpr int kOpen = OpenVectors(kRows);
   const DF d;
-  const size_t dim = block.head_dim, stride = block.row_stride;
+  const size_t dim = block.head_dim;
   for (size_t first = 0; first < dim; first += kLanes) {
-    Tree<kRows> tree;
-    VF sums[kRows];
-    for (size_t pair = 0; pair < kLanes / 2; ++pair) {
-      // Behind head_dim: any row, the lane is padding.
-      const uint8_t* v0 = v + std::min(first + 2 * pair, dim - 1) * kPageSize * Loader::kSize;
-      const uint8_t* v1 = v + std::min(first + 2 * pair + 1, dim - 1) * kPageSize * Loader::kSize;
-      VF a[kRows], b[kRows];
-      for (int r = 0; r < kRows; ++r) a[r] = b[r] = hn::Zero(d);
-      for (size_t i = 0; i < kPageSize; i += kLanes) {
-        const VF x0 = Loader::Load(v0 + i * Loader::kSize), x1 = Loader::Load(v1 + i * Loader::kSize);
-        for (int r = 0; r < kRows; ++r) {
-          const VF y = hn::Load(d, p + r * kPageSize + i);
-          if constexpr (kMasked) {
-            const VF mask = hn::Load(d, keep + r * kPageSize + i);
-            a[r] = hn::MulAdd(y, hn::And(x0, mask), a[r]);
-            b[r] = hn::MulAdd(y, hn::And(x1, mask), b[r]);
-          } else {
-            a[r] = hn::MulAdd(y, x0, a[r]);
-            b[r] = hn::MulAdd(y, x1, b[r]);
-          }
-        }
+    Tree<kRows, kOpen> tree;
+    VF products[kRows * kOpen], sums[kRows];
+    size_t n = 0;
+    do {
+      next.Step();
+      const uint8_t* rows[kOpen];
+      for (int t = 0; t < kOpen; ++t) {
+        // Behind head_dim: any row, the lane is padding.
+        rows[t] = v + std::min(first + kOpen * n + t, dim - 1) * kPageSize * Loader::kSize;
       }
-      for (int r = 0; r < kRows; ++r) sums[r] = PairSum(a[r], b[r]);
-      tree.Add(pair, sums);
-    }
+      Products<Loader, kRows, kOpen, kMasked>(rows, kPageSize, p, keep, kPageSize, products);
+    } while (!tree.Add(n++, products, sums));
     for (int r = 0; r < kRows; ++r) {
-      float* to = o + r * stride + first;
+      float* to = o + r * block.row_stride + first;
       hn::Store(hn::MulAdd(hn::Load(d, to), hn::Set(d, alpha[r]), sums[r]), d, to);
     }
   }
 }
+
+// A page's K, and its V, is asked for a page ahead, in as many steps as the smallest head_dim makes.
+inline constexpr int kPrefetchSteps = 16;
 
 // keep[position] is all ones where a row at `last` sees the token, else all zeros.
 void VisibleTokens(const AttentionBlock& block, int first_token, int last, float* keep) {
@@ -149,45 +192,49 @@ float Softmax(const AttentionBlock& block, const PageReader& page, const float* 
   for (size_t i = 0; i < kVectors; ++i) {
     VF p = Exp2(hn::Sub(x[i], base));
     sum = hn::Add(sum, p);
-    if (page.scales_values()) {
+    if (page.scales_values) {
       p = hn::Mul(p, hn::Load(d, page.value_factor + i * kLanes));
       if (page.masked) p = hn::And(p, hn::Load(d, keep + i * kLanes));
     }
     hn::Store(p, d, s + i * kLanes);
   }
   const VF alpha = Exp2(hn::Sub(m_old, base));
-  l = hn::GetLane(hn::MulAdd(hn::Set(d, l), alpha, hn::Set(d, TreeSum(sum))));
+  l = hn::GetLane(hn::MulAdd(hn::Set(d, l), alpha, TreeSum(sum)));
   m = hn::GetLane(m_new);
   return hn::GetLane(alpha);
 }
 
-// The kernels of a K format and of a V format, for 1, 2 and 4 rows.
-using ScoresFunction = void (*)(const AttentionBlock&, const uint8_t*, const float*, float*);
-using ValuesFunction = void (*)(const AttentionBlock&, const uint8_t*, const float*, const float*, const float*, float*);
+// The kernels of a K format and of a V format, by the logarithm of the number of rows.
+using ScoresFunction = void (*)(const AttentionBlock&, const uint8_t*, const float*, float*, Prefetcher&);
+using ValuesFunction = void (*)(const AttentionBlock&, const uint8_t*, const float*, const float*, const float*, float*,
+                                Prefetcher&);
 
 template <class Loader>
 struct ScoresEntry {
-  static constexpr ScoresFunction kValue[3] = {Scores<Loader, 1>, Scores<Loader, 2>, Scores<Loader, 4>};
+  static constexpr ScoresFunction kValue[] = {Scores<Loader, 1>, Scores<Loader, 2>, Scores<Loader, 4>,
+                                              Scores<Loader, 1 << (kRowSteps - 1)>};
 };
 template <class Loader>
 struct ValuesEntry {
-  static constexpr ValuesFunction kValue[3] = {Values<Loader, 1, false>, Values<Loader, 2, false>,
-                                               Values<Loader, 4, false>};
+  static constexpr ValuesFunction kValue[] = {Values<Loader, 1, false>, Values<Loader, 2, false>,
+                                              Values<Loader, 4, false>, Values<Loader, 1 << (kRowSteps - 1), false>};
 };
 template <class Loader>
 struct MaskedValuesEntry {
-  static constexpr ValuesFunction kValue[3] = {Values<Loader, 1, true>, Values<Loader, 2, true>,
-                                               Values<Loader, 4, true>};
+  static constexpr ValuesFunction kValue[] = {Values<Loader, 1, true>, Values<Loader, 2, true>,
+                                              Values<Loader, 4, true>, Values<Loader, 1 << (kRowSteps - 1), true>};
 };
 
-// The largest power of two, at most 4, of the rows that are left: its logarithm.
-int StepLog2(int left) { return left >= 4 ? 2 : left >= 2 ? 1 : 0; }
+// The logarithm of the number of rows to take next of those that are left.
+int StepLog2(int left) {
+  int log2 = kRowSteps - 1;
+  while (left < 1 << log2) --log2;
+  return log2;
+}
 
 void AttendFew(const AttentionBlock& block, int page_begin, int page_end, const AttentionState& state) {
   const KvLayout& layout = block.args->cache.layout;
-  const ScoresFunction* scores = ByStorage<ScoresEntry>(StorageDType(layout.k_format));
-  const ValuesFunction* values = ByStorage<ValuesEntry>(StorageDType(layout.v_format));
-  const ValuesFunction* masked_values = ByStorage<MaskedValuesEntry>(StorageDType(layout.v_format));
+  const DType k_storage = StorageDType(layout.k_format), v_storage = StorageDType(layout.v_format);
   const int rows = block.rows;
   std::fill_n(state.m, rows, -std::numeric_limits<float>::infinity());
   std::fill_n(state.l, rows, 0.0f);
@@ -199,16 +246,24 @@ void AttendFew(const AttentionBlock& block, int page_begin, int page_end, const 
   PageReader page(block);
   for (int index = page_begin; index < page_end; ++index) {
     page.Open(index);
+    const bool simple_k = k_storage == DType::kF8E4M3 && !HasF8E4M3NaN(page.k, layout.KBytes());
+    const ScoresFunction* scores = simple_k ? ScoresEntry<LoadF8E4M3Finite>::kValue : ByStorage<ScoresEntry>(k_storage);
+    Prefetcher next_k = page.NextK(index, kPrefetchSteps);
     for (int r = 0; r < rows; r += 1 << StepLog2(rows - r)) {
-      scores[StepLog2(rows - r)](block, page.k, block.q + r * block.row_stride, s + r * kPageSize);
+      scores[StepLog2(rows - r)](block, page.k, block.q + r * block.row_stride, s + r * kPageSize, next_k);
     }
     for (int r = 0; r < rows; ++r) {
       if (page.masked) VisibleTokens(block, page.first_token, block.position(r), keep + r * kPageSize);
       alpha[r] = Softmax(block, page, keep + r * kPageSize, s + r * kPageSize, state.m[r], state.l[r]);
     }
+    const bool simple_v = v_storage == DType::kF8E4M3 && !page.masked && !HasF8E4M3NaN(page.v, layout.VBytes());
+    const ValuesFunction* values = simple_v      ? ValuesEntry<LoadF8E4M3Finite>::kValue
+                                   : page.masked ? ByStorage<MaskedValuesEntry>(v_storage)
+                                                 : ByStorage<ValuesEntry>(v_storage);
+    Prefetcher next_v = page.NextV(index, kPrefetchSteps);
     for (int r = 0; r < rows; r += 1 << StepLog2(rows - r)) {
-      (page.masked ? masked_values : values)[StepLog2(rows - r)](
-          block, page.v, s + r * kPageSize, keep + r * kPageSize, alpha + r, state.o + r * block.row_stride);
+      values[StepLog2(rows - r)](block, page.v, s + r * kPageSize, keep + r * kPageSize, alpha + r,
+                                 state.o + r * block.row_stride, next_v);
     }
   }
 }

@@ -2,7 +2,7 @@
 //
 // Both kernels compute the same canonical sums and therefore the same bits. With L float lanes, a dot product over k has
 // L classes: class j adds k = j, j + L, j + 2L, ... by fused multiply-add in that order, starting from zero; the L sums
-// are added by a tree of adjacent pairs. "Few rows" (decode) runs vectors along k and reduces across lanes; "many rows"
+// are added by a fixed binary tree (PairSum in attention_common-inl.h). "Few rows" (decode) runs vectors along k and reduces across lanes; "many rows"
 // (prefill) runs vectors along query rows and adds the classes one after another. Keys of a page are taken in the order
 // in which V stores its tokens. Page results are added to a split's, splits (kSplitPages from page 0) to the row's, in order.
 #pragma once
@@ -16,7 +16,7 @@ namespace octavo::cpu {
 // 1024 tokens: enough work (a page and head of decode is about a microsecond) to hide merging two results, and short
 // enough that 8k of context gives 8 workers something to do.
 inline constexpr int kSplitPages = 16;
-inline constexpr int kBlockRows = 64;   // query rows of an item; each page is decoded to float once for all of them
+inline constexpr int kBlockRows = 96;   // query rows of an item; each page is decoded to float once for all of them
 inline constexpr int kDimAlign = 16;    // floats: rows are padded to whole vectors of every target
 
 inline constexpr int64_t AlignRow(int64_t n) { return (n + kDimAlign - 1) / kDimAlign * kDimAlign; }
@@ -30,6 +30,7 @@ struct AttentionBlock {
   int first_token = 0;     // row of args->q
   int first_position = 0;  // of first_token in its sequence
   int window = 0;          // larger than any position if there is none
+  int page_end = 0;        // of the item; an attend call may stop before it
   float score_factor = 0;  // of q k^T, up to the K scale of a token: base 2 logarithms
   float value_factor = 0;  // of the result, up to the V scale of a token
   const int32_t* order = nullptr;  // [kPageSize] token at each position of V

@@ -18,14 +18,14 @@
 HWY_BEFORE_NAMESPACE();
 namespace octavo::cpu::HWY_NAMESPACE {
 
-inline constexpr int kTileVectors = 4;  // row vectors that share a broadcast element
+// A tile is kTileVectors row vectors that share broadcast elements, TileColumns of which are open at once, for kOpenClasses
+// classes of the sum at once: 3 * 4 * 2 accumulators in the 32 registers of AVX-512 and NEON, 3 * 4 in the 16 of AVX2.
+// 4 * 4 * 1 has fewer loads per multiply-add but stores every class for the tree, and 4 * 2 * 2 is bound by loads.
+inline constexpr int kTileVectors = 3;
+constexpr int TileColumns(int row_vectors) { return row_vectors == 1 ? 8 : 4; }
+inline constexpr int kOpenClasses = HWY_TARGET != HWY_AVX2 ? 2 : 1;
 
-// Broadcast elements per tile of kRows row vectors: accumulators for two multiply-adds a cycle of latency 4, in 32
-// registers (AVX-512, NEON) or 16 (AVX2).
-constexpr int TileColumns(int row_vectors) {
-  const bool many_registers = HWY_TARGET != HWY_AVX2;
-  return many_registers ? (row_vectors <= 2 ? 8 : 4) : (row_vectors == 1 ? 8 : row_vectors == 2 ? 4 : 2);
-}
+inline constexpr int kPrefetchSteps = 8;  // of the next page, over the columns of this one
 
 // The buffers of a block; "tile" ones serve one tile of rows at a time.
 struct Buffers {
@@ -57,36 +57,55 @@ struct Buffers {
   }
 };
 
-// sums[c * kRows + r] = a[., r] . b[c, .]: a is [n, a_stride] with vectors along its rows, b is [kColumns, b_stride].
-// kMasked: elements of b count as zero where keep (shaped like a) is zero, whatever they are.
+// Sums over k = 0, kLanes, ... of a[k, r] * b[c, k], and, for a second class, over k = 2, kLanes + 2, ...: a is
+// [n, a_stride] with vectors along its rows, b is [kColumns, b_stride]. kMasked: elements of b count as zero where keep
+// (shaped like a) is zero, whatever they are.
 template <int kRows, int kColumns, bool kMasked>
-HWY_INLINE void Products(const float* a, size_t a_stride, const float* keep, const float* b, size_t b_stride, size_t n,
-                         VF (&sums)[kRows * kColumns]) {
+HWY_INLINE void ClassSums(const float* a, size_t a_stride, const float* keep, const float* b, size_t b_stride, size_t n,
+                          VF (&sums)[kOpenClasses][kRows * kColumns]) {
   const DF d;
-  VF levels[kLaneBits][kRows * kColumns];
-  for (size_t j = 0; j < kLanes; ++j) {
-    for (VF& sum : sums) sum = hn::Zero(d);
-    for (size_t k = j; k < n; k += kLanes) {
+  for (auto& of_class : sums) {
+    for (VF& sum : of_class) sum = hn::Zero(d);
+  }
+  for (size_t k = 0; k < n; k += kLanes) {
+    for (int j = 0; j < kOpenClasses; ++j) {
       VF x[kRows];
-      for (int r = 0; r < kRows; ++r) x[r] = hn::Load(d, a + k * a_stride + r * kLanes);
+      for (int r = 0; r < kRows; ++r) x[r] = hn::Load(d, a + (k + 2 * j) * a_stride + r * kLanes);
       for (int c = 0; c < kColumns; ++c) {
-        const VF y = hn::Set(d, b[c * b_stride + k]);
+        const VF y = hn::Set(d, b[c * b_stride + k + 2 * j]);
         for (int r = 0; r < kRows; ++r) {
+          VF& sum = sums[j][c * kRows + r];
           if constexpr (kMasked) {
-            const VF seen = hn::And(y, hn::Load(d, keep + k * a_stride + r * kLanes));
-            sums[c * kRows + r] = hn::MulAdd(x[r], seen, sums[c * kRows + r]);
+            const VF seen = hn::And(y, hn::Load(d, keep + (k + 2 * j) * a_stride + r * kLanes));
+            sum = hn::MulAdd(x[r], seen, sum);
           } else {
-            sums[c * kRows + r] = hn::MulAdd(x[r], y, sums[c * kRows + r]);
+            sum = hn::MulAdd(x[r], y, sum);
           }
         }
       }
     }
-    // The tree of adjacent pairs, depth first.
+  }
+}
+
+// sums[c * kRows + r] = a[., r] . b[c, .]: the classes in the order of the tree's leaves, the tree depth first.
+template <int kRows, int kColumns, bool kMasked>
+HWY_INLINE void Products(const float* a, size_t a_stride, const float* keep, const float* b, size_t b_stride, size_t n,
+                         VF (&sums)[kRows * kColumns]) {
+  static_assert(LeafClass(1) == LeafClass(0) + 2 && LeafClass(3) == LeafClass(2) + 2, "the two classes of ClassSums");
+  constexpr size_t kLeaves = kLanes / kOpenClasses;
+  VF levels[kLaneBits][kRows * kColumns];
+  for (size_t leaf = 0; leaf < kLeaves; ++leaf) {
+    const size_t j = LeafClass(leaf * kOpenClasses);
+    VF open[kOpenClasses][kRows * kColumns];
+    ClassSums<kRows, kColumns, kMasked>(a + j * a_stride, a_stride, keep + j * a_stride, b + j, b_stride, n, open);
+    for (int i = 0; i < kRows * kColumns; ++i) {
+      sums[i] = kOpenClasses == 1 ? open[0][i] : hn::Add(open[0][i], open[kOpenClasses - 1][i]);
+    }
     int level = 0;
-    for (size_t bits = j; bits & 1; bits >>= 1, ++level) {
+    for (size_t bits = leaf; bits & 1; bits >>= 1, ++level) {
       for (int i = 0; i < kRows * kColumns; ++i) sums[i] = hn::Add(levels[level][i], sums[i]);
     }
-    if (j + 1 < kLanes) {
+    if (leaf + 1 < kLeaves) {
       for (int i = 0; i < kRows * kColumns; ++i) levels[level][i] = sums[i];
     }
   }
@@ -94,12 +113,13 @@ HWY_INLINE void Products(const float* a, size_t a_stride, const float* keep, con
 
 // s[position, row] = k[position] . q[row]
 template <int kRows>
-void Scores(const AttentionBlock& block, const Buffers& buffers, size_t first_row, size_t rows) {
+void Scores(const AttentionBlock& block, const Buffers& buffers, size_t first_row, size_t rows, Prefetcher& next) {
   constexpr int kColumns = TileColumns(kRows);
   const DF d;
   for (size_t s = 0; s < kPageSize; s += kColumns) {
+    next.Step();
     VF sums[kRows * kColumns];
-    Products<kRows, kColumns, false>(buffers.q + first_row, rows, nullptr, buffers.k + s * block.row_stride,
+    Products<kRows, kColumns, false>(buffers.q + first_row, rows, buffers.q, buffers.k + s * block.row_stride,
                                      block.row_stride, block.row_stride, sums);
     for (int c = 0; c < kColumns; ++c) {
       for (int r = 0; r < kRows; ++r) {
@@ -112,10 +132,11 @@ void Scores(const AttentionBlock& block, const Buffers& buffers, size_t first_ro
 // o[d, row] = o[d, row] * alpha[row] + v[d] . p[row]
 template <int kRows, bool kMasked>
 void Values(const AttentionBlock& block, const Buffers& buffers, size_t first_row, size_t rows,
-            const VF (&alpha)[kTileVectors]) {
+            const VF (&alpha)[kTileVectors], Prefetcher& next) {
   constexpr int kColumns = TileColumns(kRows);
   const DF d;
   for (int i = 0; i < block.head_dim; i += kColumns) {
+    next.Step();
     VF sums[kRows * kColumns];
     Products<kRows, kColumns, kMasked>(buffers.s, kRows * kLanes, buffers.keep, buffers.v + i * kPageSize, kPageSize,
                                        kPageSize, sums);
@@ -160,20 +181,20 @@ HWY_INLINE VF Probabilities(const PageReader& page, VF base, float* s, const flo
   const DF d;
   VF levels[kLaneBits];
   VF sum = hn::Zero(d);
-  for (size_t j = 0; j < kLanes; ++j) {
+  for (size_t leaf = 0; leaf < kLanes; ++leaf) {
     sum = hn::Zero(d);
-    for (size_t t = j; t < kPageSize; t += kLanes) {
+    for (size_t t = LeafClass(leaf); t < kPageSize; t += kLanes) {
       VF p = Exp2(hn::Sub(hn::Load(d, s + t * tile), base));
       sum = hn::Add(sum, p);
-      if (page.scales_values()) {
+      if (page.scales_values) {
         p = hn::Mul(p, hn::Set(d, page.value_factor[t]));
         if (page.masked) p = hn::And(p, hn::Load(d, keep + t * tile));
       }
       hn::Store(p, d, s + t * tile);
     }
     int level = 0;
-    for (size_t bits = j; bits & 1; bits >>= 1, ++level) sum = hn::Add(levels[level], sum);
-    if (j + 1 < kLanes) levels[level] = sum;
+    for (size_t bits = leaf; bits & 1; bits >>= 1, ++level) sum = hn::Add(levels[level], sum);
+    if (leaf + 1 < kLanes) levels[level] = sum;
   }
   return sum;
 }
@@ -181,10 +202,10 @@ HWY_INLINE VF Probabilities(const PageReader& page, VF base, float* s, const flo
 // One page for the kRows row vectors from first_row on.
 template <int kRows>
 void AttendTile(const AttentionBlock& block, const PageReader& page, const Buffers& buffers, size_t first_row,
-                size_t rows, const AttentionState& state) {
+                size_t rows, const AttentionState& state, Prefetcher& next_k, Prefetcher& next_v) {
   const DF d;
   constexpr size_t kTile = kRows * kLanes;
-  Scores<kRows>(block, buffers, first_row, rows);
+  Scores<kRows>(block, buffers, first_row, rows, next_k);
   VF alpha[kTileVectors];
   for (size_t r = 0; r < kRows; ++r) {
     float* s = buffers.s + r * kLanes;
@@ -201,9 +222,9 @@ void AttendTile(const AttentionBlock& block, const PageReader& page, const Buffe
     hn::Store(m_new, d, m);
   }
   if (page.masked) {
-    Values<kRows, true>(block, buffers, first_row, rows, alpha);
+    Values<kRows, true>(block, buffers, first_row, rows, alpha, next_v);
   } else {
-    Values<kRows, false>(block, buffers, first_row, rows, alpha);
+    Values<kRows, false>(block, buffers, first_row, rows, alpha, next_v);
   }
 }
 
@@ -257,13 +278,13 @@ void AttendMany(const AttentionBlock& block, int page_begin, int page_end, const
     page.Open(index);
     decode_k(page.k, block.order, kPageSize, block.head_dim, buffers.k, block.row_stride);
     decode_v(page.v, nullptr, block.head_dim, kPageSize, buffers.v, kPageSize);
+    Prefetcher next_k = page.NextK(index, kPrefetchSteps), next_v = page.NextV(index, kPrefetchSteps);
     for (size_t vector = 0; vector < vectors; vector += kTileVectors) {
       const size_t first_row = vector * kLanes;
       switch (std::min<size_t>(kTileVectors, vectors - vector)) {
-        case 1: AttendTile<1>(block, page, buffers, first_row, rows, state); break;
-        case 2: AttendTile<2>(block, page, buffers, first_row, rows, state); break;
-        case 3: AttendTile<3>(block, page, buffers, first_row, rows, state); break;
-        default: AttendTile<4>(block, page, buffers, first_row, rows, state);
+        case 1: AttendTile<1>(block, page, buffers, first_row, rows, state, next_k, next_v); break;
+        case 2: AttendTile<2>(block, page, buffers, first_row, rows, state, next_k, next_v); break;
+        default: AttendTile<3>(block, page, buffers, first_row, rows, state, next_k, next_v);
       }
     }
   }
