@@ -1,6 +1,7 @@
 // The command line: every flag of every subcommand, and the seam where the user's errors become one line and exit code 2.
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
@@ -176,7 +177,9 @@ int Main(int argc, char** argv) {
   } catch (const CLI::RequiredError& error) {
     // CLI11 reports the missing subcommand and not the word that is none.
     const std::string word = argc > 1 && argv[1][0] != '-' ? argv[1] : "";
-    const bool unknown = !word.empty() && !root.get_subcommand_no_throw(word);
+    const auto commands = root.get_subcommands([](CLI::App*) { return true; });
+    const bool unknown = !word.empty() && std::none_of(commands.begin(), commands.end(),
+                                                       [&](CLI::App* command) { return command->check_name(word); });
     std::fprintf(stderr, "octavo: %s (octavo --help)\n",
                  unknown ? ("unknown subcommand " + word).c_str() : error.what());
     return 2;

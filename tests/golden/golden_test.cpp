@@ -1,10 +1,11 @@
 // Every family against transformers: the figures of docs/numerics.md.
 #include <gtest/gtest.h>
 
-#include <filesystem>
+#include <cmath>
 
 #include "base/error.h"
 #include "eval/verify.h"
+#include "io/checkpoint.h"
 
 namespace octavo {
 namespace {
@@ -60,22 +61,38 @@ TEST_P(GoldenTest, BFloat16Fp8Cache) {
   ExpectPasses(options);
 }
 
-// Every other format has no reference of its own; it must still be close to the unquantised logits, and not equal to them.
+// How far transformers' own fp8 cache moves the logits of a prompt: what quantising does to this model.
+double Fp8Distance(const VerifyOptions& options, int prompt) {
+  const Checkpoint golden = Checkpoint::OpenFile(options.engine.model + "/golden.safetensors");
+  const Tensor* exact = golden.Find("prompt" + std::to_string(prompt) + ".logits");
+  const Tensor* fp8 = golden.Find("prompt" + std::to_string(prompt) + ".logits_fp8kv");
+  double difference = 0, norm = 0;
+  for (int64_t i = 0; i < exact->size(); ++i) {
+    const double x = exact->Row<float>(0)[i];
+    difference += std::pow(fp8->Row<float>(0)[i] - x, 2);
+    norm += x * x;
+  }
+  return std::sqrt(difference / norm);
+}
+
+// Every other format has no reference of its own, but what fp8 does to the model says what it may do: int8 less, e5m2 with
+// one mantissa bit fewer about twice as much. And it must do something.
 TEST_P(GoldenTest, OtherFormatsAreClose) {
   struct Case {
     const char *k, *v;
-    double most;
+    double most;  // of fp8's distance
   };
-  for (const Case& c : {Case{"int8_per_token_head", "int8_per_token_head", 0.25}, Case{"fp8", "bf16", 0.25},
-                        Case{"bf16", "fp8", 0.25}, Case{"fp8_per_token_head", "int8_per_token_head", 0.25},
-                        Case{"fp16", "fp8_e5m2", 0.4}}) {
+  for (const Case& c : {Case{"int8_per_token_head", "int8_per_token_head", 1.0}, Case{"fp8", "bf16", 1.6},
+                        Case{"bf16", "fp8", 1.6}, Case{"fp8_per_token_head", "int8_per_token_head", 1.6},
+                        Case{"fp16", "fp8_e5m2", 2.5}}) {
     VerifyOptions options = Options(GetParam());
     options.engine.dtype = "float32";
     options.engine.kv_cache_dtype_k = c.k;
     options.engine.kv_cache_dtype_v = c.v;
     const VerifyReport report = Verify(options);
-    for (const PromptResult& prompt : report.prompts) {
-      EXPECT_LT(prompt.relative_l2, c.most) << c.k << " " << c.v;
+    for (size_t i = 0; i < report.prompts.size(); ++i) {
+      const PromptResult& prompt = report.prompts[i];
+      EXPECT_LT(prompt.relative_l2, c.most * Fp8Distance(options, static_cast<int>(i))) << c.k << " " << c.v;
       EXPECT_GT(prompt.relative_l2, 1e-5) << c.k << " " << c.v;
       EXPECT_TRUE(prompt.chunks_identical) << c.k << " " << c.v;
     }

@@ -55,11 +55,12 @@ TEST(LayersTest, FoldersIncludeOnlyWhatTheyMayKnow) {
     const bool test = relative.stem().string().ends_with("_test");
     for (const Include& include : IncludesOf(entry.path())) {
       const std::string other = include.target.substr(0, include.target.find('/'));
-      const bool external = other == "tests" || (other == "hwy" && folder == "kernels");
+      const bool external = (test && other == "..") || (other == "hwy" && folder == "kernels");
       if (include.quoted && other != folder && !external) {
         EXPECT_TRUE(kMayKnow.at(folder).count(other)) << relative << " includes " << include.target;
       }
-      if (extension == ".h" && !test && kStandardLibraryOnly.count(folder) && !include.quoted) {
+      const bool for_tests = relative.stem().string().starts_with("test");
+      if (extension == ".h" && !for_tests && kStandardLibraryOnly.count(folder) && !include.quoted) {
         const bool standard = include.target.find('/') == std::string::npos || include.target.starts_with("sys/");
         const bool highway = relative.string().ends_with("-inl.h") && include.target.starts_with("hwy/");
         EXPECT_TRUE(standard || highway) << relative << " includes <" << include.target << ">";
