@@ -4,12 +4,13 @@
 //   auto id = engine->Submit({.prompt = engine->Encode("Hello"), .sampling = {.max_tokens = 16}},
 //                            [](const octavo::Event& event) { ... });
 //
-// Threads: one loop thread runs the model. Submit, Cancel, Encode and Decode may be called from any thread. Callbacks
-// run on the loop thread, in order, and must not block; every accepted request gets exactly one final event, before Cancel or the
-// destructor's return at the latest for the requests they end.
+// Threads: one loop thread runs the model. Submit, Cancel, Encode and Decode may be called from any
+// thread. Callbacks run on the loop thread, in order, and must not block; every accepted request
+// gets exactly one final event, before Cancel or the destructor's return at the latest for the
+// requests they end.
 //
-// Errors: Create and Submit throw octavo::Error (base/error.h) for what the caller can mend. A request that fails later
-// ends with FinishReason::kError and a message; the others go on.
+// Errors: Create and Submit throw octavo::Error (base/error.h) for what the caller can mend. A
+// request that fails later ends with FinishReason::kError and a message; the others go on.
 #pragma once
 
 #include <cstdint>
@@ -25,18 +26,21 @@ namespace octavo {
 
 // Names and meanings are vLLM's, where vLLM has them.
 struct EngineOptions {
-  std::string model;                         // a Hugging Face folder
-  std::string dtype = "bfloat16";            // arithmetic: "bfloat16" or "float32"
-  std::string kv_cache_dtype = "auto";       // see docs/kv-cache.md
-  std::string kv_cache_dtype_k, kv_cache_dtype_v;  // either operand on its own; empty: kv_cache_dtype
+  std::string model;                    // a Hugging Face folder
+  std::string dtype = "bfloat16";       // arithmetic: "bfloat16" or "float32"
+  std::string kv_cache_dtype = "auto";  // see docs/kv-cache.md
+  std::string kv_cache_dtype_k,
+      kv_cache_dtype_v;  // either operand on its own; empty: kv_cache_dtype
   std::vector<std::string> kv_cache_dtype_skip_layers;
-  std::string kv_cache_scales;               // side-car file of calibrated scales; empty: the checkpoint's
-  int64_t kv_cache_memory_bytes = 0;         // 0: what max_num_seqs * max_model_len tokens need, at most 4 GiB
-  int64_t max_model_len = 0;                 // tokens; 0: the model's max_position_embeddings
-  int max_num_seqs = 16;                     // sequences in one step
-  int max_num_batched_tokens = 512;          // tokens in one step; prompts are cut into chunks of at most this
+  std::string kv_cache_scales;  // side-car file of calibrated scales; empty: the checkpoint's
+  int64_t kv_cache_memory_bytes =
+      0;                      // 0: what max_num_seqs * max_model_len tokens need, at most 4 GiB
+  int64_t max_model_len = 0;  // tokens; 0: the model's max_position_embeddings
+  int max_num_seqs = 16;      // sequences in one step
+  int max_num_batched_tokens =
+      512;  // tokens in one step; prompts are cut into chunks of at most this
   bool enable_prefix_caching = true;
-  int threads = 0;                           // 0: all cores
+  int threads = 0;  // 0: all cores
 };
 
 struct SamplingParams {
@@ -46,8 +50,9 @@ struct SamplingParams {
   float top_p = 1.0f;
   float min_p = 0.0f;
   float repetition_penalty = 1.0f;
-  std::optional<uint64_t> seed;           // same seed, same text, whatever else runs; without: a fresh one per request
-  std::vector<int32_t> stop_token_ids;    // besides the model's eos
+  std::optional<uint64_t>
+      seed;  // same seed, same text, whatever else runs; without: a fresh one per request
+  std::vector<int32_t> stop_token_ids;  // besides the model's eos
   bool ignore_eos = false;
   // Report log-probabilities of the prompt's tokens from this index on (at least 1); absent: none.
   std::optional<int64_t> prompt_logprobs_from;
@@ -66,12 +71,13 @@ struct Event {
   enum class Kind : uint8_t { kPromptLogprob, kToken, kFinished };
   RequestId request = 0;
   Kind kind = Kind::kToken;
-  int32_t token = 0;       // kToken: the new token (a stop token too); kPromptLogprob: the prompt's token
-  float logprob = 0;       // of `token`, under the model's unmodified distribution
-  bool is_top1 = false;    // `token` is the most probable one
-  int64_t position = 0;    // index of `token` in prompt + output
+  int32_t token =
+      0;  // kToken: the new token (a stop token too); kPromptLogprob: the prompt's token
+  float logprob = 0;     // of `token`, under the model's unmodified distribution
+  bool is_top1 = false;  // `token` is the most probable one
+  int64_t position = 0;  // index of `token` in prompt + output
   FinishReason finish_reason = FinishReason::kNone;
-  std::string error;       // kError
+  std::string error;          // kError
   int64_t cached_tokens = 0;  // kFinished: prompt tokens that came from the prefix cache
 };
 
@@ -109,8 +115,8 @@ class Engine {
   static std::unique_ptr<Engine> Create(const EngineOptions& options);
   ~Engine();  // cancels what is left
 
-  // Refuses an empty prompt, ids outside the vocabulary, prompts that the model or the cache cannot hold, and
-  // parameters out of range.
+  // Refuses an empty prompt, ids outside the vocabulary, prompts that the model or the cache cannot
+  // hold, and parameters out of range.
   RequestId Submit(Request request, Callback callback);
   bool Cancel(RequestId id);  // false: not known, or finished
 
@@ -120,7 +126,8 @@ class Engine {
   std::unique_ptr<TextStream> MakeTextStream() const;  // the engine must outlive it
 
   int64_t max_model_len() const;
-  double cache_bytes_per_token() const;           // all full-attention layers and, while growing, the window layers
+  double cache_bytes_per_token()
+      const;  // all full-attention layers and, while growing, the window layers
   std::vector<std::string> StartupReport() const;  // policy, scales and capacity, a line each
   EngineStats stats() const;
   std::vector<LayerCacheReport> CacheReport() const;

@@ -13,11 +13,16 @@ struct Row {
 };
 
 constexpr Row kRows[] = {
-    {DType::kF32, 4, "float32", "F32"},         {DType::kF16, 2, "float16", "F16"},
-    {DType::kBF16, 2, "bfloat16", "BF16"},      {DType::kF8E4M3, 1, "fp8_e4m3", "F8_E4M3"},
-    {DType::kF8E5M2, 1, "fp8_e5m2", "F8_E5M2"}, {DType::kI8, 1, "int8", "I8"},
-    {DType::kU8, 1, "uint8", "U8"},             {DType::kI32, 4, "int32", "I32"},
-    {DType::kI64, 8, "int64", "I64"},           {DType::kBool, 1, "bool", "BOOL"},
+    {DType::kF32, 4, "float32", "F32"},
+    {DType::kF16, 2, "float16", "F16"},
+    {DType::kBF16, 2, "bfloat16", "BF16"},
+    {DType::kF8E4M3, 1, "fp8_e4m3", "F8_E4M3"},
+    {DType::kF8E5M2, 1, "fp8_e5m2", "F8_E5M2"},
+    {DType::kI8, 1, "int8", "I8"},
+    {DType::kU8, 1, "uint8", "U8"},
+    {DType::kI32, 4, "int32", "I32"},
+    {DType::kI64, 8, "int64", "I64"},
+    {DType::kBool, 1, "bool", "BOOL"},
 };
 static_assert(std::size(kRows) == static_cast<size_t>(DType::kBool) + 1);
 

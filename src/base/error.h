@@ -1,9 +1,9 @@
 // Errors a user can cause, and checks for errors we cause.
 //
-// Error: anything a user can get wrong (files, config, HTTP, template, command line). The message is one line that
-// names the file and field, what was expected and what was found. Three seams catch it: the command line (exit code 2),
-// the HTTP handler, the engine loop (the one request fails).
-// OCTAVO_CHECK: what we got wrong ourselves. Always on; prints the values and aborts.
+// Error: anything a user can get wrong (files, config, HTTP, template, command line). The message
+// is one line that names the file and field, what was expected and what was found. Three seams
+// catch it: the command line (exit code 2), the HTTP handler, the engine loop (the one request
+// fails). OCTAVO_CHECK: what we got wrong ourselves. Always on; prints the values and aborts.
 #pragma once
 
 #include <exception>
@@ -33,7 +33,8 @@ class Error : public std::exception {
   std::string message_;
 };
 
-[[noreturn]] void CheckFailed(const char* file, int line, const char* condition, const std::string& values);
+[[noreturn]] void CheckFailed(const char* file, int line, const char* condition,
+                              const std::string& values);
 
 namespace internal {
 template <typename... Ts>
@@ -45,9 +46,10 @@ std::string JoinValues(const Ts&... values) {
 }  // namespace internal
 }  // namespace octavo
 
-// OCTAVO_CHECK(a == b, a, b): aborts with file, line, condition and the values if the condition is false.
-#define OCTAVO_CHECK(condition, ...)                                        \
-  (static_cast<bool>(condition)                                             \
-       ? void()                                                             \
-       : ::octavo::CheckFailed(__FILE__, __LINE__, #condition,              \
+// OCTAVO_CHECK(a == b, a, b): aborts with file, line, condition and the values if the condition is
+// false.
+#define OCTAVO_CHECK(condition, ...)                           \
+  (static_cast<bool>(condition)                                \
+       ? void()                                                \
+       : ::octavo::CheckFailed(__FILE__, __LINE__, #condition, \
                                ::octavo::internal::JoinValues(__VA_ARGS__)))

@@ -1,9 +1,10 @@
-// THE rounding definition: float <-> bfloat16, float16, fp8_e4m3, fp8_e5m2, in integer arithmetic, the same bits on
-// every machine. Round to nearest, ties to even. The 8-bit formats saturate to the largest finite value (448, 57344)
-// and keep NaN: bit-exact with CUDA's __nv_cvt_float_to_fp8(x, __NV_SATFINITE, ...). Infinity saturates too.
+// THE rounding definition: float <-> bfloat16, float16, fp8_e4m3, fp8_e5m2, in integer arithmetic,
+// the same bits on every machine. Round to nearest, ties to even. The 8-bit formats saturate to the
+// largest finite value (448, 57344) and keep NaN: bit-exact with CUDA's __nv_cvt_float_to_fp8(x,
+// __NV_SATFINITE, ...). Infinity saturates too.
 //
-// Scalar and obvious; vector code is tested against it. Host only: device code uses the hardware's conversions, which
-// the conformance test compares with these.
+// Scalar and obvious; vector code is tested against it. Host only: device code uses the hardware's
+// conversions, which the conformance test compares with these.
 #pragma once
 
 #include <bit>
@@ -21,7 +22,8 @@ inline uint16_t FloatToBF16(float x) {
 }
 
 // A small float: 1 sign bit, `kExponentBits`, `kMantissaBits`, IEEE-like with subnormals.
-// kHasInf: the top exponent is Inf/NaN (float16, e5m2); otherwise only the all-ones code is NaN (e4m3).
+// kHasInf: the top exponent is Inf/NaN (float16, e5m2); otherwise only the all-ones code is NaN
+// (e4m3).
 template <int kExponentBits, int kMantissaBits, bool kHasInf, bool kSaturate>
 struct SmallFloat {
   static constexpr int kBias = (1 << (kExponentBits - 1)) - 1;
@@ -38,7 +40,8 @@ struct SmallFloat {
     if (kHasInf && magnitude == kInf) return sign * INFINITY;
     const int exponent = static_cast<int>(magnitude >> kMantissaBits);
     const int mantissa = static_cast<int>(magnitude & ((1u << kMantissaBits) - 1));
-    if (exponent == 0) return sign * std::ldexp(static_cast<float>(mantissa), 1 - kBias - kMantissaBits);
+    if (exponent == 0)
+      return sign * std::ldexp(static_cast<float>(mantissa), 1 - kBias - kMantissaBits);
     return sign * std::ldexp(static_cast<float>(mantissa + (1 << kMantissaBits)),
                              exponent - kBias - kMantissaBits);
   }

@@ -21,7 +21,8 @@ uint32_t NearestCode(float x) {
   const double magnitude = std::min<double>(std::fabs(x), F::Decode(F::kMaxFinite));
   uint32_t best = 0;
   for (uint32_t code = 1; code <= F::kMaxFinite; ++code) {
-    const double there = std::fabs(F::Decode(code) - magnitude), here = std::fabs(F::Decode(best) - magnitude);
+    const double there = std::fabs(F::Decode(code) - magnitude),
+                 here = std::fabs(F::Decode(best) - magnitude);
     if (there < here || (there == here && code % 2 == 0)) best = code;
   }
   return sign | best;

@@ -29,15 +29,18 @@ int64_t Tensor::rows() const {
 }
 
 Tensor Tensor::Rows(int64_t begin, int64_t end) const {
-  OCTAVO_CHECK(rank == 2 && 0 <= begin && begin <= end && end <= shape[0], rank, begin, end, shape[0]);
+  OCTAVO_CHECK(rank == 2 && 0 <= begin && begin <= end && end <= shape[0], rank, begin, end,
+               shape[0]);
   Tensor out = *this;
-  out.data = static_cast<std::byte*>(data) + begin * row_stride * static_cast<int64_t>(SizeOf(dtype));
+  out.data =
+      static_cast<std::byte*>(data) + begin * row_stride * static_cast<int64_t>(SizeOf(dtype));
   out.shape[0] = end - begin;
   return out;
 }
 
 Tensor Tensor::Columns(int64_t begin, int64_t end) const {
-  OCTAVO_CHECK(rank == 2 && 0 <= begin && begin <= end && end <= shape[1], rank, begin, end, shape[1]);
+  OCTAVO_CHECK(rank == 2 && 0 <= begin && begin <= end && end <= shape[1], rank, begin, end,
+               shape[1]);
   Tensor out = *this;
   out.data = static_cast<std::byte*>(data) + begin * static_cast<int64_t>(SizeOf(dtype));
   out.shape[1] = end - begin;
@@ -52,7 +55,8 @@ std::string ShapeString(const Tensor& tensor) {
 
 Buffer::Buffer(size_t bytes) : size_(bytes) {
   if (bytes == 0) return;
-  // Huge pages: a cache of gigabytes is read at random page by page, and TLB misses would cost more than the reads.
+  // Huge pages: a cache of gigabytes is read at random page by page, and TLB misses would cost more
+  // than the reads.
   const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
   const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
   data_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, rounded)));

@@ -1,8 +1,9 @@
-// Tensor: a view of typed elements in someone else's memory, up to four dimensions, rows may be strided.
-// Buffer: owns aligned host memory. Both are cheap to move; a Tensor never owns.
+// Tensor: a view of typed elements in someone else's memory, up to four dimensions, rows may be
+// strided. Buffer: owns aligned host memory. Both are cheap to move; a Tensor never owns.
 //
-// The last dimension is contiguous; `row_stride` is the distance in elements between consecutive indices of all the
-// dimensions before it taken together (so a Tensor is a matrix [rows, columns] with a name for its shape).
+// The last dimension is contiguous; `row_stride` is the distance in elements between consecutive
+// indices of all the dimensions before it taken together (so a Tensor is a matrix [rows, columns]
+// with a name for its shape).
 #pragma once
 
 #include <array>

@@ -1,7 +1,7 @@
 // Fork-join over a fixed set of threads. The caller takes part, so ThreadPool(1) starts no thread.
 //
-// ForEach may be called from one thread at a time and not from inside itself. The function must not throw. Which thread
-// runs which index is not fixed: results must depend on the index alone.
+// ForEach may be called from one thread at a time and not from inside itself. The function must not
+// throw. Which thread runs which index is not fixed: results must depend on the index alone.
 #pragma once
 
 #include <atomic>
@@ -24,7 +24,8 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls f(index, thread) for every index in [0, count), thread in [0, threads()); returns when all are done.
+  // Calls f(index, thread) for every index in [0, count), thread in [0, threads()); returns when
+  // all are done.
   void ForEach(int64_t count, const std::function<void(int64_t index, int thread)>& f);
 
  private:

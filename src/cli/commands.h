@@ -1,5 +1,5 @@
-// One function per subcommand, in the file of its name; cli/main.cpp owns the flags. Each prints to stdout and returns the exit code;
-// what the user got wrong is thrown as Error.
+// One function per subcommand, in the file of its name; cli/main.cpp owns the flags. Each prints to
+// stdout and returns the exit code; what the user got wrong is thrown as Error.
 #pragma once
 
 #include <string>

@@ -1,4 +1,5 @@
-// Compiled for the oldest x86-64 and run before anything that is not: an old CPU gets one line instead of SIGILL.
+// Compiled for the oldest x86-64 and run before anything that is not: an old CPU gets one line
+// instead of SIGILL.
 #include <unistd.h>
 
 #include <cstring>
@@ -6,8 +7,11 @@
 #if defined(__x86_64__)
 __attribute__((constructor(101))) static void RequireX86V3() {
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) return;
-  static const char kMessage[] = "octavo: this CPU lacks AVX2, FMA or BMI2 (x86-64-v3), which Octavo needs\n";
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("bmi2"))
+    return;
+  static const char kMessage[] =
+      "octavo: this CPU lacks AVX2, FMA or BMI2 (x86-64-v3), which Octavo needs\n";
   [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, kMessage, sizeof(kMessage) - 1);
   _exit(2);
 }

@@ -11,15 +11,16 @@ namespace {
 void ShowProgress(int done, int all) {
   constexpr int kWidth = 40;
   const int filled = kWidth * done / all;
-  fmt::print(stderr, "\r[{:#>{}}{:.>{}}] {}/{} questions{}", "", filled, "", kWidth - filled, done, all,
-             done == all ? "\n" : "");
+  fmt::print(stderr, "\r[{:#>{}}{:.>{}}] {}/{} questions{}", "", filled, "", kWidth - filled, done,
+             all, done == all ? "\n" : "");
 }
 
 }  // namespace
 
 int EvalNeedle(const EvalNeedleOptions& options) {
   const OutputFile json(options.json), html(options.html);
-  const NeedleReport report = octavo::EvalNeedle(options.eval, isatty(STDERR_FILENO) ? ShowProgress : NeedleProgress());
+  const NeedleReport report =
+      octavo::EvalNeedle(options.eval, isatty(STDERR_FILENO) ? ShowProgress : NeedleProgress());
   fmt::print("{}", NeedleTable(report));
   if (json) json.Write(NeedleJson(report));
   if (html) {

@@ -20,7 +20,8 @@ std::string ReadPrompt(const GenerateOptions& options) {
   } else {
     std::ifstream file(options.prompt_file, std::ios::binary);
     if (!file || !(text << file.rdbuf())) {
-      throw Error(ErrorCode::kNotFound, fmt::format("--prompt-file: cannot read {}", options.prompt_file));
+      throw Error(ErrorCode::kNotFound,
+                  fmt::format("--prompt-file: cannot read {}", options.prompt_file));
     }
   }
   return text.str();
@@ -40,25 +41,28 @@ int Generate(const GenerateOptions& options) {
     std::fwrite(piece.data(), 1, piece.size(), stdout);
     std::fflush(stdout);
   };
-  engine->Submit({.prompt = engine->Encode(ReadPrompt(options)), .sampling = options.sampling}, [&](const Event& event) {
-    if (event.kind == Event::Kind::kToken) {
-      ++tokens;
-      print(text->Push(event.token));
-    } else if (event.kind == Event::Kind::kFinished) {
-      finished.set_value(event);
-    }
-  });
+  engine->Submit({.prompt = engine->Encode(ReadPrompt(options)), .sampling = options.sampling},
+                 [&](const Event& event) {
+                   if (event.kind == Event::Kind::kToken) {
+                     ++tokens;
+                     print(text->Push(event.token));
+                   } else if (event.kind == Event::Kind::kFinished) {
+                     finished.set_value(event);
+                   }
+                 });
   const Event last = finished.get_future().get();
   print(text->Flush() + "\n");
-  if (last.finish_reason == FinishReason::kError) throw Error(ErrorCode::kResourceExhausted, last.error);
+  if (last.finish_reason == FinishReason::kError)
+    throw Error(ErrorCode::kResourceExhausted, last.error);
   if (options.stats) {
     const EngineStats stats = engine->stats();
-    fmt::print(stderr, "{} prompt tokens, {} generated, {} steps\n", stats.prompt_tokens, tokens, stats.steps);
+    fmt::print(stderr, "{} prompt tokens, {} generated, {} steps\n", stats.prompt_tokens, tokens,
+               stats.steps);
     const std::vector<LayerCacheReport> layers = engine->CacheReport();
     for (size_t i = 0; i < layers.size(); ++i) {
-      fmt::print(stderr, "layer {}: K {} amax {:.3g} saturated {}, V {} amax {:.3g} saturated {}\n", i,
-                 layers[i].k_format, layers[i].k_amax, layers[i].k_saturated, layers[i].v_format, layers[i].v_amax,
-                 layers[i].v_saturated);
+      fmt::print(stderr, "layer {}: K {} amax {:.3g} saturated {}, V {} amax {:.3g} saturated {}\n",
+                 i, layers[i].k_format, layers[i].k_amax, layers[i].k_saturated, layers[i].v_format,
+                 layers[i].v_amax, layers[i].v_saturated);
     }
   }
   return 0;

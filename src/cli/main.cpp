@@ -1,4 +1,5 @@
-// The command line: every flag of every subcommand, and the seam where the user's errors become one line and exit code 2.
+// The command line: every flag of every subcommand, and the seam where the user's errors become one
+// line and exit code 2.
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
@@ -14,7 +15,9 @@ namespace octavo::cli {
 namespace {
 
 // "32k" or "32768".
-CLI::Validator Tokens() { return CLI::AsNumberWithUnit(std::map<std::string, int64_t>{{"k", 1024}, {"m", 1 << 20}}); }
+CLI::Validator Tokens() {
+  return CLI::AsNumberWithUnit(std::map<std::string, int64_t>{{"k", 1024}, {"m", 1 << 20}});
+}
 CLI::Validator Bytes() { return CLI::AsSizeValue(/*kb_is_1000=*/false); }
 
 // The shipped model, wherever the program was started from or installed.
@@ -23,7 +26,8 @@ std::string ShippedModel() {
   const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", ignored);
   for (std::filesystem::path p = self.parent_path(); !p.empty(); p = p.parent_path()) {
     for (const char* relative : {"checkpoints/needle", "share/octavo/checkpoints/needle"}) {
-      if (std::filesystem::exists(p / relative / "config.json", ignored)) return (p / relative).string();
+      if (std::filesystem::exists(p / relative / "config.json", ignored))
+        return (p / relative).string();
     }
     if (p == p.root_path()) break;
   }
@@ -35,13 +39,17 @@ void AddCacheFlags(CLI::App* app, EngineOptions& o) {
   app->add_option("--kv-cache-dtype-k", o.kv_cache_dtype_k, "format of K alone")->group(group);
   app->add_option("--kv-cache-dtype-v", o.kv_cache_dtype_v, "format of V alone")->group(group);
   app->add_option("--kv-cache-dtype-skip-layers", o.kv_cache_dtype_skip_layers,
-                  "layers kept in the model's 16-bit type: sliding_window, full_attention, 3, 0-3, first:2, last:2; "
+                  "layers kept in the model's 16-bit type: sliding_window, full_attention, 3, 0-3, "
+                  "first:2, last:2; "
                   "several, separated by commas")
       ->delimiter(',')
       ->group(group);
-  app->add_option("--kv-cache-scales", o.kv_cache_scales, "side-car file of calibrated scales (JSON)")->group(group);
+  app->add_option("--kv-cache-scales", o.kv_cache_scales,
+                  "side-car file of calibrated scales (JSON)")
+      ->group(group);
   app->add_option("--kv-cache-memory-bytes", o.kv_cache_memory_bytes,
-                  "memory of the cache, e.g. 4GiB; default: what --max-num-seqs sequences of --max-model-len need, at "
+                  "memory of the cache, e.g. 4GiB; default: what --max-num-seqs sequences of "
+                  "--max-model-len need, at "
                   "most 4 GiB")
       ->transform(Bytes())
       ->group(group);
@@ -52,10 +60,13 @@ void AddCacheFlags(CLI::App* app, EngineOptions& o) {
 
 void AddEngineFlags(CLI::App* app, EngineOptions& o, bool one_format = true) {
   o.model = ShippedModel();
-  app->add_option("model", o.model, "a Hugging Face folder (config.json, safetensors); default: the shipped needle model");
+  app->add_option(
+      "model", o.model,
+      "a Hugging Face folder (config.json, safetensors); default: the shipped needle model");
   app->add_option("--dtype", o.dtype, "arithmetic: bfloat16 or float32")->capture_default_str();
   app->add_option("--threads", o.threads, "CPU threads; 0: all")->capture_default_str();
-  app->add_option("--max-model-len", o.max_model_len, "longest sequence in tokens, e.g. 32k; 0: the model's")
+  app->add_option("--max-model-len", o.max_model_len,
+                  "longest sequence in tokens, e.g. 32k; 0: the model's")
       ->transform(Tokens());
   app->add_option("--max-num-seqs", o.max_num_seqs, "sequences in one step")->capture_default_str();
   app->add_option("--max-num-batched-tokens", o.max_num_batched_tokens,
@@ -63,7 +74,8 @@ void AddEngineFlags(CLI::App* app, EngineOptions& o, bool one_format = true) {
       ->capture_default_str();
   if (one_format) {
     app->add_option("--kv-cache-dtype", o.kv_cache_dtype,
-                    "auto, bf16, fp16, fp8 (= fp8_e4m3), fp8_e5m2, fp8_per_token_head, int8_per_token_head, fp32")
+                    "auto, bf16, fp16, fp8 (= fp8_e4m3), fp8_e5m2, fp8_per_token_head, "
+                    "int8_per_token_head, fp32")
         ->capture_default_str()
         ->group("KV cache");
   }
@@ -72,13 +84,17 @@ void AddEngineFlags(CLI::App* app, EngineOptions& o, bool one_format = true) {
 
 void AddGenerate(CLI::App& root, int& code) {
   auto o = std::make_shared<GenerateOptions>();
-  CLI::App* app = root.add_subcommand("generate", "Continue a prompt, streaming the text to stdout.");
-  app->footer("Example:\n  octavo generate --prompt 'The code of' --max-tokens 32 --kv-cache-dtype fp8");
+  CLI::App* app =
+      root.add_subcommand("generate", "Continue a prompt, streaming the text to stdout.");
+  app->footer(
+      "Example:\n  octavo generate --prompt 'The code of' --max-tokens 32 --kv-cache-dtype fp8");
   AddEngineFlags(app, o->engine);
   o->engine.max_num_seqs = 1;
   auto* prompt = app->add_option("--prompt,-p", o->prompt, "the prompt");
-  app->add_option("--prompt-file,-f", o->prompt_file, "a file that holds the prompt; - for stdin")->excludes(prompt);
-  app->add_option("--max-tokens,-n", o->sampling.max_tokens, "tokens to generate")->capture_default_str();
+  app->add_option("--prompt-file,-f", o->prompt_file, "a file that holds the prompt; - for stdin")
+      ->excludes(prompt);
+  app->add_option("--max-tokens,-n", o->sampling.max_tokens, "tokens to generate")
+      ->capture_default_str();
   app->add_option("--temperature", o->sampling.temperature, "0: greedy")->capture_default_str();
   app->add_option("--top-k", o->sampling.top_k, "0: all")->capture_default_str();
   app->add_option("--top-p", o->sampling.top_p)->capture_default_str();
@@ -92,71 +108,102 @@ void AddGenerate(CLI::App& root, int& code) {
 
 void AddVerify(CLI::App& root, int& code) {
   auto o = std::make_shared<VerifyOptions>();
-  CLI::App* app = root.add_subcommand("verify", "Compare logits with a file of references made by transformers.");
+  CLI::App* app = root.add_subcommand(
+      "verify", "Compare logits with a file of references made by transformers.");
   app->footer(
-      "Per prompt: relative L2 error, largest error, top-1 agreement, KL divergence; whole prompt, chunks of 7 and token by\n"
+      "Per prompt: relative L2 error, largest error, top-1 agreement, KL divergence; whole prompt, "
+      "chunks of 7 and token by\n"
       "token must agree to the bit. Exit code 1 above the tolerance.\n"
       "tools/make_golden.py makes a reference file from any model.\n"
       "Example:\n  octavo verify tests/golden/llama --dtype float32 --kv-cache-dtype fp8");
   AddEngineFlags(app, o->engine);
   o->engine.dtype = "float32";
-  app->add_option("--golden", o->golden, "the reference file; default: golden.safetensors in the model's folder");
-  app->add_option("--tolerance", o->tolerance, "largest relative L2 error; default: by dtype and format")
+  app->add_option("--golden", o->golden,
+                  "the reference file; default: golden.safetensors in the model's folder");
+  app->add_option("--tolerance", o->tolerance,
+                  "largest relative L2 error; default: by dtype and format")
       ->check(CLI::PositiveNumber);
   app->add_flag("--bfloat16-rope", o->bfloat16_rope,
-                "the reference was made with model.to(torch.bfloat16), which rounds the RoPE frequencies too");
+                "the reference was made with model.to(torch.bfloat16), which rounds the RoPE "
+                "frequencies too");
   app->callback([o, &code] { code = VerifyModel(*o); });
 }
 
 void AddInspect(CLI::App& root, int& code) {
   auto o = std::make_shared<InspectOptions>();
-  CLI::App* app = root.add_subcommand("inspect", "Show a model's layers and what its KV cache costs in each format.");
-  app->footer("Needs config.json only.\nExample:\n  octavo inspect ~/models/Llama-3.1-8B --memory 40GiB --length 128k");
+  CLI::App* app = root.add_subcommand(
+      "inspect", "Show a model's layers and what its KV cache costs in each format.");
+  app->footer(
+      "Needs config.json only.\nExample:\n  octavo inspect ~/models/Llama-3.1-8B --memory 40GiB "
+      "--length 128k");
   o->model = ShippedModel();
   app->add_option("model", o->model, "a folder with config.json");
-  app->add_option("--memory", o->memory_bytes, "memory for the cache")->transform(Bytes())->default_str("16GiB");
-  app->add_option("--length", o->length, "tokens of a sequence; default: 32k, or the most the model takes")->transform(Tokens());
+  app->add_option("--memory", o->memory_bytes, "memory for the cache")
+      ->transform(Bytes())
+      ->default_str("16GiB");
+  app->add_option("--length", o->length,
+                  "tokens of a sequence; default: 32k, or the most the model takes")
+      ->transform(Tokens());
   app->callback([o, &code] { code = Inspect(*o); });
 }
 
 void AddEval(CLI::App& root, int& code) {
-  CLI::App* eval = root.add_subcommand("eval", "Evaluate what a cache format does to answers.")->require_subcommand(1);
+  CLI::App* eval = root.add_subcommand("eval", "Evaluate what a cache format does to answers.")
+                       ->require_subcommand(1);
   auto o = std::make_shared<EvalNeedleOptions>();
-  CLI::App* app = eval->add_subcommand("needle", "Ask for needles in haystacks, per cache format, length and depth.");
+  CLI::App* app = eval->add_subcommand(
+      "needle", "Ask for needles in haystacks, per cache format, length and depth.");
   app->footer(
-      "Every haystack hides --needles needles at even depths and is asked for each of them; the answer counts if it is exactly\n"
-      "right. Also printed: mean log-probability of the right answer, which shows damage before answers break.\n"
-      "Example:\n  octavo eval needle --lengths 4k,32k --kv-cache-dtypes bf16,fp8 --samples 4 --html needle.html");
+      "Every haystack hides --needles needles at even depths and is asked for each of them; the "
+      "answer counts if it is exactly\n"
+      "right. Also printed: mean log-probability of the right answer, which shows damage before "
+      "answers break.\n"
+      "Example:\n  octavo eval needle --lengths 4k,32k --kv-cache-dtypes bf16,fp8 --samples 4 "
+      "--html needle.html");
   NeedleEvalOptions& e = o->eval;
   AddEngineFlags(app, e.engine, /*one_format=*/false);
-  app->add_option("--kv-cache-dtypes", e.formats, "formats to compare")->delimiter(',')->capture_default_str();
+  app->add_option("--kv-cache-dtypes", e.formats, "formats to compare")
+      ->delimiter(',')
+      ->capture_default_str();
   app->add_option("--lengths", e.lengths, "prompt lengths in tokens")
       ->delimiter(',')
       ->transform(Tokens())
       ->default_str("4k,16k,32k");
-  app->add_option("--needles", e.needles, "needles in a haystack, which is also the number of depths")->capture_default_str();
+  app->add_option("--needles", e.needles,
+                  "needles in a haystack, which is also the number of depths")
+      ->capture_default_str();
   app->add_option("--samples", e.samples, "haystacks per length")->capture_default_str();
   app->add_option("--seed", e.seed, "of the haystacks")->capture_default_str();
-  app->add_option("--haystack", e.haystack_file, "a text file to hide the needles in, instead of generated text");
+  app->add_option("--haystack", e.haystack_file,
+                  "a text file to hide the needles in, instead of generated text");
   app->add_option("--json", o->json, "write the results here");
-  app->add_option("--html", o->html, "write a report with heat maps here (one self-contained file)");
+  app->add_option("--html", o->html,
+                  "write a report with heat maps here (one self-contained file)");
   app->callback([o, &code] { code = EvalNeedle(*o); });
 }
 
 void AddBench(CLI::App& root, int& code) {
   CLI::App* bench = root.add_subcommand("bench", "Measure speed.")->require_subcommand(1);
   auto o = std::make_shared<BenchDecodeOptions>();
-  CLI::App* app = bench->add_subcommand("decode", "Decode attention and matrix-vector products against the memory bus.");
+  CLI::App* app = bench->add_subcommand(
+      "decode", "Decode attention and matrix-vector products against the memory bus.");
   app->footer(
-      "Measures this machine's read bandwidth at the same thread count first, then attention of one token over synthetic\n"
-      "layers (8 kv heads, group 4, head_dim 128; working set at least 4x the last-level cache) for each format and context,\n"
+      "Measures this machine's read bandwidth at the same thread count first, then attention of "
+      "one token over synthetic\n"
+      "layers (8 kv heads, group 4, head_dim 128; working set at least 4x the last-level cache) "
+      "for each format and context,\n"
       "then the model. Formats take turns within one run.");
   o->bench.model = ShippedModel();
-  app->add_option("model", o->bench.model, "a Hugging Face folder; default: the shipped needle model");
-  app->add_option("--contexts", o->bench.contexts)->delimiter(',')->transform(Tokens())->default_str("1k,4k,16k,32k,64k");
+  app->add_option("model", o->bench.model,
+                  "a Hugging Face folder; default: the shipped needle model");
+  app->add_option("--contexts", o->bench.contexts)
+      ->delimiter(',')
+      ->transform(Tokens())
+      ->default_str("1k,4k,16k,32k,64k");
   app->add_option("--kv-cache-dtypes", o->bench.formats)->delimiter(',')->capture_default_str();
   app->add_option("--threads", o->bench.threads, "0: all")->capture_default_str();
-  app->add_option("--seconds", o->bench.seconds, "least time per measurement")->capture_default_str();
+  app->add_option("--seconds", o->bench.seconds, "least time per measurement")
+      ->capture_default_str();
   app->add_option("--json", o->json, "write the results here");
   app->callback([o, &code] { code = BenchDecode(*o); });
 }
@@ -178,8 +225,9 @@ int Main(int argc, char** argv) {
     // CLI11 reports the missing subcommand and not the word that is none.
     const std::string word = argc > 1 && argv[1][0] != '-' ? argv[1] : "";
     const auto commands = root.get_subcommands([](CLI::App*) { return true; });
-    const bool unknown = !word.empty() && std::none_of(commands.begin(), commands.end(),
-                                                       [&](CLI::App* command) { return command->check_name(word); });
+    const bool unknown =
+        !word.empty() && std::none_of(commands.begin(), commands.end(),
+                                      [&](CLI::App* command) { return command->check_name(word); });
     std::fprintf(stderr, "octavo: %s (octavo --help)\n",
                  unknown ? ("unknown subcommand " + word).c_str() : error.what());
     return 2;

@@ -14,7 +14,8 @@ OutputFile::OutputFile(std::string path) : path_(std::move(path)) {
 
 void OutputFile::Write(const std::string& text) const {
   std::ofstream file(path_, std::ios::binary);
-  if (!(file << text).flush()) throw Error(ErrorCode::kInvalidArgument, fmt::format("cannot write {}", path_));
+  if (!(file << text).flush())
+    throw Error(ErrorCode::kInvalidArgument, fmt::format("cannot write {}", path_));
 }
 
 }  // namespace octavo::cli

@@ -5,7 +5,8 @@
 
 namespace octavo::cli {
 
-// Opened before the work, so that a path that cannot be written costs a line and not the results. Empty path: no file.
+// Opened before the work, so that a path that cannot be written costs a line and not the results.
+// Empty path: no file.
 class OutputFile {
  public:
   explicit OutputFile(std::string path);

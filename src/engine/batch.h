@@ -15,7 +15,8 @@ class Batch {
 
   void Clear();
 
-  // Rows for tokens [begin, begin + count) of a sequence, whose pages must reach that far. Returns the first row.
+  // Rows for tokens [begin, begin + count) of a sequence, whose pages must reach that far. Returns
+  // the first row.
   int Add(std::span<const int32_t> tokens, int64_t begin, int count, const SequencePages& pages);
 
   // Asks for the logits of a row, and what to sample from them.

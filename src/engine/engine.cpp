@@ -22,18 +22,20 @@ namespace {
 
 void Require(bool condition, const char* field, const std::string& expected, auto found) {
   if (!condition) {
-    throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: expected {}, found {}", field, expected, found));
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("{}: expected {}, found {}", field, expected, found));
   }
 }
 
 void CheckSampling(const SamplingParams& p) {
   Require(p.max_tokens >= 0, "max_tokens", "at least 0", p.max_tokens);
-  Require(std::isfinite(p.temperature) && p.temperature >= 0, "temperature", "a number of at least 0", p.temperature);
+  Require(std::isfinite(p.temperature) && p.temperature >= 0, "temperature",
+          "a number of at least 0", p.temperature);
   Require(p.top_k >= -1, "top_k", "-1 or 0 (all) or more", p.top_k);
   Require(p.top_p > 0 && p.top_p <= 1, "top_p", "a number in (0, 1]", p.top_p);
   Require(p.min_p >= 0 && p.min_p <= 1, "min_p", "a number in [0, 1]", p.min_p);
-  Require(std::isfinite(p.repetition_penalty) && p.repetition_penalty > 0, "repetition_penalty", "a number above 0",
-          p.repetition_penalty);
+  Require(std::isfinite(p.repetition_penalty) && p.repetition_penalty > 0, "repetition_penalty",
+          "a number above 0", p.repetition_penalty);
   Require(p.prompt_logprobs_from.value_or(1) >= 1, "prompt_logprobs_from", "at least 1",
           p.prompt_logprobs_from.value_or(1));
 }
@@ -43,10 +45,12 @@ void CheckSampling(const SamplingParams& p) {
 struct Engine::Impl {
   explicit Impl(const EngineOptions& options)
       : executor(options),
-        scheduler(executor.pool(), {options.max_num_seqs, options.max_num_batched_tokens, options.enable_prefix_caching}),
+        scheduler(executor.pool(), {options.max_num_seqs, options.max_num_batched_tokens,
+                                    options.enable_prefix_caching}),
         batch(executor.groups()) {
     const std::filesystem::path folder = options.model;
-    if (std::filesystem::exists(folder / "tokenizer.json")) tokenizer = Tokenizer::FromFolder(folder);
+    if (std::filesystem::exists(folder / "tokenizer.json"))
+      tokenizer = Tokenizer::FromFolder(folder);
     fresh_seed.seed(std::random_device{}());
     loop = std::thread([this] { Loop(); });
   }
@@ -61,7 +65,8 @@ struct Engine::Impl {
   }
 
   const Tokenizer& RequireTokenizer() const {
-    if (!tokenizer) throw Error(ErrorCode::kUnsupported, "this model's folder has no tokenizer.json");
+    if (!tokenizer)
+      throw Error(ErrorCode::kUnsupported, "this model's folder has no tokenizer.json");
     return *tokenizer;
   }
 
@@ -108,7 +113,9 @@ void Engine::Impl::Loop() {
   for (;;) {
     {
       std::unique_lock lock(mutex);
-      wake.wait(lock, [this] { return stopping || !submitted.empty() || !cancelled.empty() || !scheduler.idle(); });
+      wake.wait(lock, [this] {
+        return stopping || !submitted.empty() || !cancelled.empty() || !scheduler.idle();
+      });
       if (stopping) break;
     }
     TakeInbox();
@@ -145,9 +152,11 @@ void Engine::Impl::RunStep() {
   const Step step = scheduler.Schedule();
   totals.preemptions += step.preempted;
   if (step.stuck) {
-    Finish(step.stuck->id, FinishReason::kError,
-           fmt::format("the KV cache is too small for a sequence of {} tokens; raise --kv-cache-memory-bytes",
-                       step.stuck->tokens.size()));
+    Finish(
+        step.stuck->id, FinishReason::kError,
+        fmt::format(
+            "the KV cache is too small for a sequence of {} tokens; raise --kv-cache-memory-bytes",
+            step.stuck->tokens.size()));
     if (step.chunks.empty()) return;
   }
   BuildBatch(step);
@@ -161,7 +170,8 @@ void Engine::Impl::RunStep() {
     if (!ended.empty() && ended.back() == sequence.id) continue;
     if (!sampled[i].finite) {
       const size_t position = batch.positions()[batch.logit_rows()[i]];
-      Finish(sequence.id, FinishReason::kError, fmt::format("the logits after token {} are not finite", position));
+      Finish(sequence.id, FinishReason::kError,
+             fmt::format("the logits after token {} are not finite", position));
       ended.push_back(sequence.id);
     } else if (Deliver(sequence, sampled[i], rows[i].is_prompt)) {
       ended.push_back(sequence.id);
@@ -176,20 +186,22 @@ void Engine::Impl::BuildBatch(const Step& step) {
     Sequence& s = *chunk.sequence;
     const int first = batch.Add(s.tokens, chunk.begin, chunk.count, s.pages);
     const int64_t end = chunk.begin + chunk.count;
-    for (int64_t p = std::max(chunk.begin + 1, s.next_prompt_logprob); p <= end && p < s.prompt_tokens; ++p) {
+    for (int64_t p = std::max(chunk.begin + 1, s.next_prompt_logprob);
+         p <= end && p < s.prompt_tokens; ++p) {
       batch.AddSample(first + static_cast<int>(p - 1 - chunk.begin), {.target = s.tokens[p]});
       rows.push_back({&s, true});
       s.next_prompt_logprob = p + 1;
     }
     if (end == static_cast<int64_t>(s.tokens.size())) {
-      batch.AddSample(first + chunk.count - 1, {.temperature = s.sampling.temperature,
-                                                .top_k = std::max(0, s.sampling.top_k),
-                                                .top_p = s.sampling.top_p,
-                                                .min_p = s.sampling.min_p,
-                                                .repetition_penalty = s.sampling.repetition_penalty,
-                                                .history = s.tokens,
-                                                .seed = *s.sampling.seed,
-                                                .token_index = static_cast<uint32_t>(s.generated())});
+      batch.AddSample(first + chunk.count - 1,
+                      {.temperature = s.sampling.temperature,
+                       .top_k = std::max(0, s.sampling.top_k),
+                       .top_p = s.sampling.top_p,
+                       .min_p = s.sampling.min_p,
+                       .repetition_penalty = s.sampling.repetition_penalty,
+                       .history = s.tokens,
+                       .seed = *s.sampling.seed,
+                       .token_index = static_cast<uint32_t>(s.generated())});
       rows.push_back({&s, false});
     }
     if (s.generated() == 0) totals.prompt_tokens += chunk.count;
@@ -197,7 +209,10 @@ void Engine::Impl::BuildBatch(const Step& step) {
 }
 
 bool Engine::Impl::Deliver(Sequence& s, const SampledToken& token, bool is_prompt) {
-  Event event{.request = s.id, .token = token.id, .logprob = token.logprob, .is_top1 = token.top1 == token.id};
+  Event event{.request = s.id,
+              .token = token.id,
+              .logprob = token.logprob,
+              .is_top1 = token.top1 == token.id};
   if (is_prompt) {
     event.kind = Event::Kind::kPromptLogprob;
     event.position = s.next_reported++;
@@ -220,7 +235,8 @@ bool Engine::Impl::Deliver(Sequence& s, const SampledToken& token, bool is_promp
       return true;
     }
   }
-  if (s.generated() >= p.max_tokens || static_cast<int64_t>(s.tokens.size()) >= executor.max_model_len()) {
+  if (s.generated() >= p.max_tokens ||
+      static_cast<int64_t>(s.tokens.size()) >= executor.max_model_len()) {
     Finish(s.id, FinishReason::kLength);
     return true;
   }
@@ -265,9 +281,11 @@ RequestId Engine::Submit(Request request, Callback callback) {
   const int64_t length = static_cast<int64_t>(request.prompt.size());
   Require(length > 0, "prompt", "at least one token", length);
   if (length > executor.max_model_len() - (request.sampling.max_tokens > 0 ? 1 : 0)) {
-    throw Error(ErrorCode::kResourceExhausted,
-                fmt::format("prompt: {} tokens and room for an answer do not fit in max_model_len, which is {}", length,
-                            executor.max_model_len()));
+    throw Error(
+        ErrorCode::kResourceExhausted,
+        fmt::format(
+            "prompt: {} tokens and room for an answer do not fit in max_model_len, which is {}",
+            length, executor.max_model_len()));
   }
   for (int32_t id : request.prompt) {
     Require(id >= 0 && id < executor.spec().vocab, "prompt",
@@ -291,8 +309,12 @@ bool Engine::Cancel(RequestId id) {
   return true;
 }
 
-std::vector<int32_t> Engine::Encode(std::string_view text) const { return impl_->RequireTokenizer().Encode(text); }
-std::string Engine::Decode(std::span<const int32_t> ids) const { return impl_->RequireTokenizer().Decode(ids, /*skip_special_tokens=*/true); }
+std::vector<int32_t> Engine::Encode(std::string_view text) const {
+  return impl_->RequireTokenizer().Encode(text);
+}
+std::string Engine::Decode(std::span<const int32_t> ids) const {
+  return impl_->RequireTokenizer().Decode(ids, /*skip_special_tokens=*/true);
+}
 
 struct TextStream::Impl {
   Detokenizer detokenizer;
@@ -303,8 +325,8 @@ std::string TextStream::Push(int32_t token) { return impl_->detokenizer.Push(tok
 std::string TextStream::Flush() { return impl_->detokenizer.Flush(); }
 
 std::unique_ptr<TextStream> Engine::MakeTextStream() const {
-  return std::unique_ptr<TextStream>(
-      new TextStream(std::make_unique<TextStream::Impl>(Detokenizer(impl_->RequireTokenizer(), /*skip_special_tokens=*/true))));
+  return std::unique_ptr<TextStream>(new TextStream(std::make_unique<TextStream::Impl>(
+      Detokenizer(impl_->RequireTokenizer(), /*skip_special_tokens=*/true))));
 }
 
 int64_t Engine::max_model_len() const { return impl_->executor.max_model_len(); }

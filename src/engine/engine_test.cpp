@@ -12,10 +12,16 @@
 namespace octavo {
 namespace {
 
-std::string Model(const std::string& family) { return std::string(OCTAVO_SOURCE_DIR) + "/tests/golden/" + family; }
+std::string Model(const std::string& family) {
+  return std::string(OCTAVO_SOURCE_DIR) + "/tests/golden/" + family;
+}
 
 EngineOptions Options(const std::string& family = "llama") {
-  return {.model = Model(family), .max_model_len = 512, .max_num_seqs = 8, .max_num_batched_tokens = 64, .threads = 2};
+  return {.model = Model(family),
+          .max_model_len = 512,
+          .max_num_seqs = 8,
+          .max_num_batched_tokens = 64,
+          .threads = 2};
 }
 
 struct Result {
@@ -114,7 +120,8 @@ std::vector<std::vector<int32_t>> RunAll(const EngineOptions& options, bool toge
 
 class EngineFamilies : public ::testing::TestWithParam<const char*> {};
 
-// Same seed, same text: whatever runs beside it, in chunks of any size, with little memory, with and without shared prefixes.
+// Same seed, same text: whatever runs beside it, in chunks of any size, with little memory, with
+// and without shared prefixes.
 TEST_P(EngineFamilies, SameTextWhateverRunsBeside) {
   for (const char* format : {"bf16", "fp8", "int8_per_token_head"}) {
     EngineOptions options = Options(GetParam());
@@ -129,7 +136,8 @@ TEST_P(EngineFamilies, SameTextWhateverRunsBeside) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, EngineFamilies, ::testing::Values("llama", "gemma3_text", "gpt_oss", "mistral"),
+INSTANTIATE_TEST_SUITE_P(Families, EngineFamilies,
+                         ::testing::Values("llama", "gemma3_text", "gpt_oss", "mistral"),
                          [](const auto& family) { return std::string(family.param); });
 
 TEST(EngineTest, PreemptionDoesNotChangeText) {
@@ -154,7 +162,8 @@ TEST(EngineTest, PromptLogprobsAgreeWithGeneration) {
       client.Get(client.Submit({prompt, {.max_tokens = 30, .temperature = 0, .ignore_eos = true}}));
   std::vector<int32_t> whole = prompt;
   whole.insert(whole.end(), generated.tokens.begin(), generated.tokens.end());
-  const Result scored = client.Get(client.Submit({whole, {.max_tokens = 0, .prompt_logprobs_from = 100}}));
+  const Result scored =
+      client.Get(client.Submit({whole, {.max_tokens = 0, .prompt_logprobs_from = 100}}));
   EXPECT_EQ(scored.prompt_logprobs, generated.logprobs);
   EXPECT_TRUE(scored.tokens.empty());
   EXPECT_EQ(scored.cached, 64);
@@ -176,11 +185,12 @@ TEST(EngineTest, CancelEndsOnceAndGivesPagesBack) {
   std::mutex id_mutex;
   {
     std::lock_guard lock(id_mutex);
-    id = client.Submit({RandomPrompt(10, 7), {.max_tokens = 400, .ignore_eos = true}}, [&](const Event& event) {
-      if (event.kind != Event::Kind::kToken || ++tokens != 3) return;
-      std::lock_guard wait_for_id(id_mutex);
-      EXPECT_TRUE(engine->Cancel(id));
-    });
+    id = client.Submit({RandomPrompt(10, 7), {.max_tokens = 400, .ignore_eos = true}},
+                       [&](const Event& event) {
+                         if (event.kind != Event::Kind::kToken || ++tokens != 3) return;
+                         std::lock_guard wait_for_id(id_mutex);
+                         EXPECT_TRUE(engine->Cancel(id));
+                       });
   }
   const Result result = client.Get(id);
   EXPECT_EQ(result.reason, FinishReason::kCancelled);
@@ -195,7 +205,8 @@ TEST(EngineTest, CancelEndsOnceAndGivesPagesBack) {
 TEST(EngineTest, DestructorCancelsWhatIsLeft) {
   auto engine = Engine::Create(Options());
   Client client(*engine);
-  const RequestId id = client.Submit({RandomPrompt(10, 9), {.max_tokens = 500, .ignore_eos = true}});
+  const RequestId id =
+      client.Submit({RandomPrompt(10, 9), {.max_tokens = 500, .ignore_eos = true}});
   engine.reset();
   EXPECT_EQ(client.Get(id).finals, 1);
 }
@@ -204,7 +215,8 @@ TEST(EngineTest, RefusesWhatItCannotRun) {
   auto engine = Engine::Create(Options());
   const auto refused = [&](Request request, const std::string& field) {
     try {
-      engine->Submit(std::move(request), [](const Event&) { FAIL() << "an event for a refused request"; });
+      engine->Submit(std::move(request),
+                     [](const Event&) { FAIL() << "an event for a refused request"; });
       FAIL() << field << ": accepted";
     } catch (const Error& error) {
       EXPECT_NE(error.message().find(field), std::string::npos) << error.message();

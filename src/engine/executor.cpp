@@ -17,7 +17,8 @@ constexpr int64_t kMostCacheBytesUnasked = int64_t{4} << 30;
 DType ArithmeticDType(const std::string& name) {
   if (name == "bfloat16") return DType::kBF16;
   if (name == "float32") return DType::kF32;
-  throw Error(ErrorCode::kInvalidArgument, fmt::format("--dtype: expected bfloat16 or float32, found '{}'", name));
+  throw Error(ErrorCode::kInvalidArgument,
+              fmt::format("--dtype: expected bfloat16 or float32, found '{}'", name));
 }
 
 std::optional<std::string> Given(const std::string& flag) {
@@ -26,15 +27,19 @@ std::optional<std::string> Given(const std::string& flag) {
 
 void RequireAtLeast(int64_t least, const char* flag, int64_t found) {
   if (found < least) {
-    throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: expected at least {}, found {}", flag, least, found));
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("{}: expected at least {}, found {}", flag, least, found));
   }
 }
 
-std::string MiB(int64_t bytes) { return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1 << 20)); }
+std::string MiB(int64_t bytes) {
+  return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1 << 20));
+}
 
 }  // namespace
 
-Executor::Executor(const EngineOptions& options) : Executor(options, ReadModelSpec(options.model)) {}
+Executor::Executor(const EngineOptions& options)
+    : Executor(options, ReadModelSpec(options.model)) {}
 
 Executor::Executor(const EngineOptions& options, ModelSpec spec)
     : dtype_(ArithmeticDType(options.dtype)),
@@ -49,20 +54,25 @@ Executor::Executor(const EngineOptions& options, ModelSpec spec)
   RequireAtLeast(0, "--kv-cache-memory-bytes", options.kv_cache_memory_bytes);
   RequireAtLeast(0, "--threads", options.threads);
   if (options.max_model_len > spec_.max_position_embeddings) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("--max-model-len: {} is more than the model's max_position_embeddings, which is {}",
-                            options.max_model_len, spec_.max_position_embeddings));
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        fmt::format(
+            "--max-model-len: {} is more than the model's max_position_embeddings, which is {}",
+            options.max_model_len, spec_.max_position_embeddings));
   }
   max_model_len_ = options.max_model_len ? options.max_model_len : spec_.max_position_embeddings;
 
   backend_ = MakeCpuBackend(options.threads);
   std::vector<LayerCache> caches = LayOutCache(options);
-  decoder_ = std::make_unique<Decoder>(spec_, weights_, *backend_, dtype_, std::move(caches), max_num_batched_tokens_);
+  decoder_ = std::make_unique<Decoder>(spec_, weights_, *backend_, dtype_, std::move(caches),
+                                       max_num_batched_tokens_);
 }
 
 std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
-  KvModelFacts facts{.layers = {}, .dtype = spec_.dtype, .checkpoint_format = spec_.kv_cache_format};
-  for (const LayerSpec& layer : spec_.layers) facts.layers.push_back({layer.window, layer.kv_heads, layer.head_dim});
+  KvModelFacts facts{
+      .layers = {}, .dtype = spec_.dtype, .checkpoint_format = spec_.kv_cache_format};
+  for (const LayerSpec& layer : spec_.layers)
+    facts.layers.push_back({layer.window, layer.kv_heads, layer.head_dim});
   policy_ = ResolveKvPolicy({.kv_cache_dtype = options.kv_cache_dtype,
                              .kv_cache_dtype_k = Given(options.kv_cache_dtype_k),
                              .kv_cache_dtype_v = Given(options.kv_cache_dtype_v),
@@ -72,13 +82,14 @@ std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
   scales_ = LoadKvScales(checkpoint_, Given(options.kv_cache_scales), facts.layers, policy_.layers);
   for (const std::string& warning : scales_.warnings) Log(LogLevel::kWarning, warning);
 
-  // The geometry depends on the memory only through the slab length; ask it first with what would be plenty.
+  // The geometry depends on the memory only through the slab length; ask it first with what would
+  // be plenty.
   const auto wanted = [&](int64_t tokens) {
     const GroupGeometry g = MakeGroups(facts.layers, policy_.layers, kMostCacheBytesUnasked);
     int64_t bytes = 0;
     for (const KvGroup& group : g.groups) {
-      const int64_t pages =
-          group.window ? WindowPages(group.window, max_num_batched_tokens_) : (tokens + kPageSize - 1) / kPageSize;
+      const int64_t pages = group.window ? WindowPages(group.window, max_num_batched_tokens_)
+                                         : (tokens + kPageSize - 1) / kPageSize;
       // A whole slab is lent at a time, so each group may hold one that is nearly empty.
       bytes += max_num_seqs_ * pages * group.page_bytes + g.slab_bytes;
     }
@@ -89,13 +100,15 @@ std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
   geometry_ = MakeGroups(facts.layers, policy_.layers, bytes);
   arena_memory_ = Buffer(bytes);
   arena_ = std::make_unique<Arena>(arena_memory_.data(), bytes, geometry_);
-  pool_ = std::make_unique<BlockPool>(arena_.get(), PrefixSeed(options.model, policy_.layers, scales_.layers));
+  pool_ = std::make_unique<BlockPool>(arena_.get(),
+                                      PrefixSeed(options.model, policy_.layers, scales_.layers));
 
   const int64_t fit = TokensThatFit(geometry_, arena_->slabs(), 1, max_num_batched_tokens_);
   if (fit < max_model_len_) {
     if (options.max_model_len) {
       throw Error(ErrorCode::kResourceExhausted,
-                  fmt::format("--max-model-len: one sequence of {} tokens does not fit in a cache of {}, which holds {}; "
+                  fmt::format("--max-model-len: one sequence of {} tokens does not fit in a cache "
+                              "of {}, which holds {}; "
                               "raise --kv-cache-memory-bytes",
                               max_model_len_, MiB(bytes), fit));
     }
@@ -120,7 +133,8 @@ std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
 
 void Executor::Forward(Batch& batch, const Decoder::Observer& observer) {
   const std::vector<BatchView> views = batch.Views();
-  decoder_->Forward({.ids = batch.ids(), .positions = batch.positions(), .groups = views}, observer);
+  decoder_->Forward({.ids = batch.ids(), .positions = batch.positions(), .groups = views},
+                    observer);
 }
 
 std::vector<SampledToken> Executor::Execute(Batch& batch) {
@@ -138,7 +152,8 @@ std::vector<SampledToken> Executor::Execute(Batch& batch) {
 
 double Executor::cache_bytes_per_token() const {
   double bytes = 0;
-  for (const LayerPlace& place : geometry_.layers) bytes += static_cast<double>(place.layout.UsedBytes()) / kPageSize;
+  for (const LayerPlace& place : geometry_.layers)
+    bytes += static_cast<double>(place.layout.UsedBytes()) / kPageSize;
   return bytes;
 }
 
@@ -155,11 +170,13 @@ std::vector<std::string> Executor::StartupReport() const {
   const std::vector<std::string> memory = Describe(geometry_, cache_bytes());
   lines.insert(lines.end(), memory.begin(), memory.end());
   lines.insert(lines.end(), scales_.lines.begin(), scales_.lines.end());
-  const int64_t tokens = TokensThatFit(geometry_, arena_->slabs(), max_num_seqs_, max_num_batched_tokens_);
-  lines.push_back(fmt::format("KV cache: {} tokens in {}, {:.2f} sequences of {} tokens at a time",
-                              tokens == kUnbounded ? "any number of" : std::to_string(tokens), MiB(cache_bytes()),
-                              tokens == kUnbounded ? max_num_seqs_ : static_cast<double>(tokens) / max_model_len_,
-                              max_model_len_));
+  const int64_t tokens =
+      TokensThatFit(geometry_, arena_->slabs(), max_num_seqs_, max_num_batched_tokens_);
+  lines.push_back(fmt::format(
+      "KV cache: {} tokens in {}, {:.2f} sequences of {} tokens at a time",
+      tokens == kUnbounded ? "any number of" : std::to_string(tokens), MiB(cache_bytes()),
+      tokens == kUnbounded ? max_num_seqs_ : static_cast<double>(tokens) / max_model_len_,
+      max_model_len_));
   return lines;
 }
 

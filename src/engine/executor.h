@@ -29,7 +29,8 @@ struct LayerHealth {
 
 class Executor {
  public:
-  // Loads the model, settles policy and scales, takes the cache memory. Errors are the user's to mend.
+  // Loads the model, settles policy and scales, takes the cache memory. Errors are the user's to
+  // mend.
   explicit Executor(const EngineOptions& options);
   Executor(const EngineOptions& options, ModelSpec spec);  // instead of the folder's own
 

@@ -9,7 +9,8 @@ Step Scheduler::Schedule() {
   for (size_t i = 0; i < running_.size() && step.tokens < limits_.max_num_batched_tokens; ++i) {
     Sequence& sequence = *running_[i];
     const int64_t left = static_cast<int64_t>(sequence.tokens.size()) - sequence.pages.written();
-    const int count = static_cast<int>(std::min<int64_t>(left, limits_.max_num_batched_tokens - step.tokens));
+    const int count =
+        static_cast<int>(std::min<int64_t>(left, limits_.max_num_batched_tokens - step.tokens));
     if (!MakeRoom(i, count, step)) break;
     step.chunks.push_back({&sequence, sequence.pages.written(), count});
     step.tokens += count;
@@ -44,14 +45,18 @@ void Scheduler::Preempt(Step& step) {
 
 bool Scheduler::Admit(Step& step) {
   const int budget = limits_.max_num_batched_tokens - step.tokens;
-  if (waiting_.empty() || budget <= 0 || static_cast<int>(running_.size()) >= limits_.max_num_seqs) return false;
+  if (waiting_.empty() || budget <= 0 || static_cast<int>(running_.size()) >= limits_.max_num_seqs)
+    return false;
   Sequence& sequence = *waiting_.front();
-  // The logits of a prompt token that is to be reported come from the token before it, so that one must run.
+  // The logits of a prompt token that is to be reported come from the token before it, so that one
+  // must run.
   std::span<const int32_t> reusable = sequence.tokens;
-  if (sequence.next_prompt_logprob < sequence.prompt_tokens) reusable = reusable.first(sequence.next_prompt_logprob);
+  if (sequence.next_prompt_logprob < sequence.prompt_tokens)
+    reusable = reusable.first(sequence.next_prompt_logprob);
   if (limits_.prefix_caching) sequence.pages = pool_.Acquire(reusable);
   const int64_t prefix = sequence.pages.written();
-  const int count = static_cast<int>(std::min<int64_t>(static_cast<int64_t>(sequence.tokens.size()) - prefix, budget));
+  const int count = static_cast<int>(
+      std::min<int64_t>(static_cast<int64_t>(sequence.tokens.size()) - prefix, budget));
   if (!sequence.pages.Extend(prefix + count)) {
     sequence.pages.Free();
     if (running_.empty()) step.stuck = &sequence;
@@ -75,7 +80,8 @@ void Scheduler::Complete(const Step& step) {
 
 std::unique_ptr<Sequence> Scheduler::Remove(RequestId id) {
   const auto take = [id](auto& queue) {
-    const auto it = std::find_if(queue.begin(), queue.end(), [id](const auto& s) { return s->id == id; });
+    const auto it =
+        std::find_if(queue.begin(), queue.end(), [id](const auto& s) { return s->id == id; });
     std::unique_ptr<Sequence> found;
     if (it != queue.end()) {
       found = std::move(*it);

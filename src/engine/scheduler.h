@@ -1,10 +1,11 @@
-// The scheduler decides which tokens of which sequences run next. Pure: no threads, no clock, no model; all it touches is
-// its queues and the block pool.
+// The scheduler decides which tokens of which sequences run next. Pure: no threads, no clock, no
+// model; all it touches is its queues and the block pool.
 //
-// First come, first served. Each step has a budget of tokens: running sequences come first, in order of arrival (a decode takes one
-// token, a prompt a chunk of what is left), then waiting ones join while budget, sequence slots and pages last. When pages run
-// out, the youngest running sequence is preempted: it gives its pages back and waits, in front, to be recomputed. The oldest sequence is
-// therefore never preempted while others run, so every sequence finishes.
+// First come, first served. Each step has a budget of tokens: running sequences come first, in
+// order of arrival (a decode takes one token, a prompt a chunk of what is left), then waiting ones
+// join while budget, sequence slots and pages last. When pages run out, the youngest running
+// sequence is preempted: it gives its pages back and waits, in front, to be recomputed. The oldest
+// sequence is therefore never preempted while others run, so every sequence finishes.
 #pragma once
 
 #include <cstdint>
@@ -47,7 +48,8 @@ class Scheduler {
   // The step ran: counts its tokens as computed, shares full pages, frees those behind windows.
   void Complete(const Step& step);
 
-  // Takes a sequence out, its pages given back; null if not here. Not between Schedule and Complete.
+  // Takes a sequence out, its pages given back; null if not here. Not between Schedule and
+  // Complete.
   std::unique_ptr<Sequence> Remove(RequestId id);
 
   int64_t running() const { return static_cast<int64_t>(running_.size()); }
@@ -56,7 +58,8 @@ class Scheduler {
   std::vector<RequestId> ids() const;
 
  private:
-  // Pages for `count` more tokens of running_[i], preempting younger ones if need be. False: running_[i] itself had to go.
+  // Pages for `count` more tokens of running_[i], preempting younger ones if need be. False:
+  // running_[i] itself had to go.
   bool MakeRoom(size_t i, int count, Step& step);
   void Preempt(Step& step);
   bool Admit(Step& step);

@@ -7,13 +7,15 @@
 namespace octavo {
 namespace {
 
-// A scheduler over a pool of `pages` pages of one full-attention layer; the "model" appends token 7.
+// A scheduler over a pool of `pages` pages of one full-attention layer; the "model" appends
+// token 7.
 class Simulation {
  public:
   Simulation(int64_t pages, const SchedulerLimits& limits)
       : limits_(limits),
-        geometry_(MakeGroups(std::vector<KvLayerFacts>{{.window = 0, .kv_heads = 1, .head_dim = 64}},
-                             std::vector<LayerFormat>(1), pages * kPage)),
+        geometry_(
+            MakeGroups(std::vector<KvLayerFacts>{{.window = 0, .kv_heads = 1, .head_dim = 64}},
+                       std::vector<LayerFormat>(1), pages * kPage)),
         arena_(nullptr, pages * kPage, geometry_),
         pool_(&arena_, {}),
         scheduler_(pool_, limits) {}
@@ -91,8 +93,9 @@ TEST(SchedulerTest, EverySequenceFinishesWhateverTheMemory) {
   for (uint64_t seed = 0; seed < 30; ++seed) {
     std::mt19937_64 random(seed);
     // The longest sequence is 300 + 100 tokens, 7 pages: sometimes barely more than that.
-    Simulation s(7 + static_cast<int64_t>(random() % 20), {.max_num_seqs = 1 + static_cast<int>(random() % 8),
-                                                           .max_num_batched_tokens = 1 + static_cast<int>(random() % 200)});
+    Simulation s(7 + static_cast<int64_t>(random() % 20),
+                 {.max_num_seqs = 1 + static_cast<int>(random() % 8),
+                  .max_num_batched_tokens = 1 + static_cast<int>(random() % 200)});
     const int count = 20;
     int added = 0;
     for (int step = 0; s.finished() < count; ++step) {

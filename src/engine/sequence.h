@@ -1,5 +1,6 @@
-// A request in flight: its tokens and its pages, which know how many tokens have keys and values (pages.written()). Belongs to the scheduler;
-// the engine's loop thread is the only one to touch it.
+// A request in flight: its tokens and its pages, which know how many tokens have keys and values
+// (pages.written()). Belongs to the scheduler; the engine's loop thread is the only one to touch
+// it.
 #pragma once
 
 #include <cstdint>
@@ -19,9 +20,10 @@ struct Sequence {
 
   std::vector<int32_t> tokens;  // prompt, then output
   int64_t prompt_tokens = 0;
-  int64_t cached = 0;           // of the prompt, at admission, from the prefix cache
-  int64_t next_prompt_logprob = 0;  // position of the next prompt token whose log-probability is to be computed,
-  int64_t next_reported = 0;        // and to be reported
+  int64_t cached = 0;  // of the prompt, at admission, from the prefix cache
+  int64_t next_prompt_logprob =
+      0;  // position of the next prompt token whose log-probability is to be computed,
+  int64_t next_reported = 0;  // and to be reported
   SequencePages pages;
 
   int64_t generated() const { return static_cast<int64_t>(tokens.size()) - prompt_tokens; }

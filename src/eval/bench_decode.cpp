@@ -24,7 +24,9 @@ namespace {
 constexpr int kHeads = 32, kKvHeads = 8, kHeadDim = 128;
 constexpr int kMatrix = 4096;
 
-double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 // Bytes that no cache holds: four times the last level.
 int64_t WorkingSet() {
@@ -32,7 +34,8 @@ int64_t WorkingSet() {
   return 4 * std::clamp<int64_t>(last_level, int64_t{8} << 20, int64_t{512} << 20);
 }
 
-// The fastest of repeated calls of f(i), i counting up, over at least `seconds`. Noise only ever adds time.
+// The fastest of repeated calls of f(i), i counting up, over at least `seconds`. Noise only ever
+// adds time.
 double Fastest(double seconds, const std::function<void(int)>& f) {
   double best = std::numeric_limits<double>::infinity();
   const double end = Now() + seconds;
@@ -58,7 +61,8 @@ double ReadBandwidth(ThreadPool& pool, double seconds) {
       sums[i] = sum;
     });
   });
-  OCTAVO_CHECK(sums[0] == 0x0101010101010101u * static_cast<uint64_t>(share));  // the reads happened
+  OCTAVO_CHECK(sums[0] ==
+               0x0101010101010101u * static_cast<uint64_t>(share));  // the reads happened
   return 8.0 * static_cast<double>(share * pool.threads()) / time / 1e9;
 }
 
@@ -80,20 +84,23 @@ double MatVecBandwidth(Backend& backend, double seconds) {
   }
   std::vector<uint16_t> x = RandomBF16(kMatrix, random), out(kMatrix);
   const double time = Fastest(seconds, [&](int i) {
-    backend.MatMul({.x = Tensor(x.data(), DType::kBF16, {1, kMatrix}),
-                    .weight = Tensor(weights.data() + bytes * (i % count), DType::kBF16, {kMatrix, kMatrix}),
-                    .bias = {},
-                    .out = Tensor(out.data(), DType::kBF16, {1, kMatrix})});
+    backend.MatMul(
+        {.x = Tensor(x.data(), DType::kBF16, {1, kMatrix}),
+         .weight = Tensor(weights.data() + bytes * (i % count), DType::kBF16, {kMatrix, kMatrix}),
+         .bias = {},
+         .out = Tensor(out.data(), DType::kBF16, {1, kMatrix})});
   });
   return static_cast<double>(bytes) / time / 1e9;
 }
 
-// A pool of pages of one synthetic layer, filled by the backend's own append; sequences are runs of pages in it.
+// A pool of pages of one synthetic layer, filled by the backend's own append; sequences are runs of
+// pages in it.
 class SyntheticLayer {
  public:
   SyntheticLayer(Backend& backend, KvFormat format, int64_t tokens)
       : backend_(backend), ones_(kKvHeads, 1.0f) {
-    kv_.layout = {.k_format = format, .v_format = format, .kv_heads = kKvHeads, .head_dim = kHeadDim};
+    kv_.layout = {
+        .k_format = format, .v_format = format, .kv_heads = kKvHeads, .head_dim = kHeadDim};
     page_bytes_ = kv_.layout.ClaimBytes();
     pages_ = tokens / kPageSize;
     memory_ = Buffer(pages_ * page_bytes_);
@@ -118,29 +125,40 @@ class SyntheticLayer {
                           .kv_len = kv_len,
                           .slots = {},
                           .block_table = Tensor(table.data(), DType::kI32, {1, pages})};
-    const AttentionPlan plan =
-        backend_.PlanAttention({.heads = kHeads, .kv_heads = kKvHeads, .head_dim = kHeadDim, .window = 0}, batch);
+    const AttentionPlan plan = backend_.PlanAttention(
+        {.heads = kHeads, .kv_heads = kKvHeads, .head_dim = kHeadDim, .window = 0}, batch);
     const Tensor q(queries_.data(), DType::kBF16, {1, kHeads * kHeadDim});
     const Tensor out(out_.data(), DType::kBF16, {1, kHeads * kHeadDim});
-    backend_.Attention(
-        {.q = q, .out = out, .batch = &batch, .plan = &plan, .cache = kv_, .scale = 0.088f, .soft_cap = 0, .sinks = {}});
+    backend_.Attention({.q = q,
+                        .out = out,
+                        .batch = &batch,
+                        .plan = &plan,
+                        .cache = kv_,
+                        .scale = 0.088f,
+                        .soft_cap = 0,
+                        .sinks = {}});
   }
 
  private:
-  uint32_t Entry(int64_t page) const { return static_cast<uint32_t>(page * page_bytes_ / kPageUnit); }
+  uint32_t Entry(int64_t page) const {
+    return static_cast<uint32_t>(page * page_bytes_ / kPageUnit);
+  }
 
   void Fill() {
     std::mt19937_64 random(2);
     queries_ = RandomBF16(kHeads * kHeadDim, random);
     out_.resize(kHeads * kHeadDim);
-    std::vector<uint16_t> q(kPageSize * kHeads * kHeadDim), k = RandomBF16(kPageSize * kKvHeads * kHeadDim, random),
-                          v = RandomBF16(kPageSize * kKvHeads * kHeadDim, random);
+    std::vector<uint16_t> q(kPageSize * kHeads * kHeadDim),
+        k = RandomBF16(kPageSize * kKvHeads * kHeadDim, random),
+        v = RandomBF16(kPageSize * kKvHeads * kHeadDim, random);
     std::vector<float> cos_sin(kPageSize * kHeadDim);
-    for (size_t i = 0; i < cos_sin.size(); ++i) cos_sin[i] = i % kHeadDim < kHeadDim / 2 ? 1.0f : 0.0f;
+    for (size_t i = 0; i < cos_sin.size(); ++i)
+      cos_sin[i] = i % kHeadDim < kHeadDim / 2 ? 1.0f : 0.0f;
     std::vector<int64_t> slots(kPageSize);
     for (int64_t page = 0; page < pages_; ++page) {
       for (int t = 0; t < kPageSize; ++t) slots[t] = int64_t{Entry(page)} * kPageSize + t;
-      const BatchView batch{.tokens = kPageSize, .q_begin = {}, .kv_len = {}, .slots = slots, .block_table = {}};
+      const BatchView batch{
+          .tokens = kPageSize, .q_begin = {}, .kv_len = {}, .slots = slots, .block_table = {}};
       backend_.Append({.q = Tensor(q.data(), DType::kBF16, {kPageSize, kHeads * kHeadDim}),
                        .k = Tensor(k.data(), DType::kBF16, {kPageSize, kKvHeads * kHeadDim}),
                        .v = Tensor(v.data(), DType::kBF16, {kPageSize, kKvHeads * kHeadDim}),
@@ -163,7 +181,8 @@ class SyntheticLayer {
   std::vector<uint16_t> queries_, out_;
 };
 
-// One sequence of a real model whose cache is filled with small values: speed does not depend on them.
+// One sequence of a real model whose cache is filled with small values: speed does not depend on
+// them.
 class ModelDecode {
  public:
   ModelDecode(const std::string& model, const std::string& format, int64_t longest, int threads)
@@ -217,17 +236,21 @@ DecodeBenchReport BenchDecode(const DecodeBenchOptions& options) {
   std::vector<KvFormat> formats;
   for (const std::string& name : options.formats) {
     const auto format = KvFormatFromName(name);
-    if (!format) throw Error(ErrorCode::kInvalidArgument, fmt::format("--kv-cache-dtypes: unknown format '{}'", name));
+    if (!format)
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("--kv-cache-dtypes: unknown format '{}'", name));
     formats.push_back(*format);
   }
   for (int64_t context : options.contexts) {
     if (context < kPageSize || context % kPageSize != 0 || context > int64_t{1} << 20) {
       throw Error(ErrorCode::kInvalidArgument,
-                  fmt::format("--contexts: expected multiples of {} up to 1m, found {}", kPageSize, context));
+                  fmt::format("--contexts: expected multiples of {} up to 1m, found {}", kPageSize,
+                              context));
     }
   }
   if (formats.empty() || options.contexts.empty()) {
-    throw Error(ErrorCode::kInvalidArgument, "bench decode: expected at least one format and one context");
+    throw Error(ErrorCode::kInvalidArgument,
+                "bench decode: expected at least one format and one context");
   }
   ThreadPool pool(options.threads);
   DecodeBenchReport report{.threads = pool.threads()};
@@ -243,9 +266,11 @@ DecodeBenchReport BenchDecode(const DecodeBenchOptions& options) {
   for (size_t f = 0; f < count; ++f) {
     const KvLayout layout{
         .k_format = formats[f], .v_format = formats[f], .kv_heads = kKvHeads, .head_dim = kHeadDim};
-    const int64_t tokens = std::max(longest, WorkingSet() * kPageSize / layout.ClaimBytes() / kPageSize * kPageSize);
+    const int64_t tokens =
+        std::max(longest, WorkingSet() * kPageSize / layout.ClaimBytes() / kPageSize * kPageSize);
     layers.push_back(std::make_unique<SyntheticLayer>(*backend, formats[f], tokens));
-    models.push_back(std::make_unique<ModelDecode>(options.model, options.formats[f], longest, pool.threads()));
+    models.push_back(
+        std::make_unique<ModelDecode>(options.model, options.formats[f], longest, pool.threads()));
     report.series[f] = {.what = "attention",
                         .format = Name(formats[f]),
                         .points = {},
@@ -259,8 +284,8 @@ DecodeBenchReport BenchDecode(const DecodeBenchOptions& options) {
     for (size_t f = 0; f < count; ++f) {
       const double time = Fastest(options.seconds, [&](int i) { layers[f]->Attend(context, i); });
       report.series[f].points.push_back(Point(context, time, layers[f]->bytes_per_token()));
-      report.series[count + f].points.push_back(
-          Point(context, models[f]->Measure(context, options.seconds), models[f]->bytes_per_token()));
+      report.series[count + f].points.push_back(Point(
+          context, models[f]->Measure(context, options.seconds), models[f]->bytes_per_token()));
     }
   }
   for (DecodeSeries& series : report.series) FitLine(series);
@@ -269,28 +294,32 @@ DecodeBenchReport BenchDecode(const DecodeBenchOptions& options) {
 
 std::string DecodeBenchTable(const DecodeBenchReport& report) {
   const double limit = report.read_gigabytes_per_second;
-  std::string out =
-      fmt::format("{} threads, read bandwidth {:.1f} GB/s; matrix-vector {}x{} bf16 {:.1f} GB/s ({:.0f}%)\n\n{:<10} {:<20} {:>8} "
-                  "{:>12} {:>9} {:>7}\n",
-                  report.threads, limit, kMatrix, kMatrix, report.matvec_gigabytes_per_second,
-                  100 * report.matvec_gigabytes_per_second / limit, "what", "format", "context", "us/token", "GB/s",
-                  "% read");
+  std::string out = fmt::format(
+      "{} threads, read bandwidth {:.1f} GB/s; matrix-vector {}x{} bf16 {:.1f} GB/s "
+      "({:.0f}%)\n\n{:<10} {:<20} {:>8} "
+      "{:>12} {:>9} {:>7}\n",
+      report.threads, limit, kMatrix, kMatrix, report.matvec_gigabytes_per_second,
+      100 * report.matvec_gigabytes_per_second / limit, "what", "format", "context", "us/token",
+      "GB/s", "% read");
   for (const DecodeSeries& series : report.series) {
     for (const DecodePoint& p : series.points) {
-      out += fmt::format("{:<10} {:<20} {:>8} {:>12.1f} {:>9.2f} {:>6.0f}%\n", series.what, series.format, p.context,
-                         p.microseconds, p.gigabytes_per_second, 100 * p.gigabytes_per_second / limit);
+      out += fmt::format("{:<10} {:<20} {:>8} {:>12.1f} {:>9.2f} {:>6.0f}%\n", series.what,
+                         series.format, p.context, p.microseconds, p.gigabytes_per_second,
+                         100 * p.gigabytes_per_second / limit);
     }
   }
-  out += fmt::format("\n{:<10} {:<20} {:>14} {:>13} {:>16} {:>14}\n", "what", "format", "slope ns/token", "intercept us",
-                     "slope / bf16", "slope GB/s");
+  out += fmt::format("\n{:<10} {:<20} {:>14} {:>13} {:>16} {:>14}\n", "what", "format",
+                     "slope ns/token", "intercept us", "slope / bf16", "slope GB/s");
   for (const DecodeSeries& series : report.series) {
-    const auto bf16 = std::find_if(report.series.begin(), report.series.end(), [&](const DecodeSeries& s) {
-      return s.what == series.what && s.format == Name(KvFormat::kBF16);
-    });
-    out += fmt::format("{:<10} {:<20} {:>14.3f} {:>13.1f} {:>16} {:>14.2f}\n", series.what, series.format,
-                       1e3 * series.slope, series.intercept,
-                       bf16 == report.series.end() ? "-" : fmt::format("{:.2f}", series.slope / bf16->slope),
-                       series.cache_bytes_per_token / series.slope / 1e3);
+    const auto bf16 =
+        std::find_if(report.series.begin(), report.series.end(), [&](const DecodeSeries& s) {
+          return s.what == series.what && s.format == Name(KvFormat::kBF16);
+        });
+    out += fmt::format(
+        "{:<10} {:<20} {:>14.3f} {:>13.1f} {:>16} {:>14.2f}\n", series.what, series.format,
+        1e3 * series.slope, series.intercept,
+        bf16 == report.series.end() ? "-" : fmt::format("{:.2f}", series.slope / bf16->slope),
+        series.cache_bytes_per_token / series.slope / 1e3);
   }
   return out;
 }
@@ -303,7 +332,8 @@ std::string DecodeBenchJson(const DecodeBenchReport& report) {
   for (const DecodeSeries& series : report.series) {
     nlohmann::ordered_json points = nlohmann::ordered_json::array();
     for (const DecodePoint& p : series.points) {
-      points.push_back({{"context", p.context}, {"us", p.microseconds}, {"gb_per_s", p.gigabytes_per_second}});
+      points.push_back(
+          {{"context", p.context}, {"us", p.microseconds}, {"gb_per_s", p.gigabytes_per_second}});
     }
     json["series"].push_back({{"what", series.what},
                               {"kv_cache_dtype", series.format},

@@ -1,19 +1,26 @@
-// Haystacks: long text that hides needles ("The code of amber bell is 123456."), and the questions about them. Words,
-// sentences and templates are data, haystack.json, which tools/needle/haystack.py reads too: both write the same bytes
-// for the same seed, and the needle model in checkpoints/needle was trained on them. The rules:
+// Haystacks: long text that hides needles ("The code of amber bell is 123456."), and the questions
+// about them. Words, sentences and templates are data, haystack.json, which
+// tools/needle/haystack.py reads too: both write the same bytes for the same seed, and the needle
+// model in checkpoints/needle was trained on them. The rules:
 //
-// 1. Random numbers: SplitMix64 from the seed; Draw(n) = (high 32 bits of the next number) * n >> 32.
-// 2. Needle i of n has a key, "{tone} {thing}", each word drawn from its list. A needle with odd i is a near miss of
-//    the one before it: if i % 4 == 1 it takes over the first word, else the second. A key that exists is drawn again.
-//    Then its value: value_digits digits, each Draw(10).
-// 3. Filler is a row of pieces. Own filler: a template drawn from "sentences", its {fields} filled from left to right,
-//    each by one draw ({number} is 1 + Draw(9999)), and a space, or after every 8th sentence a newline.
-//    A user's text: cut after every newline and every ". ", and into runs of at most 400 bytes (at UTF-8 boundaries);
-//    the first piece is drawn, the others follow in order and start over at the end.
-// 4. A needle takes its sentence and one space. Filler takes the rest of the bytes; the piece that does not fit is cut
-//    (at a UTF-8 boundary). Needle i stands before the first piece that begins at or after filler byte
-//    (2i + 1) * filler_bytes / 2n.
-// 5. The text is followed by a question, which ends where the value must come: "{value}." and the end of text.
+// 1. Random numbers: SplitMix64 from the seed; Draw(n) = (high 32 bits of the next number) * n
+// >> 32.
+// 2. Needle i of n has a key, "{tone} {thing}", each word drawn from its list. A needle with odd i
+// is a near miss of
+//    the one before it: if i % 4 == 1 it takes over the first word, else the second. A key that
+//    exists is drawn again. Then its value: value_digits digits, each Draw(10).
+// 3. Filler is a row of pieces. Own filler: a template drawn from "sentences", its {fields} filled
+// from left to right,
+//    each by one draw ({number} is 1 + Draw(9999)), and a space, or after every 8th sentence a
+//    newline. A user's text: cut after every newline and every ". ", and into runs of at most 400
+//    bytes (at UTF-8 boundaries); the first piece is drawn, the others follow in order and start
+//    over at the end.
+// 4. A needle takes its sentence and one space. Filler takes the rest of the bytes; the piece that
+// does not fit is cut
+//    (at a UTF-8 boundary). Needle i stands before the first piece that begins at or after filler
+//    byte (2i + 1) * filler_bytes / 2n.
+// 5. The text is followed by a question, which ends where the value must come: "{value}." and the
+// end of text.
 #pragma once
 
 #include <cstddef>
@@ -49,8 +56,8 @@ class HaystackGenerator {
   // Errors: filler that is not UTF-8.
   explicit HaystackGenerator(const Options& options);
 
-  // `bytes` of text (a user's filler: up to 3 fewer) with `needles` needles at even depths. Errors: no needles, more
-  // than there are keys, or more than `bytes` can hold.
+  // `bytes` of text (a user's filler: up to 3 fewer) with `needles` needles at even depths. Errors:
+  // no needles, more than there are keys, or more than `bytes` can hold.
   Haystack Make(size_t bytes, int needles, uint64_t seed) const;
 
  private:

@@ -22,11 +22,20 @@ std::string EscapeHtml(std::string_view text) {
   std::string out;
   for (char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += c;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      default:
+        out += c;
     }
   }
   return out;
@@ -35,7 +44,8 @@ std::string EscapeHtml(std::string_view text) {
 std::string HtmlPage(std::string_view title, std::string_view body) {
   return fmt::format(
       "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n<meta name=\"viewport\" "
-      "content=\"width=device-width\">\n<title>{0} - Octavo</title>\n<style>{1}</style></head>\n<body>\n<h1>{0}</h1>\n{2}"
+      "content=\"width=device-width\">\n<title>{0} - "
+      "Octavo</title>\n<style>{1}</style></head>\n<body>\n<h1>{0}</h1>\n{2}"
       "</body></html>\n",
       EscapeHtml(title), kStyle, body);
 }

@@ -41,7 +41,8 @@ class Batch {
   std::vector<Answer> Run() {
     pending_ = requests_.size();
     for (auto& [index, request] : requests_) {
-      engine_.Submit(std::move(request), [this, index = index](const Event& event) { Receive(index, event); });
+      engine_.Submit(std::move(request),
+                     [this, index = index](const Event& event) { Receive(index, event); });
     }
     std::unique_lock lock(mutex_);
     done_.wait(lock, [this] { return pending_ == 0; });
@@ -86,17 +87,19 @@ struct Question {
 
 Question Ask(const Engine& engine, const Haystack& haystack, size_t needle) {
   const std::string prompt = haystack.text + haystack.Question(needle);
-  Question q{.prompt = engine.Encode(prompt), .with_answer = engine.Encode(prompt + haystack.Answer(needle)),
+  Question q{.prompt = engine.Encode(prompt),
+             .with_answer = engine.Encode(prompt + haystack.Answer(needle)),
              .value = haystack.needles[needle].value};
   // Tokens may merge across the boundary: the answer begins where the two encodings part.
-  const auto [a, b] = std::mismatch(q.prompt.begin(), q.prompt.end(), q.with_answer.begin(), q.with_answer.end());
+  const auto [a, b] =
+      std::mismatch(q.prompt.begin(), q.prompt.end(), q.with_answer.begin(), q.with_answer.end());
   q.prompt.erase(a, q.prompt.end());
   return q;
 }
 
 // A haystack whose first question is about `length` tokens long, at most that.
-Haystack MakeHaystack(const Engine& engine, const HaystackGenerator& generator, const NeedleEvalOptions& options,
-                      int64_t length, uint64_t seed) {
+Haystack MakeHaystack(const Engine& engine, const HaystackGenerator& generator,
+                      const NeedleEvalOptions& options, int64_t length, uint64_t seed) {
   size_t bytes = static_cast<size_t>(length);
   for (int round = 0; round < 8; ++round) {
     Haystack haystack = generator.Make(bytes, options.needles, seed);
@@ -104,15 +107,18 @@ Haystack MakeHaystack(const Engine& engine, const HaystackGenerator& generator, 
     // Within one percent below; byte-level tokenizers are there at once.
     if (tokens <= length && tokens >= length - length / 100 - 8) return haystack;
     const double ratio = static_cast<double>(bytes) / static_cast<double>(tokens);
-    bytes = tokens > length ? bytes - std::max<size_t>(1, static_cast<size_t>((tokens - length) * ratio))
-                            : bytes + static_cast<size_t>((length - tokens) * ratio * 0.999);
+    bytes = tokens > length
+                ? bytes - std::max<size_t>(1, static_cast<size_t>((tokens - length) * ratio))
+                : bytes + static_cast<size_t>((length - tokens) * ratio * 0.999);
   }
-  throw Error(ErrorCode::kInvalidArgument, fmt::format("cannot make a haystack of {} tokens", length));
+  throw Error(ErrorCode::kInvalidArgument,
+              fmt::format("cannot make a haystack of {} tokens", length));
 }
 
 bool IsExact(std::string text, const std::string& value) {
   text.erase(0, std::min(text.size(), text.find_first_not_of(" \n\t\"*")));
-  return text.starts_with(value) && (text.size() == value.size() || !std::isdigit(static_cast<unsigned char>(text[value.size()])));
+  return text.starts_with(value) && (text.size() == value.size() ||
+                                     !std::isdigit(static_cast<unsigned char>(text[value.size()])));
 }
 
 double Median(std::vector<double> values) {
@@ -130,10 +136,12 @@ struct Contestant {
 
 void RunSample(Contestant& c, const Haystack& haystack, const std::function<void()>& asked) {
   std::vector<Question> questions;
-  for (size_t i = 0; i < haystack.needles.size(); ++i) questions.push_back(Ask(*c.engine, haystack, i));
+  for (size_t i = 0; i < haystack.needles.size(); ++i)
+    questions.push_back(Ask(*c.engine, haystack, i));
   const auto generate = [&](const Question& q) {
     const int answer = static_cast<int>(q.with_answer.size() - q.prompt.size());
-    return Request{.prompt = q.prompt, .sampling = {.max_tokens = answer, .temperature = 0, .ignore_eos = true}};
+    return Request{.prompt = q.prompt,
+                   .sampling = {.max_tokens = answer, .temperature = 0, .ignore_eos = true}};
   };
   const auto run = [&](size_t begin, size_t end) {
     Batch batch(*c.engine);
@@ -146,11 +154,14 @@ void RunSample(Contestant& c, const Haystack& haystack, const std::function<void
       c.row.depths[i].exact += IsExact(c.engine->Decode(answer.tokens), questions[i].value);
       asked();
     }
-    if (begin == 0 && !answers[0].times.empty()) {  // alone: its prefill and its decode are one sequence's
+    if (begin == 0 &&
+        !answers[0].times.empty()) {  // alone: its prefill and its decode are one sequence's
       const auto& times = answers[0].times;
-      c.prefill.push_back(static_cast<double>(questions[0].prompt.size()) / Seconds(times.front() - start));
+      c.prefill.push_back(static_cast<double>(questions[0].prompt.size()) /
+                          Seconds(times.front() - start));
       if (times.size() > 1) {
-        c.decode.push_back(static_cast<double>(times.size() - 1) / Seconds(times.back() - times.front()));
+        c.decode.push_back(static_cast<double>(times.size() - 1) /
+                           Seconds(times.back() - times.front()));
       }
     }
   };
@@ -160,7 +171,8 @@ void RunSample(Contestant& c, const Haystack& haystack, const std::function<void
   Batch scores(*c.engine);
   for (const Question& q : questions) {
     scores.Add({.prompt = q.with_answer,
-                .sampling = {.max_tokens = 0, .prompt_logprobs_from = static_cast<int64_t>(q.prompt.size())}});
+                .sampling = {.max_tokens = 0,
+                             .prompt_logprobs_from = static_cast<int64_t>(q.prompt.size())}});
   }
   const std::vector<Answer> answers = scores.Run();
   for (size_t i = 0; i < answers.size(); ++i) {
@@ -174,7 +186,8 @@ std::string ReadText(const std::string& path) {
   if (path.empty()) return {};
   std::ifstream file(path, std::ios::binary);
   std::ostringstream text;
-  if (!file || !(text << file.rdbuf())) throw Error(ErrorCode::kNotFound, fmt::format("--haystack: cannot read {}", path));
+  if (!file || !(text << file.rdbuf()))
+    throw Error(ErrorCode::kNotFound, fmt::format("--haystack: cannot read {}", path));
   return text.str();
 }
 
@@ -191,13 +204,16 @@ NeedleCell NeedleRow::Total() const {
 }
 
 NeedleReport EvalNeedle(const NeedleEvalOptions& options, const NeedleProgress& progress) {
-  if (options.formats.empty() || options.lengths.empty() || options.needles < 1 || options.samples < 1) {
-    throw Error(ErrorCode::kInvalidArgument, "eval needle: expected at least one format, length, needle and sample");
+  if (options.formats.empty() || options.lengths.empty() || options.needles < 1 ||
+      options.samples < 1) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "eval needle: expected at least one format, length, needle and sample");
   }
   for (int64_t length : options.lengths) {
     if (length < kShortestPrompt) {
-      throw Error(ErrorCode::kInvalidArgument,
-                  fmt::format("--lengths: expected at least {} tokens, found {}", kShortestPrompt, length));
+      throw Error(
+          ErrorCode::kInvalidArgument,
+          fmt::format("--lengths: expected at least {} tokens, found {}", kShortestPrompt, length));
     }
   }
   const HaystackGenerator generator({.filler = ReadText(options.haystack_file)});
@@ -217,13 +233,16 @@ NeedleReport EvalNeedle(const NeedleEvalOptions& options, const NeedleProgress& 
     engine.max_num_seqs = std::max(engine.max_num_seqs, options.needles);
     if (engine.max_model_len == 0) {
       // Room for questions and answers that differ in length from the first.
-      engine.max_model_len = *std::max_element(options.lengths.begin(), options.lengths.end()) + 128;
+      engine.max_model_len =
+          *std::max_element(options.lengths.begin(), options.lengths.end()) + 128;
     }
     if (engine.kv_cache_memory_bytes == 0) engine.max_num_seqs = options.needles;
-    contestants.push_back({.engine = Engine::Create(engine), .row = {}, .prefill = {}, .decode = {}});
+    contestants.push_back(
+        {.engine = Engine::Create(engine), .row = {}, .prefill = {}, .decode = {}});
   }
 
-  const int all = static_cast<int>(options.formats.size() * options.lengths.size()) * options.samples * options.needles;
+  const int all = static_cast<int>(options.formats.size() * options.lengths.size()) *
+                  options.samples * options.needles;
   int done = 0;
   for (int64_t length : options.lengths) {
     for (size_t i = 0; i < contestants.size(); ++i) {
@@ -237,7 +256,8 @@ NeedleReport EvalNeedle(const NeedleEvalOptions& options, const NeedleProgress& 
     }
     for (int sample = 0; sample < options.samples; ++sample) {
       const uint64_t seed = options.seed * 1'000'003 + static_cast<uint64_t>(sample);
-      const Haystack haystack = MakeHaystack(*contestants[0].engine, generator, options, length, seed);
+      const Haystack haystack =
+          MakeHaystack(*contestants[0].engine, generator, options, length, seed);
       for (Contestant& c : contestants) {
         RunSample(c, haystack, [&] {
           if (progress) progress(++done, all);

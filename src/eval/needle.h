@@ -1,8 +1,10 @@
-// octavo eval needle: hides key/value needles in long text, asks for each, and compares cache formats by exact answers and by the
-// mean log-probability of the right answer, which shows damage before answers break.
+// octavo eval needle: hides key/value needles in long text, asks for each, and compares cache
+// formats by exact answers and by the mean log-probability of the right answer, which shows damage
+// before answers break.
 //
-// One haystack of a length holds `needles` needles at even depths, so one prefill serves all depths: the first question
-// pays for it, the others find it in the prefix cache. Formats take turns on the same haystack.
+// One haystack of a length holds `needles` needles at even depths, so one prefill serves all
+// depths: the first question pays for it, the others find it in the prefix cache. Formats take
+// turns on the same haystack.
 #pragma once
 
 #include <functional>
@@ -33,7 +35,8 @@ struct NeedleRow {  // one format and length
   int64_t length = 0;
   std::vector<NeedleCell> depths;  // needle i stands at (i + 0.5) / needles
   double cache_bytes_per_token = 0;
-  double prefill_tokens_per_second = 0, decode_tokens_per_second = 0;  // one sequence; medians over samples
+  double prefill_tokens_per_second = 0,
+         decode_tokens_per_second = 0;  // one sequence; medians over samples
 
   NeedleCell Total() const;
 };
@@ -54,6 +57,7 @@ NeedleReport EvalNeedle(const NeedleEvalOptions& options, const NeedleProgress& 
 
 std::string NeedleTable(const NeedleReport& report);
 std::string NeedleJson(const NeedleReport& report);
-std::string NeedleHtml(const NeedleReport& report);  // one self-contained page with a heat map per format
+std::string NeedleHtml(
+    const NeedleReport& report);  // one self-contained page with a heat map per format
 
 }  // namespace octavo

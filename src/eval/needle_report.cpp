@@ -15,8 +15,12 @@ std::string LengthName(int64_t tokens) {
   return tokens % 1024 == 0 ? fmt::format("{}k", tokens / 1024) : std::to_string(tokens);
 }
 
-double Rate(const NeedleCell& cell) { return cell.asked ? static_cast<double>(cell.exact) / cell.asked : 0; }
-double MeanLogprob(const NeedleCell& cell) { return cell.asked ? cell.logprob_sum / cell.asked : 0; }
+double Rate(const NeedleCell& cell) {
+  return cell.asked ? static_cast<double>(cell.exact) / cell.asked : 0;
+}
+double MeanLogprob(const NeedleCell& cell) {
+  return cell.asked ? cell.logprob_sum / cell.asked : 0;
+}
 
 // White at 1, through yellow, to red at 0: failures must catch the eye.
 std::string HeatColour(double rate) {
@@ -26,8 +30,9 @@ std::string HeatColour(double rate) {
 }
 
 std::string HeatMap(const NeedleReport& report, const std::string& format) {
-  std::string out = fmt::format("<figure><figcaption>{}</figcaption><table class=\"heat\"><tr><th>depth</th>",
-                                EscapeHtml(format));
+  std::string out =
+      fmt::format("<figure><figcaption>{}</figcaption><table class=\"heat\"><tr><th>depth</th>",
+                  EscapeHtml(format));
   std::vector<const NeedleRow*> rows;
   for (const NeedleRow& row : report.rows) {
     if (row.format == format) rows.push_back(&row);
@@ -39,8 +44,10 @@ std::string HeatMap(const NeedleReport& report, const std::string& format) {
     for (const NeedleRow* row : rows) {
       const NeedleCell& cell = row->depths[depth];
       out += fmt::format(
-          "<td style=\"background:{}\" title=\"{} of {} exact, mean log-probability {:.4f}\">{}/{}</td>",
-          HeatColour(Rate(cell)), cell.exact, cell.asked, MeanLogprob(cell), cell.exact, cell.asked);
+          "<td style=\"background:{}\" title=\"{} of {} exact, mean log-probability "
+          "{:.4f}\">{}/{}</td>",
+          HeatColour(Rate(cell)), cell.exact, cell.asked, MeanLogprob(cell), cell.exact,
+          cell.asked);
     }
     out += "</tr>\n";
   }
@@ -50,14 +57,16 @@ std::string HeatMap(const NeedleReport& report, const std::string& format) {
 }  // namespace
 
 std::string NeedleTable(const NeedleReport& report) {
-  std::string out = fmt::format("{:<20} {:>8} {:>16} {:>12} {:>14} {:>14} {:>13}\n", "format", "context", "exact match",
-                                "log-prob", "bytes/token", "prefill tok/s", "decode tok/s");
+  std::string out =
+      fmt::format("{:<20} {:>8} {:>16} {:>12} {:>14} {:>14} {:>13}\n", "format", "context",
+                  "exact match", "log-prob", "bytes/token", "prefill tok/s", "decode tok/s");
   for (const NeedleRow& row : report.rows) {
     const NeedleCell total = row.Total();
     out += fmt::format("{:<20} {:>8} {:>16} {:>12.5f} {:>14.0f} {:>14.0f} {:>13.1f}\n", row.format,
                        LengthName(row.length),
-                       fmt::format("{:.1f}% ({}/{})", 100 * Rate(total), total.exact, total.asked), MeanLogprob(total),
-                       row.cache_bytes_per_token, row.prefill_tokens_per_second, row.decode_tokens_per_second);
+                       fmt::format("{:.1f}% ({}/{})", 100 * Rate(total), total.exact, total.asked),
+                       MeanLogprob(total), row.cache_bytes_per_token, row.prefill_tokens_per_second,
+                       row.decode_tokens_per_second);
   }
   return out;
 }
@@ -92,19 +101,26 @@ std::string NeedleJson(const NeedleReport& report) {
 
 std::string NeedleHtml(const NeedleReport& report) {
   std::string body = fmt::format(
-      "<p>Model <code>{}</code>. {} needles at even depths in each haystack, {} haystack{} per length, seed {}. Each needle is "
-      "asked for on its own; an answer counts if it is exactly right. The log-probability is the mean over the right "
+      "<p>Model <code>{}</code>. {} needles at even depths in each haystack, {} haystack{} per "
+      "length, seed {}. Each needle is "
+      "asked for on its own; an answer counts if it is exactly right. The log-probability is the "
+      "mean over the right "
       "answer's tokens: it falls before answers break.</p>\n",
-      EscapeHtml(report.model), report.needles, report.samples, report.samples == 1 ? "" : "s", report.seed);
-  body += "<table><tr><th>format</th><th>context</th><th>exact match</th><th>log-probability</th><th>cache bytes per token</th>"
-          "<th>prefill tokens/s</th><th>decode tokens/s</th></tr>\n";
+      EscapeHtml(report.model), report.needles, report.samples, report.samples == 1 ? "" : "s",
+      report.seed);
+  body +=
+      "<table><tr><th>format</th><th>context</th><th>exact "
+      "match</th><th>log-probability</th><th>cache bytes per token</th>"
+      "<th>prefill tokens/s</th><th>decode tokens/s</th></tr>\n";
   for (const NeedleRow& row : report.rows) {
     const NeedleCell total = row.Total();
     body += fmt::format(
-        "<tr><td class=\"name\">{}</td><td>{}</td><td>{:.1f}% ({}/{})</td><td>{:.5f}</td><td>{:.0f}</td><td>{:.0f}</td>"
+        "<tr><td class=\"name\">{}</td><td>{}</td><td>{:.1f}% "
+        "({}/{})</td><td>{:.5f}</td><td>{:.0f}</td><td>{:.0f}</td>"
         "<td>{:.1f}</td></tr>\n",
-        EscapeHtml(row.format), LengthName(row.length), 100 * Rate(total), total.exact, total.asked, MeanLogprob(total),
-        row.cache_bytes_per_token, row.prefill_tokens_per_second, row.decode_tokens_per_second);
+        EscapeHtml(row.format), LengthName(row.length), 100 * Rate(total), total.exact, total.asked,
+        MeanLogprob(total), row.cache_bytes_per_token, row.prefill_tokens_per_second,
+        row.decode_tokens_per_second);
   }
   body += "</table>\n<h2>Exact answers by depth and length</h2>\n<div class=\"maps\">\n";
   for (const std::string& format : report.formats) body += HeatMap(report, format);

@@ -21,13 +21,16 @@ namespace fs = std::filesystem;
 struct Logits {
   int64_t rows = 0, vocab = 0;
   std::vector<float> values;
-  std::span<const float> row(int64_t i) const { return std::span(values).subspan(i * vocab, vocab); }
+  std::span<const float> row(int64_t i) const {
+    return std::span(values).subspan(i * vocab, vocab);
+  }
 };
 
 // Relative L2 error, added up over pieces.
 class RelativeError {
  public:
-  // Of the elements both have: files may keep fewer logit rows than the prompt has tokens, then the last ones.
+  // Of the elements both have: files may keep fewer logit rows than the prompt has tokens, then the
+  // last ones.
   void Add(std::span<const float> a, std::span<const float> reference) {
     const size_t common = std::min(a.size(), reference.size());
     a = a.last(common);
@@ -52,13 +55,17 @@ double RelativeL2(std::span<const float> a, std::span<const float> reference) {
 // The tensors of one golden file, checked against the model.
 class Golden {
  public:
-  Golden(const std::string& path, const ModelSpec& spec) : file_(Checkpoint::OpenFile(path)), path_(path), spec_(spec) {
+  Golden(const std::string& path, const ModelSpec& spec)
+      : file_(Checkpoint::OpenFile(path)), path_(path), spec_(spec) {
     while (file_.Find(fmt::format("prompt{}.ids", prompts_))) ++prompts_;
-    if (prompts_ == 0) throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: no tensor prompt0.ids", path));
+    if (prompts_ == 0)
+      throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: no tensor prompt0.ids", path));
   }
 
   int prompts() const { return prompts_; }
-  bool Has(int prompt, const std::string& key) const { return file_.Find(Key(prompt, key)) != nullptr; }
+  bool Has(int prompt, const std::string& key) const {
+    return file_.Find(Key(prompt, key)) != nullptr;
+  }
 
   std::vector<int32_t> Ids(int prompt, const std::string& key) const {
     const Tensor& tensor = Get(prompt, key, DType::kI32, 1);
@@ -66,8 +73,9 @@ class Golden {
     std::memcpy(ids.data(), tensor.data, ids.size() * sizeof(int32_t));
     for (int32_t id : ids) {
       if (id < 0 || id >= spec_.vocab) {
-        throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: {}: expected token ids in [0, {}), found {}", path_,
-                                                             Key(prompt, key), spec_.vocab, id));
+        throw Error(ErrorCode::kInvalidArgument,
+                    fmt::format("{}: {}: expected token ids in [0, {}), found {}", path_,
+                                Key(prompt, key), spec_.vocab, id));
       }
     }
     return ids;
@@ -77,23 +85,27 @@ class Golden {
     const Tensor& tensor = Get(prompt, key, DType::kF32, 2);
     if (tensor.columns() != columns || tensor.rows() == 0 || tensor.rows() > most_rows) {
       throw Error(ErrorCode::kInvalidArgument,
-                  fmt::format("{}: {}: expected [1 to {}, {}], found {}", path_, Key(prompt, key), most_rows, columns,
-                              ShapeString(tensor)));
+                  fmt::format("{}: {}: expected [1 to {}, {}], found {}", path_, Key(prompt, key),
+                              most_rows, columns, ShapeString(tensor)));
     }
-    Logits logits{.rows = tensor.rows(), .vocab = columns, .values = std::vector<float>(tensor.size())};
+    Logits logits{
+        .rows = tensor.rows(), .vocab = columns, .values = std::vector<float>(tensor.size())};
     std::memcpy(logits.values.data(), tensor.data, logits.values.size() * sizeof(float));
     return logits;
   }
 
  private:
-  static std::string Key(int prompt, const std::string& key) { return fmt::format("prompt{}.{}", prompt, key); }
+  static std::string Key(int prompt, const std::string& key) {
+    return fmt::format("prompt{}.{}", prompt, key);
+  }
 
   const Tensor& Get(int prompt, const std::string& key, DType dtype, int rank) const {
     const Tensor* tensor = file_.Find(Key(prompt, key));
     if (!tensor || tensor->dtype != dtype || tensor->rank != rank) {
-      throw Error(ErrorCode::kInvalidArgument,
-                  fmt::format("{}: {}: expected a {} tensor of rank {}, found {}", path_, Key(prompt, key), Name(dtype),
-                              rank, tensor ? ShapeString(*tensor) : "none"));
+      throw Error(
+          ErrorCode::kInvalidArgument,
+          fmt::format("{}: {}: expected a {} tensor of rank {}, found {}", path_, Key(prompt, key),
+                      Name(dtype), rank, tensor ? ShapeString(*tensor) : "none"));
     }
     return *tensor;
   }
@@ -113,26 +125,31 @@ class Runner {
   const ModelSpec& spec() const { return executor_.spec(); }
 
   // Soft-capped logits of the last `rows` tokens, the prompt cut into chunks.
-  Logits Run(std::span<const int32_t> ids, int chunk, int64_t rows, const Decoder::Observer& observer = nullptr) {
+  Logits Run(std::span<const int32_t> ids, int chunk, int64_t rows,
+             const Decoder::Observer& observer = nullptr) {
     SequencePages pages = executor_.pool().Acquire({});
     Logits out{.rows = rows, .vocab = spec().vocab, .values = {}};
     Extend(pages, ids, 0, chunk, static_cast<int64_t>(ids.size()) - rows, out, observer);
     return out;
   }
 
-  // Where our greedy continuation of a prompt first parts from `expected`, and by what margin of logits.
+  // Where our greedy continuation of a prompt first parts from `expected`, and by what margin of
+  // logits.
   struct Parting {
     size_t index = 0;  // expected.size(): nowhere
     float margin = 0;
   };
   Parting FollowGreedy(std::vector<int32_t> tokens, std::span<const int32_t> expected) {
     SequencePages pages = executor_.pool().Acquire({});
-    // A continuation without any end token was made with them suppressed (generate's min_new_tokens), or never met one.
+    // A continuation without any end token was made with them suppressed (generate's
+    // min_new_tokens), or never met one.
     const std::vector<int32_t>& eos = spec().eos_token_ids;
-    const bool suppress_eos = std::find_first_of(expected.begin(), expected.end(), eos.begin(), eos.end()) == expected.end();
+    const bool suppress_eos = std::find_first_of(expected.begin(), expected.end(), eos.begin(),
+                                                 eos.end()) == expected.end();
     for (size_t i = 0; i < expected.size(); ++i) {
       Logits last{.rows = 1, .vocab = spec().vocab, .values = {}};
-      Extend(pages, tokens, pages.written(), chunk_, static_cast<int64_t>(tokens.size()) - 1, last, nullptr);
+      Extend(pages, tokens, pages.written(), chunk_, static_cast<int64_t>(tokens.size()) - 1, last,
+             nullptr);
       for (int32_t id : eos) {
         if (suppress_eos && id < spec().vocab) last.values[id] = -INFINITY;
       }
@@ -144,14 +161,15 @@ class Runner {
   }
 
  private:
-  void Extend(SequencePages& pages, std::span<const int32_t> ids, int64_t begin, int chunk, int64_t first_row,
-              Logits& out, const Decoder::Observer& observer) {
+  void Extend(SequencePages& pages, std::span<const int32_t> ids, int64_t begin, int chunk,
+              int64_t first_row, Logits& out, const Decoder::Observer& observer) {
     Batch batch(executor_.groups());
     const int64_t end = static_cast<int64_t>(ids.size());
     for (; begin < end; begin += chunk) {
       const int count = static_cast<int>(std::min<int64_t>(chunk, end - begin));
       if (!pages.Extend(begin + count)) {
-        throw Error(ErrorCode::kResourceExhausted, fmt::format("a prompt of {} tokens does not fit in the cache", end));
+        throw Error(ErrorCode::kResourceExhausted,
+                    fmt::format("a prompt of {} tokens does not fit in the cache", end));
       }
       batch.Clear();
       batch.Add(ids, begin, count, pages);
@@ -159,7 +177,8 @@ class Runner {
       pages.Publish(ids, begin + count);
       pages.ReleaseBehindWindows();
       std::vector<int32_t> rows;
-      for (int64_t p = std::max(begin, first_row); p < begin + count; ++p) rows.push_back(static_cast<int32_t>(p - begin));
+      for (int64_t p = std::max(begin, first_row); p < begin + count; ++p)
+        rows.push_back(static_cast<int32_t>(p - begin));
       for (size_t r = 0; r < rows.size(); r += Decoder::kLogitRows) {
         const size_t n = std::min<size_t>(Decoder::kLogitRows, rows.size() - r);
         const Tensor logits = executor_.Logits(std::span(rows).subspan(r, n), observer);
@@ -190,14 +209,16 @@ Yardstick ChooseYardstick(const EngineOptions& options, const ModelSpec& spec) {
   const bool mixed = !options.kv_cache_dtype_k.empty() || !options.kv_cache_dtype_v.empty() ||
                      !options.kv_cache_dtype_skip_layers.empty();
   if (format == KvFormat::kFp8E4M3 && !mixed) {
-    const bool moe = std::any_of(spec.layers.begin(), spec.layers.end(), [](auto& l) { return l.ffn.experts > 0; });
+    const bool moe = std::any_of(spec.layers.begin(), spec.layers.end(),
+                                 [](auto& l) { return l.ffn.experts > 0; });
     y.reference = "logits_fp8kv";
     y.bf16 = "logits_bf16_fp8kv";
     y.fixed = moe ? 3e-2 : 5e-3;  // a routing decision may flip
   } else {
     y.fixed = 1e-4;
     y.exact_cache = options.dtype == "float32" && format == KvFormat::kF32 && !mixed;
-    y.judged = y.exact_cache || (options.dtype == "bfloat16" && format == KvFormat::kBF16 && !mixed);
+    y.judged =
+        y.exact_cache || (options.dtype == "bfloat16" && format == KvFormat::kBF16 && !mixed);
   }
   return y;
 }
@@ -214,7 +235,8 @@ void Compare(const Logits& ours, const Logits& reference, PromptResult& result) 
   };
   for (int64_t r = 0; r < ours.rows; ++r) {
     const auto a = ours.row(r), b = reference.row(r);
-    agree += std::max_element(a.begin(), a.end()) - a.begin() == std::max_element(b.begin(), b.end()) - b.begin();
+    agree += std::max_element(a.begin(), a.end()) - a.begin() ==
+             std::max_element(b.begin(), b.end()) - b.begin();
     const double za = log_normaliser(a), zb = log_normaliser(b);
     for (int64_t i = 0; i < ours.vocab; ++i) {
       result.max_error = std::max(result.max_error, std::fabs(double{a[i]} - b[i]));
@@ -237,7 +259,8 @@ class HiddenCheck {
       if (!golden_.Has(0, key) || hidden.dtype != DType::kF32 || hidden.rows() != tokens_) return;
       const Logits reference = golden_.Rows(0, key, spec_.hidden, tokens_);
       if (reference.rows != tokens_) return;
-      out_.push_back(RelativeL2({static_cast<const float*>(hidden.data), reference.values.size()}, reference.values));
+      out_.push_back(RelativeL2({static_cast<const float*>(hidden.data), reference.values.size()},
+                                reference.values));
     };
   }
 
@@ -252,7 +275,8 @@ class HiddenCheck {
 
 VerifyReport Verify(const VerifyOptions& options) {
   EngineOptions engine = options.engine;
-  if (engine.kv_cache_dtype == "auto") engine.kv_cache_dtype = engine.dtype == "float32" ? "fp32" : "bf16";
+  if (engine.kv_cache_dtype == "auto")
+    engine.kv_cache_dtype = engine.dtype == "float32" ? "fp32" : "bf16";
   engine.enable_prefix_caching = false;
   ModelSpec model = ReadModelSpec(engine.model);
   if (options.bfloat16_rope) {
@@ -262,12 +286,17 @@ VerifyReport Verify(const VerifyOptions& options) {
   }
   Runner runner(engine, std::move(model));
   const ModelSpec& spec = runner.spec();
-  const std::string path =
-      options.golden.empty() ? (fs::path(engine.model) / "golden.safetensors").string() : options.golden;
+  const std::string path = options.golden.empty()
+                               ? (fs::path(engine.model) / "golden.safetensors").string()
+                               : options.golden;
   const Golden golden(path, spec);
   const Yardstick y = ChooseYardstick(engine, spec);
 
-  VerifyReport report{.reference = y.reference, .tolerance_source = {}, .prompts = {}, .hidden_l2 = {}, .passed = true};
+  VerifyReport report{.reference = y.reference,
+                      .tolerance_source = {},
+                      .prompts = {},
+                      .hidden_l2 = {},
+                      .passed = true};
   const bool judge_together = y.judged && engine.dtype == "bfloat16" && options.tolerance == 0;
   RelativeError ours_together, bf16_together;
   PromptResult together{.chunks_identical = true, .greedy = "-"};
@@ -288,15 +317,19 @@ VerifyReport Verify(const VerifyOptions& options) {
       result.tolerance = options.tolerance;
       report.tolerance_source = "--tolerance";
     } else if (!y.judged) {
-      report.tolerance_source = "none: the file has no reference for this cache, errors are reported and not judged";
+      report.tolerance_source =
+          "none: the file has no reference for this cache, errors are reported and not judged";
     } else if (engine.dtype == "float32") {
       result.tolerance = y.fixed;
       report.tolerance_source = "float32's own";
     } else {
       const Logits bf16 = golden.Rows(i, y.bf16, spec.vocab, tokens);
       bf16_together.Add(bf16.values, reference.values);
-      ours_together.Add(std::span(whole.values).last(std::min(whole.values.size(), bf16.values.size())), reference.values);
-      report.tolerance_source = fmt::format("1.5 x the error of transformers' own {}, over all prompts", y.bf16);
+      ours_together.Add(
+          std::span(whole.values).last(std::min(whole.values.size(), bf16.values.size())),
+          reference.values);
+      report.tolerance_source =
+          fmt::format("1.5 x the error of transformers' own {}, over all prompts", y.bf16);
     }
     const double share = static_cast<double>(result.rows) / (together.rows + result.rows);
     together.rows += result.rows;
@@ -312,8 +345,9 @@ VerifyReport Verify(const VerifyOptions& options) {
       // Closer than the error of the logits themselves, the reference could have gone either way.
       greedy_fine = parting.index == expected.size() || parting.margin <= 2 * result.max_error;
       result.greedy = parting.index == expected.size() ? "identical"
-                      : greedy_fine                    ? fmt::format("tie at {}", parting.index)
-                                                       : fmt::format("parts at {} by {:.1e}", parting.index, parting.margin);
+                      : greedy_fine
+                          ? fmt::format("tie at {}", parting.index)
+                          : fmt::format("parts at {} by {:.1e}", parting.index, parting.margin);
     } else {
       result.greedy = "-";
     }
@@ -333,15 +367,17 @@ VerifyReport Verify(const VerifyOptions& options) {
 }
 
 std::string FormatReport(const VerifyReport& report) {
-  std::string out = fmt::format("against {}; tolerance: {}\n{:>6} {:>6} {:>12} {:>12} {:>11} {:>8} {:>12}  {:<13} {:<10}\n",
-                                report.reference, report.tolerance_source, "tokens", "rows", "relative L2", "tolerance",
-                                "max error", "top-1", "KL", "chunks", "greedy");
+  std::string out = fmt::format(
+      "against {}; tolerance: {}\n{:>6} {:>6} {:>12} {:>12} {:>11} {:>8} {:>12}  {:<13} {:<10}\n",
+      report.reference, report.tolerance_source, "tokens", "rows", "relative L2", "tolerance",
+      "max error", "top-1", "KL", "chunks", "greedy");
   for (const PromptResult& r : report.prompts) {
     const std::string tokens = r.tokens ? std::to_string(r.tokens) : "all";
-    out += fmt::format("{:>6} {:>6} {:>12.3e} {:>12} {:>11.3e} {:>7.1f}% {:>12.3e}  {:<13} {:<18}{}\n", tokens, r.rows,
-                       r.relative_l2, r.tolerance > 0 ? fmt::format("{:.3e}", r.tolerance) : "-", r.max_error,
-                       100 * r.top1_agreement, r.mean_kl, r.chunks_identical ? "bit-identical" : "DIFFER", r.greedy,
-                       r.passed ? "ok" : "FAILED");
+    out += fmt::format(
+        "{:>6} {:>6} {:>12.3e} {:>12} {:>11.3e} {:>7.1f}% {:>12.3e}  {:<13} {:<18}{}\n", tokens,
+        r.rows, r.relative_l2, r.tolerance > 0 ? fmt::format("{:.3e}", r.tolerance) : "-",
+        r.max_error, 100 * r.top1_agreement, r.mean_kl,
+        r.chunks_identical ? "bit-identical" : "DIFFER", r.greedy, r.passed ? "ok" : "FAILED");
   }
   if (!report.hidden_l2.empty()) {
     out += "hidden states, relative L2 by layer:";

@@ -71,11 +71,11 @@ GroupGeometry MakeGroups(std::span<const KvLayerFacts> layers, std::span<const L
   geometry.slab_bytes = ChooseSlabBytes(geometry.groups, std::max<int64_t>(arena_bytes, 1));
   const int64_t least = geometry.slab_bytes * static_cast<int64_t>(geometry.groups.size());
   if (arena_bytes < least) {
-    throw Error(
-        ErrorCode::kResourceExhausted,
-        fmt::format("--kv-cache-memory-bytes: the KV cache has {} bytes, but {} kinds of layers need a slab of {} bytes "
-                    "each: at least {} bytes",
-                    arena_bytes, geometry.groups.size(), geometry.slab_bytes, least));
+    throw Error(ErrorCode::kResourceExhausted,
+                fmt::format("--kv-cache-memory-bytes: the KV cache has {} bytes, but {} kinds of "
+                            "layers need a slab of {} bytes "
+                            "each: at least {} bytes",
+                            arena_bytes, geometry.groups.size(), geometry.slab_bytes, least));
   }
   return geometry;
 }

@@ -25,7 +25,9 @@ Decoder::Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend
     top_k = std::max<int64_t>(top_k, layer.ffn.top_k);
   }
   for (const RopeSpec& table : spec.ropes) rope += 2 * static_cast<int64_t>(table.inv_freq.size());
-  const auto activations = [&](int64_t rows, int64_t columns) { return Buffer(rows * columns * SizeOf(dtype_)); };
+  const auto activations = [&](int64_t rows, int64_t columns) {
+    return Buffer(rows * columns * SizeOf(dtype_));
+  };
   hidden_ = Buffer(max_tokens * spec.hidden * sizeof(float));
   normed_ = activations(max_tokens, spec.hidden);
   delta_ = Buffer(max_tokens * spec.hidden * sizeof(float));
@@ -60,21 +62,27 @@ void Decoder::Forward(const StepInput& input, const Observer& observer) {
   rope_tables_.clear();
   for (const RopeSpec& spec : spec_.ropes) {
     const Tensor table(rope, DType::kF32, {tokens, 2 * static_cast<int64_t>(spec.inv_freq.size())});
-    backend_.RopeTable(
-        {.positions = input.positions, .inv_freq = spec.inv_freq, .scaling = spec.scaling, .cos_sin = table});
+    backend_.RopeTable({.positions = input.positions,
+                        .inv_freq = spec.inv_freq,
+                        .scaling = spec.scaling,
+                        .cos_sin = table});
     rope_tables_.push_back(table);
     rope += table.size();
   }
 
-  // Gemma's embedding scale is a buffer in the model's own type, so it is rounded before it multiplies.
-  const float scale = dtype_ == DType::kBF16 ? BF16ToFloat(FloatToBF16(spec_.embedding_scale)) : spec_.embedding_scale;
-  backend_.Gather({.table = weights_.embedding, .ids = input.ids, .scale = scale, .out = residual_});
+  // Gemma's embedding scale is a buffer in the model's own type, so it is rounded before it
+  // multiplies.
+  const float scale = dtype_ == DType::kBF16 ? BF16ToFloat(FloatToBF16(spec_.embedding_scale))
+                                             : spec_.embedding_scale;
+  backend_.Gather(
+      {.table = weights_.embedding, .ids = input.ids, .scale = scale, .out = residual_});
 
   Tensor pending;  // what the last block adds to the residual stream; the next norm does it
   for (size_t l = 0; l < spec_.layers.size(); ++l) {
     const LayerSpec& layer = spec_.layers[l];
     const LayerWeights& w = weights_.layers[l];
-    const auto norm = [&](const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& out) {
+    const auto norm = [&](const Tensor& x, const Tensor& delta, const Tensor& weight,
+                          const Tensor& out) {
       backend_.Norm({.x = x,
                      .delta = delta,
                      .weight = weight,
@@ -86,7 +94,8 @@ void Decoder::Forward(const StepInput& input, const Observer& observer) {
     if (observer) observer(static_cast<int>(l), residual_);
     Attend(layer, w, caches_[l], input);
     if (layer.post_norms) norm(block_out_, {}, w.post_attention_norm, block_out_);
-    norm(residual_, block_out_, layer.post_norms ? w.pre_ffn_norm : w.post_attention_norm, block_in_);
+    norm(residual_, block_out_, layer.post_norms ? w.pre_ffn_norm : w.post_attention_norm,
+         block_in_);
     FeedForward(layer, w, tokens);
     if (layer.post_norms) norm(block_out_, {}, w.post_ffn_norm, block_out_);
     pending = block_out_;
@@ -94,7 +103,8 @@ void Decoder::Forward(const StepInput& input, const Observer& observer) {
   backend_.Norm({.x = residual_, .delta = pending, .weight = {}, .out = {}});
 }
 
-void Decoder::Attend(const LayerSpec& layer, const LayerWeights& w, const LayerCache& cache, const StepInput& input) {
+void Decoder::Attend(const LayerSpec& layer, const LayerWeights& w, const LayerCache& cache,
+                     const StepInput& input) {
   const int64_t tokens = residual_.rows();
   const Tensor q = Scratch(query_, DType::kF32, tokens, int64_t{layer.heads} * layer.head_dim);
   const Tensor k = Scratch(key_, DType::kF32, tokens, int64_t{layer.kv_heads} * layer.head_dim);
@@ -132,11 +142,13 @@ void Decoder::FeedForward(const LayerSpec& layer, const LayerWeights& w, int tok
   if (ffn.experts == 0) {
     const Tensor gate = Scratch(gate_, DType::kF32, tokens, ffn.intermediate);
     const Tensor up = Scratch(up_, DType::kF32, tokens, ffn.intermediate);
-    backend_.MatMul({.x = block_in_, .weight = w.dense.gate, .bias = w.dense.gate_bias, .out = gate});
+    backend_.MatMul(
+        {.x = block_in_, .weight = w.dense.gate, .bias = w.dense.gate_bias, .out = gate});
     backend_.MatMul({.x = block_in_, .weight = w.dense.up, .bias = w.dense.up_bias, .out = up});
     backend_.GatedActivation(
         {.activation = ffn.activation, .limit = ffn.limit, .gate = gate, .up = up, .out = gate});
-    backend_.MatMul({.x = gate, .weight = w.dense.down, .bias = w.dense.down_bias, .out = block_out_});
+    backend_.MatMul(
+        {.x = gate, .weight = w.dense.down, .bias = w.dense.down_bias, .out = block_out_});
     return;
   }
   const Tensor logits = Scratch(router_, DType::kF32, tokens, ffn.experts);
@@ -159,8 +171,10 @@ void Decoder::FeedForward(const LayerSpec& layer, const LayerWeights& w, int tok
 }
 
 const AttentionPlan& Decoder::PlanFor(const LayerSpec& layer, int group, const StepInput& input) {
-  const AttentionShape shape{
-      .heads = layer.heads, .kv_heads = layer.kv_heads, .head_dim = layer.head_dim, .window = layer.window};
+  const AttentionShape shape{.heads = layer.heads,
+                             .kv_heads = layer.kv_heads,
+                             .head_dim = layer.head_dim,
+                             .window = layer.window};
   for (const Plan& plan : plans_) {
     if (plan.group == group && plan.plan.shape == shape) return plan.plan;
   }

@@ -12,7 +12,8 @@
 
 namespace octavo {
 
-// Where a layer's keys and values are: its cache, and the index of its page group in StepInput::groups.
+// Where a layer's keys and values are: its cache, and the index of its page group in
+// StepInput::groups.
 struct LayerCache {
   KvLayer kv;
   int group = 0;
@@ -26,27 +27,31 @@ struct StepInput {
 
 class Decoder {
  public:
-  // Sees residual streams as they enter layer 0, 1, ..., and, as `layers`, the final norm's output of the logit rows.
+  // Sees residual streams as they enter layer 0, 1, ..., and, as `layers`, the final norm's output
+  // of the logit rows.
   using Observer = std::function<void(int layer, const Tensor& hidden)>;
 
-  // `spec`, `weights` and `backend` must outlive the decoder. `dtype`, float32 or bfloat16, is what the two
-  // inputs of a block's matmuls are stored in: its normed input and the attention's output. The residual stream, what is
-  // added to it, and what a fused GPU kernel would keep in registers are float32 in both: queries, keys and values before
-  // the cache (so they are rounded once, not twice), and the FFN between its matmuls.
-  Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend, DType dtype, std::vector<LayerCache> caches,
-          int max_tokens);
+  // `spec`, `weights` and `backend` must outlive the decoder. `dtype`, float32 or bfloat16, is what
+  // the two inputs of a block's matmuls are stored in: its normed input and the attention's output.
+  // The residual stream, what is added to it, and what a fused GPU kernel would keep in registers
+  // are float32 in both: queries, keys and values before the cache (so they are rounded once, not
+  // twice), and the FFN between its matmuls.
+  Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend, DType dtype,
+          std::vector<LayerCache> caches, int max_tokens);
 
-  // Appends the step's tokens to the cache and computes their hidden states. At most max_tokens tokens.
+  // Appends the step's tokens to the cache and computes their hidden states. At most max_tokens
+  // tokens.
   void Forward(const StepInput& input, const Observer& observer = nullptr);
 
-  // Logits of these rows of the last step, before the model's final soft-cap: [rows, vocab] float32. At most
-  // kLogitRows rows at a time; valid until the next call.
+  // Logits of these rows of the last step, before the model's final soft-cap: [rows, vocab]
+  // float32. At most kLogitRows rows at a time; valid until the next call.
   Tensor Logits(std::span<const int32_t> rows, const Observer& observer = nullptr);
 
   static constexpr int kLogitRows = 64;
 
  private:
-  void Attend(const LayerSpec& layer, const LayerWeights& w, const LayerCache& cache, const StepInput& input);
+  void Attend(const LayerSpec& layer, const LayerWeights& w, const LayerCache& cache,
+              const StepInput& input);
   void FeedForward(const LayerSpec& layer, const LayerWeights& w, int tokens);
   const AttentionPlan& PlanFor(const LayerSpec& layer, int group, const StepInput& input);
   // A [rows, columns] view of a scratch buffer, grown at construction only.
@@ -67,8 +72,8 @@ class Decoder {
   std::vector<Tensor> rope_tables_;
 
   // `hidden_` is the residual stream, `normed_` what a block reads, `delta_` what it adds.
-  Buffer hidden_, normed_, delta_, query_, key_, value_, attended_, gate_, up_, router_, route_ids_, route_weights_, rope_,
-      logit_rows_, logits_;
+  Buffer hidden_, normed_, delta_, query_, key_, value_, attended_, gate_, up_, router_, route_ids_,
+      route_weights_, rope_, logit_rows_, logits_;
   Tensor residual_, block_in_, block_out_;
 };
 

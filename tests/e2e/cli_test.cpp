@@ -29,11 +29,13 @@ class CliTest : public ::testing::Test {
 
   Outcome Run(const std::string& arguments) {
     const fs::path err = folder_ / "stderr";
-    const std::string command = std::string(OCTAVO_PROGRAM) + " " + arguments + " 2>" + err.string();
+    const std::string command =
+        std::string(OCTAVO_PROGRAM) + " " + arguments + " 2>" + err.string();
     FILE* pipe = popen(command.c_str(), "r");
     Outcome outcome;
     std::array<char, 4096> buffer;
-    while (const size_t n = fread(buffer.data(), 1, buffer.size(), pipe)) outcome.out.append(buffer.data(), n);
+    while (const size_t n = fread(buffer.data(), 1, buffer.size(), pipe))
+      outcome.out.append(buffer.data(), n);
     const int status = pclose(pipe);
     outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
     outcome.err = Read(err);
@@ -47,7 +49,8 @@ class CliTest : public ::testing::Test {
     EXPECT_EQ(o.out, "") << arguments;
     const auto lines = std::count(o.err.begin(), o.err.end(), '\n');
     EXPECT_EQ(lines, 1) << arguments << "\n" << o.err;
-    for (const std::string& part : parts) EXPECT_NE(o.err.find(part), std::string::npos) << part << " not in: " << o.err;
+    for (const std::string& part : parts)
+      EXPECT_NE(o.err.find(part), std::string::npos) << part << " not in: " << o.err;
   }
 
   // A copy of a golden model that a test may break.
@@ -67,7 +70,9 @@ class CliTest : public ::testing::Test {
     return text.str();
   }
 
-  static void Write(const fs::path& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
+  static void Write(const fs::path& path, const std::string& text) {
+    std::ofstream(path, std::ios::binary) << text;
+  }
 
   static void ReplaceInFile(const fs::path& path, const std::string& from, const std::string& to) {
     std::string text = Read(path);
@@ -80,7 +85,8 @@ class CliTest : public ::testing::Test {
 };
 
 TEST_F(CliTest, HelpOfEveryCommand) {
-  for (const char* command : {"", "generate", "verify", "inspect", "eval", "eval needle", "bench", "bench decode"}) {
+  for (const char* command :
+       {"", "generate", "verify", "inspect", "eval", "eval needle", "bench", "bench decode"}) {
     const Outcome o = Run(std::string(command) + " --help");
     EXPECT_EQ(o.code, 0) << command;
     EXPECT_NE(o.out.find("Usage"), std::string::npos) << command;
@@ -99,8 +105,10 @@ TEST_F(CliTest, WrongCommandLines) {
   ExpectRefused("verify " + model + " --dtype int4", {"--dtype", "int4"});
   ExpectRefused("verify " + model + " --kv-cache-dtype fp7", {"fp7", "fp8"});
   ExpectRefused("verify " + model + " --kv-cache-dtype-skip-layers 4", {"4"});
-  ExpectRefused("verify " + model + " --kv-cache-dtype-skip-layers every_other", {"every_other", "sliding_window"});
-  ExpectRefused("verify " + model + " --golden /nonexistent.safetensors", {"/nonexistent.safetensors"});
+  ExpectRefused("verify " + model + " --kv-cache-dtype-skip-layers every_other",
+                {"every_other", "sliding_window"});
+  ExpectRefused("verify " + model + " --golden /nonexistent.safetensors",
+                {"/nonexistent.safetensors"});
   ExpectRefused("verify " + model + " --threads -1", {"--threads"});
   ExpectRefused("verify " + model + " --max-num-batched-tokens 0", {"--max-num-batched-tokens"});
   ExpectRefused("verify " + model + " --kv-cache-memory-bytes 10KiB", {"--kv-cache-memory-bytes"});
@@ -147,8 +155,11 @@ TEST_F(CliTest, BrokenScales) {
   for (const char* scale : {"0", "-1", "1e-30", "1e30", "\"x\""}) {
     const std::string layer = "{\"0\": " + std::string(scale) + ", \"1\": 1, \"2\": 1, \"3\": 1}";
     Write(folder_ / "scales.json",
-          "{\"model_type\": \"llama\", \"kv_cache\": {\"dtype\": \"float8_e4m3fn\", \"scaling_factor\": {\"0\": " + layer + "}}}");
-    ExpectRefused("verify " + model.string() + " --kv-cache-dtype fp8 --kv-cache-scales " + (folder_ / "scales.json").string(),
+          "{\"model_type\": \"llama\", \"kv_cache\": {\"dtype\": \"float8_e4m3fn\", "
+          "\"scaling_factor\": {\"0\": " +
+              layer + "}}}");
+    ExpectRefused("verify " + model.string() + " --kv-cache-dtype fp8 --kv-cache-scales " +
+                      (folder_ / "scales.json").string(),
                   {"scales.json"});
   }
 }

@@ -10,8 +10,9 @@
 namespace octavo {
 namespace {
 
-const char* const kFamilies[] = {"llama", "llama_hd128_tied", "qwen2",  "qwen3",       "qwen3_moe",
-                                 "mistral", "mixtral",        "gemma2", "gemma3_text", "gpt_oss"};
+const char* const kFamilies[] = {"llama",       "llama_hd128_tied", "qwen2",   "qwen3",
+                                 "qwen3_moe",   "mistral",          "mixtral", "gemma2",
+                                 "gemma3_text", "gpt_oss"};
 
 VerifyOptions Options(const std::string& family) {
   VerifyOptions options;
@@ -61,7 +62,8 @@ TEST_P(GoldenTest, BFloat16Fp8Cache) {
   ExpectPasses(options);
 }
 
-// How far transformers' own fp8 cache moves the logits of a prompt: what quantising does to this model.
+// How far transformers' own fp8 cache moves the logits of a prompt: what quantising does to this
+// model.
 double Fp8Distance(const VerifyOptions& options, int prompt) {
   const Checkpoint golden = Checkpoint::OpenFile(options.engine.model + "/golden.safetensors");
   const Tensor* exact = golden.Find("prompt" + std::to_string(prompt) + ".logits");
@@ -75,16 +77,17 @@ double Fp8Distance(const VerifyOptions& options, int prompt) {
   return std::sqrt(difference / norm);
 }
 
-// Every other format has no reference of its own, but what fp8 does to the model says what it may do: int8 less, e5m2 with
-// one mantissa bit fewer about twice as much. And it must do something.
+// Every other format has no reference of its own, but what fp8 does to the model says what it may
+// do: int8 less, e5m2 with one mantissa bit fewer about twice as much. And it must do something.
 TEST_P(GoldenTest, OtherFormatsAreClose) {
   struct Case {
     const char *k, *v;
     double most;  // of fp8's distance
   };
-  for (const Case& c : {Case{"int8_per_token_head", "int8_per_token_head", 1.0}, Case{"fp8", "bf16", 1.6},
-                        Case{"bf16", "fp8", 1.6}, Case{"fp8_per_token_head", "int8_per_token_head", 1.6},
-                        Case{"fp16", "fp8_e5m2", 2.5}}) {
+  for (const Case& c :
+       {Case{"int8_per_token_head", "int8_per_token_head", 1.0}, Case{"fp8", "bf16", 1.6},
+        Case{"bf16", "fp8", 1.6}, Case{"fp8_per_token_head", "int8_per_token_head", 1.6},
+        Case{"fp16", "fp8_e5m2", 2.5}}) {
     VerifyOptions options = Options(GetParam());
     options.engine.dtype = "float32";
     options.engine.kv_cache_dtype_k = c.k;
@@ -92,7 +95,8 @@ TEST_P(GoldenTest, OtherFormatsAreClose) {
     const VerifyReport report = Verify(options);
     for (size_t i = 0; i < report.prompts.size(); ++i) {
       const PromptResult& prompt = report.prompts[i];
-      EXPECT_LT(prompt.relative_l2, c.most * Fp8Distance(options, static_cast<int>(i))) << c.k << " " << c.v;
+      EXPECT_LT(prompt.relative_l2, c.most * Fp8Distance(options, static_cast<int>(i)))
+          << c.k << " " << c.v;
       EXPECT_GT(prompt.relative_l2, 1e-5) << c.k << " " << c.v;
       EXPECT_TRUE(prompt.chunks_identical) << c.k << " " << c.v;
     }

@@ -45,10 +45,12 @@ std::vector<Include> IncludesOf(const fs::path& file) {
 
 TEST(LayersTest, FoldersIncludeOnlyWhatTheyMayKnow) {
   int files = 0;
-  for (const auto& entry : fs::recursive_directory_iterator(std::string(OCTAVO_SOURCE_DIR) + "/src")) {
+  for (const auto& entry :
+       fs::recursive_directory_iterator(std::string(OCTAVO_SOURCE_DIR) + "/src")) {
     const fs::path relative = fs::relative(entry.path(), std::string(OCTAVO_SOURCE_DIR) + "/src");
     const std::string extension = relative.extension().string();
-    if (extension != ".cpp" && extension != ".h" && extension != ".cu" && extension != ".cuh") continue;
+    if (extension != ".cpp" && extension != ".h" && extension != ".cu" && extension != ".cuh")
+      continue;
     ++files;
     const std::string folder = relative.begin()->string();
     ASSERT_TRUE(kMayKnow.count(folder)) << folder << " is not in the table";
@@ -60,9 +62,12 @@ TEST(LayersTest, FoldersIncludeOnlyWhatTheyMayKnow) {
         EXPECT_TRUE(kMayKnow.at(folder).count(other)) << relative << " includes " << include.target;
       }
       const bool for_tests = relative.stem().string().starts_with("test");
-      if (extension == ".h" && !for_tests && kStandardLibraryOnly.count(folder) && !include.quoted) {
-        const bool standard = include.target.find('/') == std::string::npos || include.target.starts_with("sys/");
-        const bool highway = relative.string().ends_with("-inl.h") && include.target.starts_with("hwy/");
+      if (extension == ".h" && !for_tests && kStandardLibraryOnly.count(folder) &&
+          !include.quoted) {
+        const bool standard =
+            include.target.find('/') == std::string::npos || include.target.starts_with("sys/");
+        const bool highway =
+            relative.string().ends_with("-inl.h") && include.target.starts_with("hwy/");
         EXPECT_TRUE(standard || highway) << relative << " includes <" << include.target << ">";
       }
     }
