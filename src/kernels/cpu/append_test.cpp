@@ -11,6 +11,7 @@
 #include "base/float_bits.h"
 #include "kernels/cpu/append_kernels.h"
 #include "kernels/reference/attention.h"
+#include "kernels/simd_targets.h"
 
 namespace octavo {
 namespace {
@@ -19,6 +20,17 @@ using conformance::AttentionCase;
 using conformance::Pool;
 using conformance::Step;
 using conformance::TokenRange;
+
+// Every test runs on each SIMD target that this machine has.
+class AppendTest : public testing::TestWithParam<SimdTarget> {
+ protected:
+  AppendTest() : use_(GetParam()) {}
+
+ private:
+  UseSimdTarget use_;
+};
+INSTANTIATE_TEST_SUITE_P(Targets, AppendTest, testing::ValuesIn(SimdTargets()),
+                         [](const auto& info) { return info.param.name; });
 
 uint32_t Expected(DType storage, float x) {
   switch (storage) {
@@ -52,7 +64,7 @@ void ExpectEncodes(KvFormat format, const std::vector<float>& x, float scale) {
   }
 }
 
-TEST(Append, EncodesEveryBF16ValueAsTheDefinitionSays) {
+TEST_P(AppendTest, EncodesEveryBF16ValueAsTheDefinitionSays) {
   std::vector<float> x;
   for (uint32_t bits = 0; bits <= 0xFFFF; ++bits) x.push_back(BF16ToFloat(static_cast<uint16_t>(bits)));
   for (KvFormat format : conformance::kAllFormats) {
@@ -60,14 +72,14 @@ TEST(Append, EncodesEveryBF16ValueAsTheDefinitionSays) {
   }
 }
 
-TEST(Append, EncodesADenseSampleOfFloatsAsTheDefinitionSays) {
+TEST_P(AppendTest, EncodesADenseSampleOfFloatsAsTheDefinitionSays) {
   constexpr uint32_t kStride = 2003;  // prime: every low bit pattern occurs with every exponent
   std::vector<float> x;
   for (uint64_t bits = 0; bits <= 0xFFFFFFFF; bits += kStride) x.push_back(std::bit_cast<float>(static_cast<uint32_t>(bits)));
   for (KvFormat format : conformance::kAllFormats) ExpectEncodes(format, x, 1.0f);
 }
 
-TEST(Append, RoundsTiesAsTheDefinitionSays) {
+TEST_P(AppendTest, RoundsTiesAsTheDefinitionSays) {
   std::vector<float> x;
   for (uint32_t code = 0; code < 0x7E; ++code) {
     for (float middle : {(Fp8E4M3::Decode(code) + Fp8E4M3::Decode(code + 1)) / 2,
@@ -114,7 +126,7 @@ Appended AppendInChunks(const AttentionCase& c, int chunk, bool reference, float
 }
 
 // Without norm and rotation there is no arithmetic before the rounding: the same bytes.
-TEST(Append, StoresTheReferencesBytesWhateverTheChunk) {
+TEST_P(AppendTest, StoresTheReferencesBytesWhateverTheChunk) {
   for (KvFormat k : conformance::kAllFormats) {
     for (KvFormat v : {k, KvFormat::kBF16, KvFormat::kInt8PerTokenHead}) {
       for (int head_dim : {24, 64}) {
@@ -135,7 +147,7 @@ TEST(Append, StoresTheReferencesBytesWhateverTheChunk) {
   }
 }
 
-TEST(Append, CountsSaturations) {
+TEST_P(AppendTest, CountsSaturations) {
   AttentionCase c{.k_format = KvFormat::kFp8E4M3, .v_format = KvFormat::kFp8E4M3, .sequences = {{0, 3}}, .seed = 4};
   // Scales of head 0: 0.01 and 0.008. Everything else is within 448 of them, and the limit itself does not saturate.
   EXPECT_EQ(AppendInChunks(c, 8, false, 1e-3f).saturated[0], 0u);
@@ -154,7 +166,7 @@ TEST(Append, CountsSaturations) {
   }
 }
 
-TEST(Append, NonFiniteElementsShowInDynamicFormatsToo) {
+TEST_P(AppendTest, NonFiniteElementsShowInDynamicFormatsToo) {
   for (KvFormat format : {KvFormat::kFp8PerTokenHead, KvFormat::kInt8PerTokenHead}) {
     AttentionCase c{.k_format = format, .v_format = format, .sequences = {{0, 3}}, .seed = 4};
     for (float outlier : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
@@ -164,7 +176,7 @@ TEST(Append, NonFiniteElementsShowInDynamicFormatsToo) {
   }
 }
 
-TEST(Append, TheFirstSlotOfAPageClearsItsValuesAndScales) {
+TEST_P(AppendTest, TheFirstSlotOfAPageClearsItsValuesAndScales) {
   ThreadPool threads(1);
   for (KvFormat format : conformance::kAllFormats) {
     const AttentionCase c{.k_format = format, .v_format = format, .sequences = {{0, 1}}, .seed = 5};
@@ -198,7 +210,7 @@ TEST(Append, TheFirstSlotOfAPageClearsItsValuesAndScales) {
 }
 
 // Norm and rotation of bfloat16 inputs into a float32 cache: were K rounded to bfloat16 on the way, it would show.
-TEST(Append, NormalisesAndRotatesInFloat32) {
+TEST_P(AppendTest, NormalisesAndRotatesInFloat32) {
   ThreadPool threads(2);
   for (DType dtype : {DType::kF32, DType::kBF16}) {
     for (int head_dim : {16, 64, 120}) {
@@ -249,7 +261,7 @@ TEST(Append, NormalisesAndRotatesInFloat32) {
   }
 }
 
-TEST(Append, SkipsPadding) {
+TEST_P(AppendTest, SkipsPadding) {
   ThreadPool threads(2);
   const AttentionCase c{.sequences = {{0, 20}}, .seed = 7};
   Pool pool(c, Lengths(c));

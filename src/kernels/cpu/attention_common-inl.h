@@ -103,7 +103,7 @@ struct LoadF8E4M3 : LoadF8<LoadF8E4M3> {
     // float16 NaN.
     const auto magnitude = hn::And(bits, hn::Set(d16, int16_t{0x3F80}));
     const auto carry = hn::Add(magnitude, hn::Set(d16, int16_t{0x0080}));
-    return hn::Or(bits, hn::And(carry, hn::Set(d16, int16_t{0x4000})));
+    return hn::OrAnd(bits, carry, hn::Set(d16, int16_t{0x4000}));
   }
 };
 

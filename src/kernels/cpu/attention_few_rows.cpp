@@ -17,10 +17,10 @@
 HWY_BEFORE_NAMESPACE();
 namespace octavo::cpu::HWY_NAMESPACE {
 
-// Rows that share a converted vector of K or V, and how many such vectors (tokens in q k^T, dimensions in p v) are open at
-// once: accumulators in 32 registers (AVX-512, NEON) or 16 (AVX2), at least eight for two multiply-adds a cycle.
+// Up to four rows share a converted vector of K or V (eight, two vectors open, measured a fifth slower than twice four),
+// and OpenVectors of these (tokens in q k^T, dimensions in p v) are open at once: accumulators in 32 registers (AVX-512,
+// NEON) or 16 (AVX2), at least eight for two multiply-adds a cycle.
 inline constexpr bool kManyRegisters = HWY_TARGET != HWY_AVX2;
-inline constexpr int kRowSteps = kManyRegisters ? 4 : 3;  // 1, 2, 4 rows and, with many registers, 8
 constexpr int OpenVectors(int rows) { return rows * 4 <= (kManyRegisters ? 16 : 8) ? 4 : 2; }
 
 // Dot products of kRows rows with kLanes vectors, kOpen at a time: products[t * kRows + r] are the lanes to be added of
@@ -211,26 +211,21 @@ using ValuesFunction = void (*)(const AttentionBlock&, const uint8_t*, const flo
 
 template <class Loader>
 struct ScoresEntry {
-  static constexpr ScoresFunction kValue[] = {Scores<Loader, 1>, Scores<Loader, 2>, Scores<Loader, 4>,
-                                              Scores<Loader, 1 << (kRowSteps - 1)>};
+  static constexpr ScoresFunction kValue[] = {Scores<Loader, 1>, Scores<Loader, 2>, Scores<Loader, 4>};
 };
 template <class Loader>
 struct ValuesEntry {
   static constexpr ValuesFunction kValue[] = {Values<Loader, 1, false>, Values<Loader, 2, false>,
-                                              Values<Loader, 4, false>, Values<Loader, 1 << (kRowSteps - 1), false>};
+                                              Values<Loader, 4, false>};
 };
 template <class Loader>
 struct MaskedValuesEntry {
   static constexpr ValuesFunction kValue[] = {Values<Loader, 1, true>, Values<Loader, 2, true>,
-                                              Values<Loader, 4, true>, Values<Loader, 1 << (kRowSteps - 1), true>};
+                                              Values<Loader, 4, true>};
 };
 
 // The logarithm of the number of rows to take next of those that are left.
-int StepLog2(int left) {
-  int log2 = kRowSteps - 1;
-  while (left < 1 << log2) --log2;
-  return log2;
-}
+int StepLog2(int left) { return left >= 4 ? 2 : left >= 2 ? 1 : 0; }
 
 void AttendFew(const AttentionBlock& block, int page_begin, int page_end, const AttentionState& state) {
   const KvLayout& layout = block.args->cache.layout;

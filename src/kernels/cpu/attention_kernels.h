@@ -61,8 +61,9 @@ void AttendManyRows(const AttentionBlock& block,
                     float* scratch);
 int64_t ManyRowsScratchFloats(int rows, int64_t row_stride);
 
-// Up to this many rows AttendFewRows is the faster of the two (attention_bench).
-inline constexpr int kFewRows = 12;
+// Up to this many rows AttendFewRows is the faster of the two: on Zen 5, head_dim 128, a page takes it 0.24 us a row (BF16),
+// AttendManyRows 4.5 us whether 1 or 16 rows.
+inline constexpr int kFewRows = 16;
 
 // to = to + from, in that order.
 void Merge(const AttentionBlock& block, const AttentionState& to, const AttentionState& from);

@@ -13,6 +13,7 @@
 #include "base/float_bits.h"
 #include "kernels/cpu/append.h"
 #include "kernels/reference/attention.h"
+#include "kernels/simd_targets.h"
 
 namespace octavo {
 namespace {
@@ -49,7 +50,18 @@ class CpuOps {
   Buffer workspace_;
 };
 
-TEST(Attention, AgreesWithTheReference) {
+// Every test runs on each SIMD target that this machine has.
+class AttentionTest : public testing::TestWithParam<SimdTarget> {
+ protected:
+  AttentionTest() : use_(GetParam()) {}
+
+ private:
+  UseSimdTarget use_;
+};
+INSTANTIATE_TEST_SUITE_P(Targets, AttentionTest, testing::ValuesIn(SimdTargets()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_P(AttentionTest, AgreesWithTheReference) {
   CpuOps cpu(2);
   double worst[2] = {}, worst_row[2] = {};
   for (const AttentionCase& c : conformance::AttentionCases()) {
@@ -133,7 +145,7 @@ std::vector<AttentionCase> InvarianceCases() {
   return cases;
 }
 
-TEST(Attention, ARowsBitsDoNotDependOnChunkNeighboursOrThreads) {
+TEST_P(AttentionTest, ARowsBitsDoNotDependOnChunkNeighboursOrThreads) {
   for (const AttentionCase& c : InvarianceCases()) {
     CpuOps one(1);
     const auto expected = RunInChunks(c, 100000, true, one.ops());
@@ -154,7 +166,7 @@ TEST(Attention, ARowsBitsDoNotDependOnChunkNeighboursOrThreads) {
 
 // ---------------------------------------------------------------------------------------------------- NaN and Inf
 
-TEST(Attention, WhatNoQuerySeesNeverLeaks) {
+TEST_P(AttentionTest, WhatNoQuerySeesNeverLeaks) {
   for (KvFormat k : conformance::kAllFormats) {
     for (KvFormat v : conformance::kAllFormats) {
       for (int tokens : {1, 3, 40}) {
@@ -185,7 +197,7 @@ TEST(Attention, WhatNoQuerySeesNeverLeaks) {
 
 // A NaN or infinity in K or V of one token: queries before it (and, with a window, long after it) are untouched to the
 // bit; those that see it are finite where the reference is.
-TEST(Attention, WhatAQuerySeesShowsAsInTheReference) {
+TEST_P(AttentionTest, WhatAQuerySeesShowsAsInTheReference) {
   constexpr int kLength = 150, kWhere = 70;
   const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
   for (KvFormat format : conformance::kAllFormats) {
@@ -223,7 +235,7 @@ TEST(Attention, WhatAQuerySeesShowsAsInTheReference) {
 // -------------------------------------------------------------------------------------------------------- formats
 
 // A query that sees one token returns that token's V: every code of the 8-bit formats, in both kernels.
-TEST(Attention, DecodesEveryCode) {
+TEST_P(AttentionTest, DecodesEveryCode) {
   for (KvFormat format : {KvFormat::kFp8E4M3, KvFormat::kFp8E5M2, KvFormat::kFp8PerTokenHead,
                           KvFormat::kInt8PerTokenHead}) {
     for (int tokens : {1, 64}) {  // few rows, many rows
@@ -263,7 +275,7 @@ TEST(Attention, DecodesEveryCode) {
   }
 }
 
-TEST(Attention, AQueryThatSeesNothingYieldsZeros) {
+TEST_P(AttentionTest, AQueryThatSeesNothingYieldsZeros) {
   const AttentionCase c{.sequences = {{0, 3}}, .seed = 500};
   Pool pool(c, Lengths(c));
   conformance::FillCache(c, pool, ReferenceOps());

@@ -227,12 +227,14 @@ void Attention(const AttentionArgs& args) {
         const int head = kv_head * group + i % group;
         const int position = batch.kv_len[sequence] - tokens + i / group;
         const int begin = window > 0 ? std::max(0, position - window + 1) : 0;
+        std::vector<double> q(head_dim);
+        for (int d = 0; d < head_dim; ++d) q[d] = Read(args.q, row, int64_t{head} * head_dim + d);
 
         std::vector<double> scores;
         double max = -std::numeric_limits<double>::infinity();
         for (int t = begin; t <= position; ++t) {
           double s = 0;
-          for (int d = 0; d < head_dim; ++d) s += Read(args.q, row, int64_t{head} * head_dim + d) * entries[t].k[d];
+          for (int d = 0; d < head_dim; ++d) s += q[d] * entries[t].k[d];
           s *= args.scale;
           if (args.soft_cap > 0) s = args.soft_cap * std::tanh(s / args.soft_cap);
           scores.push_back(s);
