@@ -1,6 +1,7 @@
-// The attention cases that every backend must pass against kernels/reference, and what is needed to run one: seeded
-// inputs, a page pool in random order that starts as 0xFF, outputs between guard bytes. Plain C++, so that it builds
-// wherever kernels do; a test framework, or a main, walks AttentionCases() and prints Name() of what fails.
+// The attention cases that every backend must pass against kernels/reference, and what is needed to
+// run one: seeded inputs, a page pool in random order that starts as 0xFF, outputs between guard
+// bytes. Plain C++, so that it builds wherever kernels do; a test framework, or a main, walks
+// AttentionCases() and prints Name() of what fails.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +30,9 @@ struct AttentionOps {
 
 inline AttentionOps OpsOf(Backend& backend) {
   return {[&](const AppendArgs& args) { backend.Append(args); },
-          [&](const AttentionShape& shape, const BatchView& batch) { return backend.PlanAttention(shape, batch); },
+          [&](const AttentionShape& shape, const BatchView& batch) {
+            return backend.PlanAttention(shape, batch);
+          },
           [&](const AttentionArgs& args) { backend.Attention(args); }};
 }
 
@@ -51,8 +54,8 @@ struct AttentionCase {
   AttentionShape shape() const { return {heads(), kv_heads, head_dim, window}; }
   std::string Name() const {
     std::ostringstream name;
-    name << octavo::Name(k_format) << '/' << octavo::Name(v_format) << ' ' << octavo::Name(dtype) << " heads "
-         << heads() << '/' << kv_heads << " head_dim " << head_dim;
+    name << octavo::Name(k_format) << '/' << octavo::Name(v_format) << ' ' << octavo::Name(dtype)
+         << " heads " << heads() << '/' << kv_heads << " head_dim " << head_dim;
     if (window > 0) name << " window " << window;
     if (sinks) name << " sinks";
     if (soft_cap > 0) name << " soft_cap " << soft_cap;
@@ -62,14 +65,20 @@ struct AttentionCase {
   }
 };
 
-inline constexpr KvFormat kAllFormats[] = {
-    KvFormat::kF32,     KvFormat::kF16,     KvFormat::kBF16,           KvFormat::kFp8E4M3,
-    KvFormat::kFp8E5M2, KvFormat::kFp8PerTokenHead, KvFormat::kInt8PerTokenHead};
+inline constexpr KvFormat kAllFormats[] = {KvFormat::kF32,
+                                           KvFormat::kF16,
+                                           KvFormat::kBF16,
+                                           KvFormat::kFp8E4M3,
+                                           KvFormat::kFp8E5M2,
+                                           KvFormat::kFp8PerTokenHead,
+                                           KvFormat::kInt8PerTokenHead};
 
 inline std::vector<AttentionCase> AttentionCases() {
   using Batch = std::vector<SequenceCase>;
-  const Batch decodes = {{0, 1}, {kPageSize - 2, 1}, {kPageSize - 1, 1}, {kPageSize, 1}, {5 * kPageSize + 17, 1}};
-  const Batch prompts = {{0, 1}, {0, kPageSize - 1}, {0, kPageSize}, {0, kPageSize + 1}, {0, 2 * kPageSize + 3}};
+  const Batch decodes = {
+      {0, 1}, {kPageSize - 2, 1}, {kPageSize - 1, 1}, {kPageSize, 1}, {5 * kPageSize + 17, 1}};
+  const Batch prompts = {
+      {0, 1}, {0, kPageSize - 1}, {0, kPageSize}, {0, kPageSize + 1}, {0, 2 * kPageSize + 3}};
   const Batch mixed = {{100, 37}, {70, 1}, {0, 5}, {kPageSize, kPageSize}, {200, 2}};
   const Batch split = {{2500, 1}, {1100, 20}, {1023, 1}};  // beyond 1024 and 2048 tokens
 
@@ -84,7 +93,11 @@ inline std::vector<AttentionCase> AttentionCases() {
     }
     for (DType dtype : {DType::kF32, DType::kBF16}) {
       for (int head_dim : {64, 128, 256}) {
-        add({.k_format = format, .v_format = format, .dtype = dtype, .group = 4, .head_dim = head_dim,
+        add({.k_format = format,
+             .v_format = format,
+             .dtype = dtype,
+             .group = 4,
+             .head_dim = head_dim,
              .sequences = mixed});
       }
     }
@@ -96,27 +109,42 @@ inline std::vector<AttentionCase> AttentionCases() {
   for (KvFormat format : {KvFormat::kBF16, KvFormat::kFp8E4M3, KvFormat::kInt8PerTokenHead}) {
     for (int window : {1, 16, 63, 64, 65, 200}) {
       for (const Batch& batch : {decodes, prompts, mixed, split}) {
-        add({.k_format = format, .v_format = format, .window = window, .sinks = window == 64, .sequences = batch});
+        add({.k_format = format,
+             .v_format = format,
+             .window = window,
+             .sinks = window == 64,
+             .sequences = batch});
       }
     }
     for (const Batch& batch : {decodes, mixed, split}) {
       add({.k_format = format, .v_format = format, .sinks = true, .sequences = batch});
       add({.k_format = format, .v_format = format, .soft_cap = 20, .sequences = batch});
-      add({.k_format = format, .v_format = format, .window = 65, .sinks = true, .soft_cap = 2, .sequences = batch});
+      add({.k_format = format,
+           .v_format = format,
+           .window = 65,
+           .sinks = true,
+           .soft_cap = 2,
+           .sequences = batch});
     }
   }
   // Head dimensions that are no whole number of vectors.
   for (int head_dim : {8, 16, 24, 32, 80, 120}) {
-    add({.k_format = KvFormat::kFp8E4M3, .v_format = KvFormat::kBF16, .head_dim = head_dim, .sequences = mixed});
-    add({.k_format = KvFormat::kBF16, .v_format = KvFormat::kInt8PerTokenHead, .head_dim = head_dim,
+    add({.k_format = KvFormat::kFp8E4M3,
+         .v_format = KvFormat::kBF16,
+         .head_dim = head_dim,
+         .sequences = mixed});
+    add({.k_format = KvFormat::kBF16,
+         .v_format = KvFormat::kInt8PerTokenHead,
+         .head_dim = head_dim,
          .sequences = decodes});
   }
   return cases;
 }
 
-// ------------------------------------------------------------------------------------------------------ inputs
+// ---- inputs
 
-// Any element of any input is a function of the seed and its place: chunks of a prompt see the same numbers.
+// Any element of any input is a function of the seed and its place: chunks of a prompt see the same
+// numbers.
 inline float Normal(uint64_t seed, uint64_t stream, uint64_t index) {
   auto mix = [](uint64_t z) {  // splitmix64
     z += 0x9E3779B97F4A7C15u;
@@ -125,7 +153,8 @@ inline float Normal(uint64_t seed, uint64_t stream, uint64_t index) {
     return z ^ (z >> 31);
   };
   const uint64_t bits = mix(mix(mix(seed) + stream) + index);
-  const double u = (static_cast<double>(bits >> 32) + 0.5) * 0x1p-32, v = static_cast<double>(bits & 0xFFFFFFFF) * 0x1p-32;
+  const double u = (static_cast<double>(bits >> 32) + 0.5) * 0x1p-32,
+               v = static_cast<double>(bits & 0xFFFFFFFF) * 0x1p-32;
   return static_cast<float>(std::sqrt(-2 * std::log(u)) * std::cos(6.283185307179586 * v));
 }
 
@@ -169,7 +198,8 @@ class GuardedBuffer {
 class Pool {
  public:
   Pool(const AttentionCase& c, std::span<const int> lengths)
-      : layout_{c.k_format, c.v_format, c.kv_heads, c.head_dim}, sequences_(static_cast<int>(lengths.size())) {
+      : layout_{c.k_format, c.v_format, c.kv_heads, c.head_dim},
+        sequences_(static_cast<int>(lengths.size())) {
     // Another layer's claim stands before and behind this one's.
     page_bytes_ = layout_.ClaimBytes() + 2 * kPageUnit;
     int pages = 0;
@@ -198,13 +228,20 @@ class Pool {
   }
 
   KvLayer Layer() {
-    return {.layout = layout_, .arena = arena_.data(), .claim_offset = kPageUnit, .k_scale = k_scale_.data(),
-            .v_scale = v_scale_.data(), .saturated = saturated, .amax = amax};
+    return {.layout = layout_,
+            .arena = arena_.data(),
+            .claim_offset = kPageUnit,
+            .k_scale = k_scale_.data(),
+            .v_scale = v_scale_.data(),
+            .saturated = saturated,
+            .amax = amax};
   }
   uint32_t page(int sequence, int index) const { return table_[sequence * max_pages_ + index]; }
-  // Rows of the block table for the given sequences. Pages wholly behind the window of the first query are left out.
+  // Rows of the block table for the given sequences. Pages wholly behind the window of the first
+  // query are left out.
   std::vector<uint32_t> TableRow(int sequence, int first_page) const {
-    std::vector<uint32_t> row(table_.begin() + sequence * max_pages_, table_.begin() + (sequence + 1) * max_pages_);
+    std::vector<uint32_t> row(table_.begin() + sequence * max_pages_,
+                              table_.begin() + (sequence + 1) * max_pages_);
     std::fill_n(row.begin(), std::min(first_page, max_pages_), kNoPage);
     return row;
   }
@@ -214,7 +251,8 @@ class Pool {
   // Sets what no query may see of a sequence's last page, behind its `length` tokens, to `byte`.
   void FillUnseen(int sequence, int length, unsigned char byte) {
     std::byte* claim = Layer().Claim(page(sequence, (length - 1) / kPageSize));
-    const int k_row = layout_.head_dim * ElementSize(layout_.k_format), v_size = ElementSize(layout_.v_format);
+    const int k_row = layout_.head_dim * ElementSize(layout_.k_format),
+              v_size = ElementSize(layout_.v_format);
     for (int head = 0; head < layout_.kv_heads; ++head) {
       for (int place = (length - 1) % kPageSize + 1; place < kPageSize; ++place) {
         std::memset(claim + layout_.KOffset(head) + place * k_row, byte, k_row);
@@ -222,8 +260,10 @@ class Pool {
           const int64_t element = int64_t{d} * kPageSize + VPosition(layout_.v_format, place);
           std::memset(claim + layout_.VOffset(head) + element * v_size, byte, v_size);
         }
-        if (HasTokenScales(layout_.k_format)) std::memset(claim + layout_.KScaleOffset(head) + 4 * place, byte, 4);
-        if (HasTokenScales(layout_.v_format)) std::memset(claim + layout_.VScaleOffset(head) + 4 * place, byte, 4);
+        if (HasTokenScales(layout_.k_format))
+          std::memset(claim + layout_.KScaleOffset(head) + 4 * place, byte, 4);
+        if (HasTokenScales(layout_.v_format))
+          std::memset(claim + layout_.VScaleOffset(head) + 4 * place, byte, 4);
       }
     }
   }
@@ -257,11 +297,15 @@ class Step {
       const std::vector<uint32_t> row = pool.TableRow(range.sequence, first_page);
       table_.insert(table_.end(), row.begin(), row.end());
       for (int t = range.begin; t < range.end; ++t) {
-        slots_.push_back(int64_t{pool.page(range.sequence, t / kPageSize)} * kPageSize + t % kPageSize);
+        slots_.push_back(int64_t{pool.page(range.sequence, t / kPageSize)} * kPageSize +
+                         t % kPageSize);
       }
     }
     const int tokens = q_begin_.back();
-    view = {.tokens = tokens, .q_begin = q_begin_, .kv_len = kv_len_, .slots = slots_,
+    view = {.tokens = tokens,
+            .q_begin = q_begin_,
+            .kv_len = kv_len_,
+            .slots = slots_,
             .block_table = Tensor(table_.data(), DType::kI32, {view_rows(), pool.max_pages()})};
     q = Make(q_memory_, tokens, c.heads(), 8);
     k = Make(k_memory_, tokens, c.kv_heads, 0);
@@ -340,7 +384,8 @@ inline std::vector<int> Lengths(const AttentionCase& c) {
   return lengths;
 }
 
-// Appends what the case has in the cache before the call, one sequence at a time, then the call's own tokens.
+// Appends what the case has in the cache before the call, one sequence at a time, then the call's
+// own tokens.
 inline void FillCache(const AttentionCase& c, Pool& pool, const AttentionOps& ops) {
   for (int s = 0; s < static_cast<int>(c.sequences.size()); ++s) {
     const TokenRange range{s, 0, c.sequences[s].cached + c.sequences[s].tokens};
@@ -356,7 +401,7 @@ inline std::vector<TokenRange> CallRanges(const AttentionCase& c) {
   return ranges;
 }
 
-// ---------------------------------------------------------------------------------------------------- comparing
+// ---- comparing
 
 // Normalised mean square error over everything, and the worst of any row and head.
 struct Difference {
@@ -379,19 +424,23 @@ inline Difference Compare(const Tensor& actual, const Tensor& expected, int head
       }
       error += row_error;
       power += row_power;
-      if (row_error > 0) difference.worst_row = std::max(difference.worst_row, row_error / row_power);
+      if (row_error > 0)
+        difference.worst_row = std::max(difference.worst_row, row_error / row_power);
     }
   }
   difference.nmse = error > 0 ? error / power : 0;
   return difference;
 }
 
-// The stored bytes are the same for both sides, so that the limits are those of the arithmetic, whatever the format:
-// float32 sums, or the rounding of a bfloat16 output (uniform within half a unit, 2^-8 of the value).
+// The stored bytes are the same for both sides, so that the limits are those of the arithmetic,
+// whatever the format: float32 sums, or the rounding of a bfloat16 output (uniform within half a
+// unit, 2^-8 of the value).
 struct Limits {
   double nmse, worst_row;
 };
-inline Limits LimitsOf(DType dtype) { return dtype == DType::kF32 ? Limits{1e-12, 1e-11} : Limits{4e-6, 8e-6}; }
+inline Limits LimitsOf(DType dtype) {
+  return dtype == DType::kF32 ? Limits{1e-12, 1e-11} : Limits{4e-6, 8e-6};
+}
 
 struct Outcome {
   std::string failure;  // empty: passed
@@ -399,7 +448,8 @@ struct Outcome {
 };
 
 // Fills a cache with the reference, runs attention on both sides and compares.
-inline Outcome RunAttentionCase(const AttentionCase& c, const AttentionOps& reference, const AttentionOps& ops) {
+inline Outcome RunAttentionCase(const AttentionCase& c, const AttentionOps& reference,
+                                const AttentionOps& ops) {
   Pool pool(c, Lengths(c));
   FillCache(c, pool, reference);
   const std::vector<TokenRange> ranges = CallRanges(c);
@@ -418,9 +468,12 @@ inline Outcome RunAttentionCase(const AttentionCase& c, const AttentionOps& refe
   outcome.difference = Compare(actual.out, wide_out, c.head_dim);
   const Limits limits = LimitsOf(c.dtype);
   if (!actual.intact() || !pool.arena().intact()) outcome.failure = "wrote outside its output";
-  if (!outcome.difference.finite_alike) outcome.failure = "finite where the reference is not, or the reverse";
-  if (!(outcome.difference.nmse <= limits.nmse) || !(outcome.difference.worst_row <= limits.worst_row)) {
-    outcome.failure = "NMSE " + std::to_string(outcome.difference.nmse / limits.nmse) + " of the limit, worst row " +
+  if (!outcome.difference.finite_alike)
+    outcome.failure = "finite where the reference is not, or the reverse";
+  if (!(outcome.difference.nmse <= limits.nmse) ||
+      !(outcome.difference.worst_row <= limits.worst_row)) {
+    outcome.failure = "NMSE " + std::to_string(outcome.difference.nmse / limits.nmse) +
+                      " of the limit, worst row " +
                       std::to_string(outcome.difference.worst_row / limits.worst_row);
   }
   return outcome;

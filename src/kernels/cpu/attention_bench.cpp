@@ -1,5 +1,6 @@
-// Attention against the limits of the machine, which PeakRead and PeakMultiplyAdd (matmul_bench.cpp) measure in the same
-// run: decode against the bandwidth of reading, prefill against the peak of multiply-adds.
+// Attention against the limits of the machine, which PeakRead and PeakMultiplyAdd
+// (matmul_bench.cpp) measure in the same run: decode against the bandwidth of reading, prefill
+// against the peak of multiply-adds.
 //
 //   octavo_kernels_bench --benchmark_filter='Peak|Decode|Prefill'
 #include <benchmark/benchmark.h>
@@ -30,10 +31,15 @@ class Cache {
     Fill(layers);
   }
   KvLayer Layer(int layer) const {
-    return {.layout = layout_, .arena = arena_.data(), .claim_offset = layer * layout_.ClaimBytes(),
-            .k_scale = scales_.data(), .v_scale = scales_.data()};
+    return {.layout = layout_,
+            .arena = arena_.data(),
+            .claim_offset = layer * layout_.ClaimBytes(),
+            .k_scale = scales_.data(),
+            .v_scale = scales_.data()};
   }
-  Tensor table() const { return Tensor(table_.data(), DType::kI32, {1, static_cast<int64_t>(table_.size())}); }
+  Tensor table() const {
+    return Tensor(table_.data(), DType::kI32, {1, static_cast<int64_t>(table_.size())});
+  }
   const KvLayout& layout() const { return layout_; }
 
  private:
@@ -48,7 +54,11 @@ class Cache {
     }
     const int32_t q_begin[] = {0, kPageSize}, kv_len[] = {kPageSize};
     std::vector<int64_t> slots(kPageSize);
-    BatchView batch{.tokens = kPageSize, .q_begin = q_begin, .kv_len = kv_len, .slots = slots, .block_table = {}};
+    BatchView batch{.tokens = kPageSize,
+                    .q_begin = q_begin,
+                    .kv_len = kv_len,
+                    .slots = slots,
+                    .block_table = {}};
     AppendArgs args;
     args.q = args.k = args.v = Tensor(x.data(), DType::kF32, {kPageSize, columns});
     args.heads = layout_.kv_heads;
@@ -71,18 +81,21 @@ class Cache {
 };
 
 // The last `tokens` tokens of a context attend to all of it.
-void Run(benchmark::State& state, KvFormat format, int heads, int kv_heads, int head_dim, int tokens, int context,
-         int layers, int threads) {
+void Run(benchmark::State& state, KvFormat format, int heads, int kv_heads, int head_dim,
+         int tokens, int context, int layers, int threads) {
   const Cache cache(format, kv_heads, head_dim, context, layers);
   ThreadPool pool(threads);
   Buffer workspace;
   std::vector<float> q(int64_t{tokens} * heads * head_dim), out(q.size());
   for (size_t i = 0; i < q.size(); ++i) q[i] = std::sin(static_cast<float>(i % 1000));
   const int32_t q_begin[] = {0, tokens}, kv_len[] = {context};
-  const BatchView batch{.tokens = tokens, .q_begin = q_begin, .kv_len = kv_len, .slots = {},
+  const BatchView batch{.tokens = tokens,
+                        .q_begin = q_begin,
+                        .kv_len = kv_len,
+                        .slots = {},
                         .block_table = cache.table()};
-  const AttentionPlan plan =
-      cpu::PlanAttention({.heads = heads, .kv_heads = kv_heads, .head_dim = head_dim}, batch, threads);
+  const AttentionPlan plan = cpu::PlanAttention(
+      {.heads = heads, .kv_heads = kv_heads, .head_dim = head_dim}, batch, threads);
   AttentionArgs args;
   args.q = Tensor(q.data(), DType::kF32, {tokens, int64_t{heads} * head_dim});
   args.out = Tensor(out.data(), DType::kF32, {tokens, int64_t{heads} * head_dim});
@@ -95,25 +108,27 @@ void Run(benchmark::State& state, KvFormat format, int heads, int kv_heads, int 
     layer = (layer + 1) % layers;
     cpu::Attention(args, pool, workspace);
   }
-  const double bytes = static_cast<double>(cache.layout().KBytes() + cache.layout().VBytes()) * kv_heads * context /
-                       kPageSize;
+  const double bytes = static_cast<double>(cache.layout().KBytes() + cache.layout().VBytes()) *
+                       kv_heads * context / kPageSize;
   // Query i sees context - tokens + i + 1 tokens.
   const double pairs = tokens * (context - (tokens - 1) / 2.0);
   state.SetBytesProcessed(static_cast<int64_t>(static_cast<double>(state.iterations()) * bytes));
   state.counters["GFMA/s"] = benchmark::Counter(
-      static_cast<double>(state.iterations()) * pairs * heads * head_dim * 2 * 1e-9, benchmark::Counter::kIsRate);
+      static_cast<double>(state.iterations()) * pairs * heads * head_dim * 2 * 1e-9,
+      benchmark::Counter::kIsRate);
 }
 
 void Decode(benchmark::State& state, KvFormat format) {
   const int context = static_cast<int>(state.range(0));
   const int layers = ElementSize(format) == 1 ? 4 : 2;  // 256 MB at 32k tokens
-  Run(state, format, static_cast<int>(8 * state.range(1)), 8, 128, 1, context, layers, static_cast<int>(state.range(2)));
+  Run(state, format, static_cast<int>(8 * state.range(1)), 8, 128, 1, context, layers,
+      static_cast<int>(state.range(2)));
 }
-#define OCTAVO_DECODE(format)                                        \
-  BENCHMARK_CAPTURE(Decode, format, KvFormat::k##format)          \
-      ->ArgNames({"context", "group", "threads"})                    \
-      ->ArgsProduct({{32768}, {1, 4, 8}, {1, 2}})                    \
-      ->UseRealTime()                                                \
+#define OCTAVO_DECODE(format)                            \
+  BENCHMARK_CAPTURE(Decode, format, KvFormat::k##format) \
+      ->ArgNames({"context", "group", "threads"})        \
+      ->ArgsProduct({{32768}, {1, 4, 8}, {1, 2}})        \
+      ->UseRealTime()                                    \
       ->Unit(benchmark::kMillisecond)
 OCTAVO_DECODE(BF16);
 OCTAVO_DECODE(Fp8E4M3);
@@ -124,13 +139,14 @@ OCTAVO_DECODE(Int8PerTokenHead);
 // The shipped model's shape, one layer, and a wider one.
 void Prefill(benchmark::State& state, KvFormat format) {
   const int head_dim = static_cast<int>(state.range(1));
-  Run(state, format, 4, 2, head_dim, 512, static_cast<int>(state.range(0)), 1, static_cast<int>(state.range(2)));
+  Run(state, format, 4, 2, head_dim, 512, static_cast<int>(state.range(0)), 1,
+      static_cast<int>(state.range(2)));
 }
-#define OCTAVO_PREFILL(format)                                       \
-  BENCHMARK_CAPTURE(Prefill, format, KvFormat::k##format)         \
-      ->ArgNames({"context", "head_dim", "threads"})                 \
-      ->ArgsProduct({{512, 8192}, {64, 128}, {1}})                   \
-      ->UseRealTime()                                                \
+#define OCTAVO_PREFILL(format)                            \
+  BENCHMARK_CAPTURE(Prefill, format, KvFormat::k##format) \
+      ->ArgNames({"context", "head_dim", "threads"})      \
+      ->ArgsProduct({{512, 8192}, {64, 128}, {1}})        \
+      ->UseRealTime()                                     \
       ->Unit(benchmark::kMillisecond)
 OCTAVO_PREFILL(BF16);
 OCTAVO_PREFILL(Fp8E4M3);
