@@ -10,7 +10,8 @@ namespace {
 using Item = AttentionPlan::Item;
 
 // One item per block of query tokens and kv head, each over all the pages that its queries see.
-std::vector<Item> WholeItems(const AttentionShape& shape, const BatchView& batch, int block_tokens) {
+std::vector<Item> WholeItems(const AttentionShape& shape, const BatchView& batch,
+                             int block_tokens) {
   std::vector<Item> items;
   for (int sequence = 0; sequence < batch.sequences(); ++sequence) {
     const int tokens = batch.q_begin[sequence + 1] - batch.q_begin[sequence];
@@ -32,14 +33,16 @@ std::vector<Item> WholeItems(const AttentionShape& shape, const BatchView& batch
 
 }  // namespace
 
-AttentionPlan MakeAttentionPlan(const AttentionShape& shape,
-                                const BatchView& batch,
+AttentionPlan MakeAttentionPlan(const AttentionShape& shape, const BatchView& batch,
                                 const AttentionPlanOptions& options) {
-  OCTAVO_CHECK(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0, shape.heads, shape.kv_heads);
+  OCTAVO_CHECK(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0, shape.heads,
+               shape.kv_heads);
   const int group = shape.heads / shape.kv_heads;
   const int block_tokens = std::max(1, options.block_rows / group);
   auto rows = [&](const Item& item) { return (item.token_end - item.token_begin) * group; };
-  auto cost = [&](const Item& item) { return int64_t{item.page_end - item.page_begin} * rows(item); };
+  auto cost = [&](const Item& item) {
+    return int64_t{item.page_end - item.page_begin} * rows(item);
+  };
 
   AttentionPlan plan;
   plan.shape = shape;
@@ -61,7 +64,8 @@ AttentionPlan MakeAttentionPlan(const AttentionShape& shape,
     for (int page = item.page_begin; page < item.page_end;) {
       Item split = item;
       split.page_begin = page;
-      page = split.page_end = std::min(item.page_end, (page / options.split_pages + 1) * options.split_pages);
+      page = split.page_end =
+          std::min(item.page_end, (page / options.split_pages + 1) * options.split_pages);
       split.partial = partials++;
       plan.items.push_back(split);
     }
@@ -74,7 +78,9 @@ AttentionPlan MakeAttentionPlan(const AttentionShape& shape,
                    [&](const Item& a, const Item& b) { return cost(a) > cost(b); });
 
   // A partial result: maximum and sum per row (padded to dim_align), then the rows.
-  auto align = [&](int n) { return (n + options.dim_align - 1) / options.dim_align * int64_t{options.dim_align}; };
+  auto align = [&](int n) {
+    return (n + options.dim_align - 1) / options.dim_align * int64_t{options.dim_align};
+  };
   plan.partial_stride = 2 * align(partial_rows) + partial_rows * align(shape.head_dim);
   plan.partial_floats = partials * plan.partial_stride;
   return plan;

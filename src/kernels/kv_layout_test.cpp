@@ -8,8 +8,12 @@
 namespace octavo {
 namespace {
 
-constexpr KvFormat kFormats[] = {KvFormat::kF32,     KvFormat::kF16,     KvFormat::kBF16,
-                                 KvFormat::kFp8E4M3, KvFormat::kFp8E5M2, KvFormat::kFp8PerTokenHead,
+constexpr KvFormat kFormats[] = {KvFormat::kF32,
+                                 KvFormat::kF16,
+                                 KvFormat::kBF16,
+                                 KvFormat::kFp8E4M3,
+                                 KvFormat::kFp8E5M2,
+                                 KvFormat::kFp8PerTokenHead,
                                  KvFormat::kInt8PerTokenHead};
 
 TEST(KvLayout, VTokenIsTheInverseOfVPosition) {
@@ -25,8 +29,8 @@ TEST(KvLayout, VTokenIsTheInverseOfVPosition) {
   }
 }
 
-// PTX ISA, "Register Fragments for wgmma.mma_async.m64nNk32": which element of A (64 x 32, 8 bits) byte `i` (0..15, four to
-// a register) of a thread's fragment is.
+// PTX ISA, "Register Fragments for wgmma.mma_async.m64nNk32": which element of A (64 x 32, 8 bits)
+// byte `i` (0..15, four to a register) of a thread's fragment is.
 struct Element {
   int row, column;
   bool operator==(const Element&) const = default;
@@ -43,27 +47,31 @@ Element FragmentD(int thread, int i) {
   return {16 * warp + group + (i % 4 < 2 ? 0 : 8), 8 * (i / 4) + 2 * in_group + i % 2};
 }
 
-// S = Q K^T leaves a thread with accumulators of 32 keys (registers 0..15). Packed to bytes in the order below they are
-// the A operand of P V without an exchange between threads, if V's rows hold the keys in VPosition's order.
+// S = Q K^T leaves a thread with accumulators of 32 keys (registers 0..15). Packed to bytes in the
+// order below they are the A operand of P V without an exchange between threads, if V's rows hold
+// the keys in VPosition's order.
 TEST(KvLayout, AccumulatorsOfSAreTheOperandOfPV) {
   constexpr int kPacked[16] = {0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15};
   for (int thread = 0; thread < 128; ++thread) {
     for (int i = 0; i < 16; ++i) {
       const Element probability = FragmentD(thread, kPacked[i]);  // row, key
-      const Element operand = FragmentA(thread, i);               // row, place along the contraction
+      const Element operand = FragmentA(thread, i);  // row, place along the contraction
       EXPECT_EQ(operand.row, probability.row);
-      EXPECT_EQ(operand.column, VPosition(KvFormat::kFp8E4M3, probability.column)) << thread << " " << i;
+      EXPECT_EQ(operand.column, VPosition(KvFormat::kFp8E4M3, probability.column))
+          << thread << " " << i;
     }
   }
 }
 
-// Widened to 16 bits, a 32-bit word of V holds two token pairs: tokens 2t, 2t + 1 and 2t + 8, 2t + 9, which are the two
-// registers of one thread's B fragment of mma.m16n8k16 (PTX ISA: rows 2t, 2t + 1 and the same + 8).
+// Widened to 16 bits, a 32-bit word of V holds two token pairs: tokens 2t, 2t + 1 and 2t + 8, 2t +
+// 9, which are the two registers of one thread's B fragment of mma.m16n8k16 (PTX ISA: rows 2t, 2t +
+// 1 and the same + 8).
 TEST(KvLayout, AWordOfVIsAFragmentOfMma) {
   for (int word = 0; word < kPageSize / 4; ++word) {
     const int base = word / 4 * 16, t = word % 4;
     for (int byte = 0; byte < 4; ++byte) {
-      EXPECT_EQ(VToken(KvFormat::kFp8E4M3, 4 * word + byte), base + 2 * t + byte % 2 + 8 * (byte / 2));
+      EXPECT_EQ(VToken(KvFormat::kFp8E4M3, 4 * word + byte),
+                base + 2 * t + byte % 2 + 8 * (byte / 2));
     }
   }
 }
@@ -79,8 +87,10 @@ TEST(KvLayout, AClaimHoldsEverythingOnce) {
             parts.emplace_back(layout.KOffset(head), layout.KOffset(head) + layout.KBytes());
             parts.emplace_back(layout.VOffset(head), layout.VOffset(head) + layout.VBytes());
             constexpr int64_t kScales = kPageSize * sizeof(float);
-            if (HasTokenScales(k)) parts.emplace_back(layout.KScaleOffset(head), layout.KScaleOffset(head) + kScales);
-            if (HasTokenScales(v)) parts.emplace_back(layout.VScaleOffset(head), layout.VScaleOffset(head) + kScales);
+            if (HasTokenScales(k))
+              parts.emplace_back(layout.KScaleOffset(head), layout.KScaleOffset(head) + kScales);
+            if (HasTokenScales(v))
+              parts.emplace_back(layout.VScaleOffset(head), layout.VScaleOffset(head) + kScales);
           }
           std::sort(parts.begin(), parts.end());
           int64_t end = 0;

@@ -141,8 +141,7 @@ inline std::vector<AttentionCase> AttentionCases() {
   return cases;
 }
 
-// ------------------------------------------------------------------------------------------------------
-// inputs
+// ---- inputs
 
 // Any element of any input is a function of the seed and its place: chunks of a prompt see the same
 // numbers.
@@ -402,8 +401,7 @@ inline std::vector<TokenRange> CallRanges(const AttentionCase& c) {
   return ranges;
 }
 
-// ----------------------------------------------------------------------------------------------------
-// comparing
+// ---- comparing
 
 // Normalised mean square error over everything, and the worst of any row and head.
 struct Difference {

@@ -46,15 +46,18 @@ void CheckShapes(const AppendArgs& args) {
   const KvLayout& layout = args.cache.layout;
   OCTAVO_CHECK(layout.head_dim % 8 == 0 && layout.head_dim <= kMaxHeadDim, layout.head_dim);
   const int64_t kv_columns = int64_t{layout.kv_heads} * layout.head_dim;
-  OCTAVO_CHECK(args.q.columns() == int64_t{args.heads} * layout.head_dim, ShapeString(args.q), args.heads);
+  OCTAVO_CHECK(args.q.columns() == int64_t{args.heads} * layout.head_dim, ShapeString(args.q),
+               args.heads);
   OCTAVO_CHECK(args.k.columns() == kv_columns, ShapeString(args.k), kv_columns);
   OCTAVO_CHECK(args.v.columns() == kv_columns, ShapeString(args.v), kv_columns);
   for (const Tensor* tensor : {&args.q, &args.k, &args.v}) {
     OCTAVO_CHECK(tensor->rows() >= args.batch->tokens, ShapeString(*tensor), args.batch->tokens);
-    OCTAVO_CHECK(tensor->dtype == DType::kF32 || tensor->dtype == DType::kBF16, ShapeString(*tensor));
+    OCTAVO_CHECK(tensor->dtype == DType::kF32 || tensor->dtype == DType::kBF16,
+                 ShapeString(*tensor));
   }
-  OCTAVO_CHECK(!args.cos_sin || (args.cos_sin.columns() <= layout.head_dim && args.cos_sin.columns() % 2 == 0 &&
-                                 args.cos_sin.rows() >= args.batch->tokens),
+  OCTAVO_CHECK(!args.cos_sin ||
+                   (args.cos_sin.columns() <= layout.head_dim && args.cos_sin.columns() % 2 == 0 &&
+                    args.cos_sin.rows() >= args.batch->tokens),
                ShapeString(args.cos_sin), layout.head_dim);
   OCTAVO_CHECK(!args.q_norm || args.q_norm.size() == layout.head_dim, ShapeString(args.q_norm));
   OCTAVO_CHECK(!args.k_norm || args.k_norm.size() == layout.head_dim, ShapeString(args.k_norm));

@@ -1,5 +1,5 @@
-// Rope angles, and the append: norm and rotation of Q and K, quantisation of K and V into their pages (Highway). The stored
-// bytes are those of base/float_bits.h.
+// Rope angles, and the append: norm and rotation of Q and K, quantisation of K and V into their
+// pages (Highway). The stored bytes are those of base/float_bits.h.
 #pragma once
 
 #include "base/thread_pool.h"

@@ -20,7 +20,8 @@ struct AppendRun {
 struct AppendJob {
   const AppendArgs* args = nullptr;
   std::vector<AppendRun> runs;
-  std::vector<float> q_weight, k_weight;  // [head_dim] of the norms, offset included; empty: no norm
+  // Of the norms, [head_dim], offset included; empty: no norm.
+  std::vector<float> q_weight, k_weight;
 };
 
 // Rows [begin, end) of q: norm and rotation in place.
@@ -29,7 +30,8 @@ void AppendQueries(const AppendJob& job, int begin, int end);
 // One kv head of one run: K and V into the page, after clearing it if the run begins it.
 void AppendKeysAndValues(const AppendJob& job, const AppendRun& run, int head);
 
-// Writes `count` float32 as `format` stores them at scale `scale`, to consecutive elements. For tests.
+// Writes `count` float32 as `format` stores them at scale `scale`, to consecutive elements. For
+// tests.
 void EncodeElements(KvFormat format, const float* x, int count, float scale, void* to);
 
 }  // namespace octavo::cpu

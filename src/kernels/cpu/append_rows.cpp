@@ -1,4 +1,5 @@
-// The append's arithmetic, one head row at a time: RMS norm, rotation, and the stored formats of base/float_bits.h.
+// The append's arithmetic, one head row at a time: RMS norm, rotation, and the stored formats of
+// base/float_bits.h.
 
 #include <algorithm>
 #include <atomic>
@@ -24,7 +25,7 @@ namespace octavo::cpu::HWY_NAMESPACE {
 
 using VI = hn::Vec<DI>;
 
-// ---------------------------------------------------------------------------------------------------- encoding
+// ---- encoding
 
 // Codes of a SmallFloat (base/float_bits.h), the same bits.
 template <class Format, int kExponentBits, int kMantissaBits>
@@ -33,7 +34,8 @@ HWY_INLINE VI EncodeSmallFloat(VF x) {
   const DI di;
   constexpr int kShift = 23 - kMantissaBits;
   constexpr int32_t kSmallestNormal = (127 + 1 - Format::kBias) << 23;
-  // Adding this to a magnitude below the smallest normal rounds it to a multiple of the smallest subnormal.
+  // Adding this to a magnitude below the smallest normal rounds it to a multiple of the smallest
+  // subnormal.
   constexpr int32_t kMagic = (127 + 1 - Format::kBias + kShift) << 23;
   const VI bits = hn::BitCast(di, x);
   const VI magnitude = hn::And(bits, hn::Set(di, 0x7FFFFFFF));
@@ -42,19 +44,23 @@ HWY_INLINE VI EncodeSmallFloat(VF x) {
 
   const VI odd = hn::And(hn::ShiftRight<kShift>(magnitude), hn::Set(di, 1));
   const VI rounded = hn::Add(hn::Add(magnitude, hn::Set(di, (1 << (kShift - 1)) - 1)), odd);
-  const VI normal = hn::Sub(hn::ShiftRight<kShift>(rounded), hn::Set(di, (127 - Format::kBias) << kMantissaBits));
+  const VI normal =
+      hn::Sub(hn::ShiftRight<kShift>(rounded), hn::Set(di, (127 - Format::kBias) << kMantissaBits));
   const VF sum = hn::Add(hn::BitCast(d, magnitude), hn::BitCast(d, hn::Set(di, kMagic)));
   const VI subnormal = hn::Sub(hn::BitCast(di, sum), hn::Set(di, kMagic));
 
   VI code = hn::IfThenElse(hn::Lt(magnitude, hn::Set(di, kSmallestNormal)), subnormal, normal);
   const int32_t max_finite = Format::kMaxFinite;
-  const int32_t overflow = static_cast<int32_t>(Format::Encode(std::numeric_limits<float>::infinity()));
+  const int32_t overflow =
+      static_cast<int32_t>(Format::Encode(std::numeric_limits<float>::infinity()));
   code = hn::IfThenElse(hn::Gt(code, hn::Set(di, max_finite)), hn::Set(di, overflow), code);
-  code = hn::IfThenElse(hn::Gt(magnitude, hn::Set(di, 0x7F800000)), hn::Set(di, int32_t{Format::kNaN}), code);
+  code = hn::IfThenElse(hn::Gt(magnitude, hn::Set(di, 0x7F800000)),
+                        hn::Set(di, int32_t{Format::kNaN}), code);
   return hn::Or(code, sign);
 }
 
-// An encoder stores kLanes codes. kLargest: a finite value beyond it would overflow if it did not saturate.
+// An encoder stores kLanes codes. kLargest: a finite value beyond it would overflow if it did not
+// saturate.
 struct StoreF32 {
   using T = float;
   static constexpr float kLargest = std::numeric_limits<float>::infinity();
@@ -78,8 +84,8 @@ struct StoreBF16 {
     const hn::Rebind<uint16_t, DF> d16;
     const auto bits = hn::BitCast(du, x);
     const auto high = hn::ShiftRight<16>(bits);
-    const auto rounded =
-        hn::ShiftRight<16>(hn::Add(hn::Add(bits, hn::Set(du, 0x7FFF)), hn::And(high, hn::Set(du, 1))));
+    const auto rounded = hn::ShiftRight<16>(
+        hn::Add(hn::Add(bits, hn::Set(du, 0x7FFF)), hn::And(high, hn::Set(du, 1))));
     const auto nan = hn::RebindMask(du, hn::IsNaN(x));
     const auto code = hn::IfThenElse(nan, hn::Or(high, hn::Set(du, 0x40)), rounded);
     hn::StoreU(hn::DemoteTo(d16, hn::BitCast(DI(), code)), d16, to);
@@ -97,7 +103,8 @@ struct StoreF8E4M3 {
 
 struct StoreF8E5M2 {
   using T = uint8_t;
-  static constexpr float kLargest = 0x1.dffffep15f;  // just below 61440, halfway to 65536: that tie goes up
+  // Just below 61440, halfway to 65536: that tie goes up.
+  static constexpr float kLargest = 0x1.dffffep15f;
   static HWY_INLINE void Store(VF x, T* to) {
     const hn::Rebind<uint8_t, DF> d8;
     hn::StoreU(hn::DemoteTo(d8, EncodeSmallFloat<Fp8E5M2, 5, 2>(x)), d8, to);
@@ -106,7 +113,8 @@ struct StoreF8E5M2 {
 
 struct StoreI8 {
   using T = int8_t;
-  static constexpr float kLargest = std::numeric_limits<float>::infinity();  // never: the scale is the row's own
+  // Never: the scale is the row's own.
+  static constexpr float kLargest = std::numeric_limits<float>::infinity();
   static HWY_INLINE void Store(VF x, T* to) {
     const DF d;
     const hn::Rebind<int8_t, DF> d8;
@@ -122,9 +130,11 @@ struct Statistics {
   float amax = 0;
 };
 
-// to[i] = encode(x[i] / scale) for i in [0, count); x is padded with zeros to whole vectors, and so may `to` be.
+// to[i] = encode(x[i] / scale) for i in [0, count); x is padded with zeros to whole vectors, and so
+// may `to` be.
 template <class Store>
-void EncodeRow(const float* x, size_t count, float scale, bool dynamic, void* to, Statistics& statistics) {
+void EncodeRow(const float* x, size_t count, float scale, bool dynamic, void* to,
+               Statistics& statistics) {
   const DF d;
   const VF divisor = hn::Set(d, scale);
   VF amax = hn::Zero(d);
@@ -133,7 +143,8 @@ void EncodeRow(const float* x, size_t count, float scale, bool dynamic, void* to
     const VF scaled = hn::Div(value, divisor);
     Store::Store(scaled, static_cast<typename Store::T*>(to) + i);
     const VF magnitude = hn::Abs(scaled);
-    const auto beyond = hn::And(hn::Gt(magnitude, hn::Set(d, Store::kLargest)), hn::IsFinite(value));
+    const auto beyond =
+        hn::And(hn::Gt(magnitude, hn::Set(d, Store::kLargest)), hn::IsFinite(value));
     statistics.saturated += hn::CountTrue(d, beyond);
     const VF seen = dynamic ? hn::Abs(value) : magnitude;
     amax = hn::Max(amax, hn::IfThenElseZero(hn::IsFinite(seen), seen));
@@ -145,17 +156,23 @@ using EncodeFunction = void (*)(const float*, size_t, float, bool, void*, Statis
 
 EncodeFunction Encoder(KvFormat format) {
   switch (StorageDType(format)) {
-    case DType::kF32: return EncodeRow<StoreF32>;
-    case DType::kF16: return EncodeRow<StoreF16>;
-    case DType::kBF16: return EncodeRow<StoreBF16>;
-    case DType::kF8E4M3: return EncodeRow<StoreF8E4M3>;
-    case DType::kF8E5M2: return EncodeRow<StoreF8E5M2>;
-    default: return EncodeRow<StoreI8>;
+    case DType::kF32:
+      return EncodeRow<StoreF32>;
+    case DType::kF16:
+      return EncodeRow<StoreF16>;
+    case DType::kBF16:
+      return EncodeRow<StoreBF16>;
+    case DType::kF8E4M3:
+      return EncodeRow<StoreF8E4M3>;
+    case DType::kF8E5M2:
+      return EncodeRow<StoreF8E5M2>;
+    default:
+      return EncodeRow<StoreI8>;
   }
 }
 
-// The scale of one token and head. NaN if an element is not finite, so that it shows in whatever reads the token: int8
-// has no code for it.
+// The scale of one token and head. NaN if an element is not finite, so that it shows in whatever
+// reads the token: int8 has no code for it.
 float DynamicScale(KvFormat format, const float* x, size_t count) {
   const DF d;
   VF amax = hn::Zero(d);
@@ -170,7 +187,7 @@ float DynamicScale(KvFormat format, const float* x, size_t count) {
   return std::max(hn::GetLane(hn::MaxOfLanes(d, amax)) / largest, 1e-6f);
 }
 
-// ------------------------------------------------------------------------------------------------------- rows
+// ---- rows
 
 void LoadHead(const Tensor& x, int row, int head, int head_dim, float* to) {
   const int64_t first = int64_t{head} * head_dim;
@@ -258,18 +275,21 @@ struct Target {
 
 void Report(const KvLayer& cache, int which, const Statistics& statistics) {
   if (cache.saturated && statistics.saturated > 0) {
-    std::atomic_ref(cache.saturated[which]).fetch_add(statistics.saturated, std::memory_order_relaxed);
+    std::atomic_ref(cache.saturated[which])
+        .fetch_add(statistics.saturated, std::memory_order_relaxed);
   }
   if (!cache.amax) return;
   std::atomic_ref amax(cache.amax[which]);
   float seen = amax.load(std::memory_order_relaxed);
-  while (statistics.amax > seen && !amax.compare_exchange_weak(seen, statistics.amax, std::memory_order_relaxed)) {
+  while (statistics.amax > seen &&
+         !amax.compare_exchange_weak(seen, statistics.amax, std::memory_order_relaxed)) {
   }
 }
 
 // Element d of token i of codes [count, stride] to row d of V, at the place of token first + i.
 template <class T>
-void ScatterValues(const T* codes, int stride, int count, int head_dim, KvFormat format, int first, std::byte* v) {
+void ScatterValues(const T* codes, int stride, int count, int head_dim, KvFormat format, int first,
+                   std::byte* v) {
   int position[kPageSize];
   for (int i = 0; i < count; ++i) position[i] = VPosition(format, first + i);
   T* row = reinterpret_cast<T*>(v);
@@ -308,7 +328,8 @@ void KeysAndValues(const AppendJob& job, const AppendRun& run, int head) {
       LoadHead(args.k, row, head, head_dim, x);
       NormAndRotate(args, job.k_weight, row, x);
       keys.Write(x, head_dim, place, code, k_statistics);
-      std::memcpy(k + int64_t{place} * head_dim * k_size, code, static_cast<size_t>(head_dim * k_size));
+      std::memcpy(k + int64_t{place} * head_dim * k_size, code,
+                  static_cast<size_t>(head_dim * k_size));
       LoadHead(args.v, row, head, head_dim, x);
       values.Write(x, head_dim, place, codes + i * stride * v_size, v_statistics);
     }
@@ -316,9 +337,11 @@ void KeysAndValues(const AppendJob& job, const AppendRun& run, int head) {
     if (v_size == 1) {
       ScatterValues(codes, stride, count, head_dim, layout.v_format, place, v);
     } else if (v_size == 2) {
-      ScatterValues(reinterpret_cast<uint16_t*>(codes), stride, count, head_dim, layout.v_format, place, v);
+      ScatterValues(reinterpret_cast<uint16_t*>(codes), stride, count, head_dim, layout.v_format,
+                    place, v);
     } else {
-      ScatterValues(reinterpret_cast<float*>(codes), stride, count, head_dim, layout.v_format, place, v);
+      ScatterValues(reinterpret_cast<float*>(codes), stride, count, head_dim, layout.v_format,
+                    place, v);
     }
   }
   Report(cache, 0, k_statistics);
@@ -336,7 +359,8 @@ void Elements(KvFormat format, const float* x, int count, float scale, void* to)
     std::fill_n(padded, kLanes, 0.0f);
     std::copy_n(x + i, n, padded);
     encode(padded, kLanes, scale, false, codes, statistics);
-    std::memcpy(static_cast<std::byte*>(to) + int64_t{i} * size, codes, static_cast<size_t>(n * size));
+    std::memcpy(static_cast<std::byte*>(to) + int64_t{i} * size, codes,
+                static_cast<size_t>(n * size));
   }
 }
 
@@ -350,7 +374,9 @@ HWY_EXPORT(Queries);
 HWY_EXPORT(KeysAndValues);
 HWY_EXPORT(Elements);
 
-void AppendQueries(const AppendJob& job, int begin, int end) { HWY_DYNAMIC_DISPATCH(Queries)(job, begin, end); }
+void AppendQueries(const AppendJob& job, int begin, int end) {
+  HWY_DYNAMIC_DISPATCH(Queries)(job, begin, end);
+}
 
 void AppendKeysAndValues(const AppendJob& job, const AppendRun& run, int head) {
   HWY_DYNAMIC_DISPATCH(KeysAndValues)(job, run, head);

@@ -13,7 +13,9 @@ namespace octavo::cpu {
 namespace {
 
 // e4m3 is read as float16 bits shifted, that is as 2^-8 of its value (attention_common-inl.h).
-float DecodeFactor(KvFormat format) { return StorageDType(format) == DType::kF8E4M3 ? 256.0f : 1.0f; }
+float DecodeFactor(KvFormat format) {
+  return StorageDType(format) == DType::kF8E4M3 ? 256.0f : 1.0f;
+}
 
 float StaticScale(KvFormat format, const float* scales, int head) {
   if (format != KvFormat::kFp8E4M3 && format != KvFormat::kFp8E5M2) return 1.0f;
@@ -46,7 +48,8 @@ AttentionBlock MakeBlock(const AttentionArgs& args, const Work& work) {
   block.head_dim = shape.head_dim;
   block.row_stride = AlignRow(shape.head_dim);
   block.first_token = batch.q_begin[work.sequence] + work.token_begin;
-  block.first_position = batch.kv_len[work.sequence] - batch.q_begin[work.sequence + 1] + block.first_token;
+  block.first_position =
+      batch.kv_len[work.sequence] - batch.q_begin[work.sequence + 1] + block.first_token;
   block.window = shape.window > 0 ? shape.window : std::numeric_limits<int>::max() / 2;
   // With a soft cap the change of base comes after it.
   const float base = args.soft_cap > 0 ? 1.0f : std::numbers::log2e_v<float>;
@@ -81,7 +84,8 @@ struct Scratch {
   }
 };
 
-void RunItem(const AttentionArgs& args, const AttentionPlan::Item& item, float* partials, float* memory) {
+void RunItem(const AttentionArgs& args, const AttentionPlan::Item& item, float* partials,
+             float* memory) {
   AttentionBlock block = MakeBlock(args, item);
   const Scratch scratch = Scratch::At(memory, block.rows, block.row_stride);
   LoadQueries(block, scratch.q);
@@ -112,9 +116,12 @@ void RunItem(const AttentionArgs& args, const AttentionPlan::Item& item, float* 
 
 void RunCombine(const AttentionArgs& args, const AttentionPlan::Combine& combine, float* partials) {
   const AttentionBlock block = MakeBlock(args, combine);
-  auto partial = [&](int i) { return AttentionState::At(partials + i * args.plan->partial_stride, block.rows); };
+  auto partial = [&](int i) {
+    return AttentionState::At(partials + i * args.plan->partial_stride, block.rows);
+  };
   const AttentionState total = partial(combine.partial_begin);
-  for (int i = combine.partial_begin + 1; i < combine.partial_end; ++i) Merge(block, total, partial(i));
+  for (int i = combine.partial_begin + 1; i < combine.partial_end; ++i)
+    Merge(block, total, partial(i));
   Finish(block, total);
 }
 
@@ -122,21 +129,27 @@ void CheckShapes(const AttentionArgs& args) {
   const AttentionShape& shape = args.plan->shape;
   const KvLayout& layout = args.cache.layout;
   OCTAVO_CHECK(layout.kv_heads == shape.kv_heads, layout.kv_heads, shape.kv_heads);
-  OCTAVO_CHECK(layout.head_dim == shape.head_dim && shape.head_dim % 8 == 0, layout.head_dim, shape.head_dim);
+  OCTAVO_CHECK(layout.head_dim == shape.head_dim && shape.head_dim % 8 == 0, layout.head_dim,
+               shape.head_dim);
   for (const Tensor* tensor : {&args.q, &args.out}) {
-    OCTAVO_CHECK(tensor->columns() == int64_t{shape.heads} * shape.head_dim && tensor->rows() >= args.batch->tokens,
+    OCTAVO_CHECK(tensor->columns() == int64_t{shape.heads} * shape.head_dim &&
+                     tensor->rows() >= args.batch->tokens,
                  ShapeString(*tensor), shape.heads, shape.head_dim, args.batch->tokens);
-    OCTAVO_CHECK(tensor->dtype == DType::kF32 || tensor->dtype == DType::kBF16, ShapeString(*tensor));
+    OCTAVO_CHECK(tensor->dtype == DType::kF32 || tensor->dtype == DType::kBF16,
+                 ShapeString(*tensor));
   }
-  OCTAVO_CHECK(!args.sinks || args.sinks.size() == shape.heads, ShapeString(args.sinks), shape.heads);
+  OCTAVO_CHECK(!args.sinks || args.sinks.size() == shape.heads, ShapeString(args.sinks),
+               shape.heads);
 }
 
 }  // namespace
 
 AttentionPlan PlanAttention(const AttentionShape& shape, const BatchView& batch, int threads) {
-  return MakeAttentionPlan(
-      shape, batch,
-      {.block_rows = kBlockRows, .split_pages = kSplitPages, .workers = threads, .dim_align = kDimAlign});
+  return MakeAttentionPlan(shape, batch,
+                           {.block_rows = kBlockRows,
+                            .split_pages = kSplitPages,
+                            .workers = threads,
+                            .dim_align = kDimAlign});
 }
 
 void Attention(const AttentionArgs& args, ThreadPool& pool, Buffer& workspace) {
@@ -144,10 +157,12 @@ void Attention(const AttentionArgs& args, ThreadPool& pool, Buffer& workspace) {
   const AttentionPlan& plan = *args.plan;
   int rows = 1;
   for (const AttentionPlan::Item& item : plan.items) {
-    rows = std::max(rows, (item.token_end - item.token_begin) * (plan.shape.heads / plan.shape.kv_heads));
+    rows = std::max(rows,
+                    (item.token_end - item.token_begin) * (plan.shape.heads / plan.shape.kv_heads));
   }
   const int64_t thread_floats = AlignRow(Scratch::Floats(rows, AlignRow(plan.shape.head_dim)));
-  const size_t bytes = static_cast<size_t>(plan.partial_floats + pool.threads() * thread_floats) * sizeof(float);
+  const size_t bytes =
+      static_cast<size_t>(plan.partial_floats + pool.threads() * thread_floats) * sizeof(float);
   if (workspace.size() < bytes) workspace = Buffer(bytes);
   float* partials = reinterpret_cast<float*>(workspace.data());
   float* scratch = partials + plan.partial_floats;

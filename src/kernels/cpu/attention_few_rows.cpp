@@ -1,5 +1,5 @@
-// Attention for few query rows (decode): vectors run along head_dim in q k^T and along tokens in p v, so that K and V are
-// read exactly as they are stored, each vector once for up to four rows.
+// Attention for few query rows (decode): vectors run along head_dim in q k^T and along tokens in p
+// v, so that K and V are read exactly as they are stored, each vector once for up to four rows.
 
 #include <algorithm>
 #include <cstdint>
@@ -17,14 +17,16 @@
 HWY_BEFORE_NAMESPACE();
 namespace octavo::cpu::HWY_NAMESPACE {
 
-// Rows that share a converted vector of K or V, and how many such vectors (tokens in q k^T, dimensions in p v) are open at
-// once: accumulators in 32 registers (AVX-512, NEON) or 16 (AVX2), at least eight for two multiply-adds a cycle.
+// Up to four rows share a converted vector of K or V (eight, two vectors open, measured a fifth
+// slower than twice four), and OpenVectors of these (tokens in q k^T, dimensions in p v) are open
+// at once: accumulators in 32 registers (AVX-512, NEON) or 16 (AVX2), at least eight for two
+// multiply-adds a cycle.
 inline constexpr bool kManyRegisters = HWY_TARGET != HWY_AVX2;
-inline constexpr int kRowSteps = kManyRegisters ? 4 : 3;  // 1, 2, 4 rows and, with many registers, 8
 constexpr int OpenVectors(int rows) { return rows * 4 <= (kManyRegisters ? 16 : 8) ? 4 : 2; }
 
-// Dot products of kRows rows with kLanes vectors, kOpen at a time: products[t * kRows + r] are the lanes to be added of
-// vector kOpen * n + t and row r. Add returns true after the last, with sums[r] lane i = row r times vector i.
+// Dot products of kRows rows with kLanes vectors, kOpen at a time: products[t * kRows + r] are the
+// lanes to be added of vector kOpen * n + t and row r. Add returns true after the last, with
+// sums[r] lane i = row r times vector i.
 template <int kRows, int kOpen>
 class Tree {
  public:
@@ -38,7 +40,8 @@ class Tree {
     if constexpr (kFirst < kLaneBits) {
       int level = kFirst;
       for (; n & 1; n >>= 1, ++level) {
-        for (int r = 0; r < kRows; ++r) sums[r] = PairSumAt(level, levels_[level - kFirst][r], sums[r]);
+        for (int r = 0; r < kRows; ++r)
+          sums[r] = PairSumAt(level, levels_[level - kFirst][r], sums[r]);
       }
       if (level == kLaneBits) return true;
       for (int r = 0; r < kRows; ++r) levels_[level - kFirst][r] = sums[r];
@@ -62,7 +65,8 @@ class Tree {
   VF levels_[kLaneBits][kRows];
 };
 
-// products[t, r] += x[t] * y[r], y being rows of `stride` floats. With `keep`, x counts as zero where keep[r] is zero.
+// products[t, r] += x[t] * y[r], y being rows of `stride` floats. With `keep`, x counts as zero
+// where keep[r] is zero.
 template <int kRows, int kOpen, bool kMasked>
 HWY_INLINE void Accumulate(const VF (&x)[kOpen], const float* y, const float* keep, size_t stride,
                            VF (&products)[kRows * kOpen]) {
@@ -82,8 +86,8 @@ HWY_INLINE void Accumulate(const VF (&x)[kOpen], const float* y, const float* ke
 
 // products[t, r] = the lanes of vectors[t] . y[r], `count` elements.
 template <class Loader, int kRows, int kOpen, bool kMasked>
-HWY_INLINE void Products(const uint8_t* const (&vectors)[kOpen], size_t count, const float* y, const float* keep,
-                         size_t stride, VF (&products)[kRows * kOpen]) {
+HWY_INLINE void Products(const uint8_t* const (&vectors)[kOpen], size_t count, const float* y,
+                         const float* keep, size_t stride, VF (&products)[kRows * kOpen]) {
   for (VF& sum : products) sum = hn::Zero(DF());
   VF x0[kOpen], x1[kOpen];
   size_t i = 0;
@@ -98,14 +102,16 @@ HWY_INLINE void Products(const uint8_t* const (&vectors)[kOpen], size_t count, c
     i += kLanes;
   }
   if (i < count) {
-    for (int t = 0; t < kOpen; ++t) x0[t] = LoadTail<Loader>(vectors[t] + i * Loader::kSize, count - i);
+    for (int t = 0; t < kOpen; ++t)
+      x0[t] = LoadTail<Loader>(vectors[t] + i * Loader::kSize, count - i);
     Accumulate<kRows, kOpen, kMasked>(x0, y + i, keep + i, stride, products);
   }
 }
 
 // s[r, position] = q[r] . k[order[position]]
 template <class Loader, int kRows>
-void Scores(const AttentionBlock& block, const uint8_t* k, const float* q, float* s, Prefetcher& next) {
+void Scores(const AttentionBlock& block, const uint8_t* k, const float* q, float* s,
+            Prefetcher& next) {
   constexpr int kOpen = OpenVectors(kRows);
   const size_t dim = block.head_dim;
   for (size_t first = 0; first < kPageSize; first += kLanes) {
@@ -115,18 +121,19 @@ void Scores(const AttentionBlock& block, const uint8_t* k, const float* q, float
     do {
       next.Step();
       const uint8_t* rows[kOpen];
-      for (int t = 0; t < kOpen; ++t) rows[t] = k + block.order[first + kOpen * n + t] * dim * Loader::kSize;
+      for (int t = 0; t < kOpen; ++t)
+        rows[t] = k + block.order[first + kOpen * n + t] * dim * Loader::kSize;
       Products<Loader, kRows, kOpen, false>(rows, dim, q, q, block.row_stride, products);
     } while (!tree.Add(n++, products, sums));
     for (int r = 0; r < kRows; ++r) hn::Store(sums[r], DF(), s + r * kPageSize + first);
   }
 }
 
-// o[r, d] = o[r, d] * alpha[r] + p[r] . v[d]. kMasked: values that row r does not see (keep[r] is 0) count as zero,
-// whatever they are.
+// o[r, d] = o[r, d] * alpha[r] + p[r] . v[d]. kMasked: values that row r does not see (keep[r] is
+// 0) count as zero, whatever they are.
 template <class Loader, int kRows, bool kMasked>
-void Values(const AttentionBlock& block, const uint8_t* v, const float* p, const float* keep, const float* alpha,
-            float* o, Prefetcher& next) {
+void Values(const AttentionBlock& block, const uint8_t* v, const float* p, const float* keep,
+            const float* alpha, float* o, Prefetcher& next) {
   constexpr int kOpen = OpenVectors(kRows);
   const DF d;
   const size_t dim = block.head_dim;
@@ -150,7 +157,8 @@ void Values(const AttentionBlock& block, const uint8_t* v, const float* p, const
   }
 }
 
-// A page's K, and its V, is asked for a page ahead, in as many steps as the smallest head_dim makes.
+// A page's K, and its V, is asked for a page ahead, in as many steps as the smallest head_dim
+// makes.
 inline constexpr int kPrefetchSteps = 16;
 
 // keep[position] is all ones where a row at `last` sees the token, else all zeros.
@@ -161,13 +169,16 @@ void VisibleTokens(const AttentionBlock& block, int first_token, int last, float
   const auto begin = hn::Set(di, last - block.window - first_token);
   for (size_t i = 0; i < kPageSize; i += kLanes) {
     const auto token = hn::LoadU(di, block.order + i);
-    const auto visible = hn::AndNot(hn::VecFromMask(di, hn::Gt(token, end)), hn::VecFromMask(di, hn::Gt(token, begin)));
+    const auto visible = hn::AndNot(hn::VecFromMask(di, hn::Gt(token, end)),
+                                    hn::VecFromMask(di, hn::Gt(token, begin)));
     hn::Store(hn::BitCast(d, visible), d, keep + i);
   }
 }
 
-// Turns one row's products into probabilities, updates m and l, and returns the factor of what was summed before.
-float Softmax(const AttentionBlock& block, const PageReader& page, const float* keep, float* s, float& m, float& l) {
+// Turns one row's products into probabilities, updates m and l, and returns the factor of what was
+// summed before.
+float Softmax(const AttentionBlock& block, const PageReader& page, const float* keep, float* s,
+              float& m, float& l) {
   const DF d;
   constexpr size_t kVectors = kPageSize / kLanes;
   const VF minus_inf = hn::Set(d, -std::numeric_limits<float>::infinity());
@@ -205,34 +216,32 @@ float Softmax(const AttentionBlock& block, const PageReader& page, const float* 
 }
 
 // The kernels of a K format and of a V format, by the logarithm of the number of rows.
-using ScoresFunction = void (*)(const AttentionBlock&, const uint8_t*, const float*, float*, Prefetcher&);
-using ValuesFunction = void (*)(const AttentionBlock&, const uint8_t*, const float*, const float*, const float*, float*,
+using ScoresFunction = void (*)(const AttentionBlock&, const uint8_t*, const float*, float*,
                                 Prefetcher&);
+using ValuesFunction = void (*)(const AttentionBlock&, const uint8_t*, const float*, const float*,
+                                const float*, float*, Prefetcher&);
 
 template <class Loader>
 struct ScoresEntry {
-  static constexpr ScoresFunction kValue[] = {Scores<Loader, 1>, Scores<Loader, 2>, Scores<Loader, 4>,
-                                              Scores<Loader, 1 << (kRowSteps - 1)>};
+  static constexpr ScoresFunction kValue[] = {Scores<Loader, 1>, Scores<Loader, 2>,
+                                              Scores<Loader, 4>};
 };
 template <class Loader>
 struct ValuesEntry {
   static constexpr ValuesFunction kValue[] = {Values<Loader, 1, false>, Values<Loader, 2, false>,
-                                              Values<Loader, 4, false>, Values<Loader, 1 << (kRowSteps - 1), false>};
+                                              Values<Loader, 4, false>};
 };
 template <class Loader>
 struct MaskedValuesEntry {
   static constexpr ValuesFunction kValue[] = {Values<Loader, 1, true>, Values<Loader, 2, true>,
-                                              Values<Loader, 4, true>, Values<Loader, 1 << (kRowSteps - 1), true>};
+                                              Values<Loader, 4, true>};
 };
 
 // The logarithm of the number of rows to take next of those that are left.
-int StepLog2(int left) {
-  int log2 = kRowSteps - 1;
-  while (left < 1 << log2) --log2;
-  return log2;
-}
+int StepLog2(int left) { return left >= 4 ? 2 : left >= 2 ? 1 : 0; }
 
-void AttendFew(const AttentionBlock& block, int page_begin, int page_end, const AttentionState& state) {
+void AttendFew(const AttentionBlock& block, int page_begin, int page_end,
+               const AttentionState& state) {
   const KvLayout& layout = block.args->cache.layout;
   const DType k_storage = StorageDType(layout.k_format), v_storage = StorageDType(layout.v_format);
   const int rows = block.rows;
@@ -247,16 +256,21 @@ void AttendFew(const AttentionBlock& block, int page_begin, int page_end, const 
   for (int index = page_begin; index < page_end; ++index) {
     page.Open(index);
     const bool simple_k = k_storage == DType::kF8E4M3 && !HasF8E4M3NaN(page.k, layout.KBytes());
-    const ScoresFunction* scores = simple_k ? ScoresEntry<LoadF8E4M3Finite>::kValue : ByStorage<ScoresEntry>(k_storage);
+    const ScoresFunction* scores =
+        simple_k ? ScoresEntry<LoadF8E4M3Finite>::kValue : ByStorage<ScoresEntry>(k_storage);
     Prefetcher next_k = page.NextK(index, kPrefetchSteps);
     for (int r = 0; r < rows; r += 1 << StepLog2(rows - r)) {
-      scores[StepLog2(rows - r)](block, page.k, block.q + r * block.row_stride, s + r * kPageSize, next_k);
+      scores[StepLog2(rows - r)](block, page.k, block.q + r * block.row_stride, s + r * kPageSize,
+                                 next_k);
     }
     for (int r = 0; r < rows; ++r) {
-      if (page.masked) VisibleTokens(block, page.first_token, block.position(r), keep + r * kPageSize);
-      alpha[r] = Softmax(block, page, keep + r * kPageSize, s + r * kPageSize, state.m[r], state.l[r]);
+      if (page.masked)
+        VisibleTokens(block, page.first_token, block.position(r), keep + r * kPageSize);
+      alpha[r] =
+          Softmax(block, page, keep + r * kPageSize, s + r * kPageSize, state.m[r], state.l[r]);
     }
-    const bool simple_v = v_storage == DType::kF8E4M3 && !page.masked && !HasF8E4M3NaN(page.v, layout.VBytes());
+    const bool simple_v =
+        v_storage == DType::kF8E4M3 && !page.masked && !HasF8E4M3NaN(page.v, layout.VBytes());
     const ValuesFunction* values = simple_v      ? ValuesEntry<LoadF8E4M3Finite>::kValue
                                    : page.masked ? ByStorage<MaskedValuesEntry>(v_storage)
                                                  : ByStorage<ValuesEntry>(v_storage);
@@ -276,7 +290,8 @@ namespace octavo::cpu {
 
 HWY_EXPORT(AttendFew);
 
-void AttendFewRows(const AttentionBlock& block, int page_begin, int page_end, const AttentionState& state) {
+void AttendFewRows(const AttentionBlock& block, int page_begin, int page_end,
+                   const AttentionState& state) {
   HWY_DYNAMIC_DISPATCH(AttendFew)(block, page_begin, page_end, state);
 }
 

@@ -1,6 +1,6 @@
-// Attention for many query rows (prefill): vectors run along query rows, elements of K and V are broadcast. Each page is
-// decoded to float once for all rows of the block; scores stand as [position, rows], so that V is read as it is stored
-// and the softmax is vertical.
+// Attention for many query rows (prefill): vectors run along query rows, elements of K and V are
+// broadcast. Each page is decoded to float once for all rows of the block; scores stand as
+// [position, rows], so that V is read as it is stored and the softmax is vertical.
 
 #include <algorithm>
 #include <cstdint>
@@ -18,9 +18,10 @@
 HWY_BEFORE_NAMESPACE();
 namespace octavo::cpu::HWY_NAMESPACE {
 
-// A tile is kTileVectors row vectors that share broadcast elements, TileColumns of which are open at once, for kOpenClasses
-// classes of the sum at once: 3 * 4 * 2 accumulators in the 32 registers of AVX-512 and NEON, 3 * 4 in the 16 of AVX2.
-// 4 * 4 * 1 has fewer loads per multiply-add but stores every class for the tree, and 4 * 2 * 2 is bound by loads.
+// A tile is kTileVectors row vectors that share broadcast elements, TileColumns of which are open
+// at once, for kOpenClasses classes of the sum at once: 3 * 4 * 2 accumulators in the 32 registers
+// of AVX-512 and NEON, 3 * 4 in the 16 of AVX2. 4 * 4 * 1 has fewer loads per multiply-add but
+// stores every class for the tree, and 4 * 2 * 2 is bound by loads.
 inline constexpr int kTileVectors = 3;
 constexpr int TileColumns(int row_vectors) { return row_vectors == 1 ? 8 : 4; }
 inline constexpr int kOpenClasses = HWY_TARGET != HWY_AVX2 ? 2 : 1;
@@ -29,12 +30,12 @@ inline constexpr int kPrefetchSteps = 8;  // of the next page, over the columns 
 
 // The buffers of a block; "tile" ones serve one tile of rows at a time.
 struct Buffers {
-  float* q;         // [row_stride, rows] transposed
-  float* k;         // [kPageSize, row_stride] in the order of positions
-  float* v;         // [head_dim, kPageSize]
-  float* o;         // [head_dim, rows]
-  float* s;         // [kPageSize, tile]
-  float* keep;      // [kPageSize, tile] all ones where the row sees the token, else zeros
+  float* q;           // [row_stride, rows] transposed
+  float* k;           // [kPageSize, row_stride] in the order of positions
+  float* v;           // [head_dim, kPageSize]
+  float* o;           // [head_dim, rows]
+  float* s;           // [kPageSize, tile]
+  float* keep;        // [kPageSize, tile] all ones where the row sees the token, else zeros
   int32_t* position;  // [rows]
 
   static constexpr int64_t kTile = kPageSize * kTileVectors * kDimAlign;
@@ -57,12 +58,12 @@ struct Buffers {
   }
 };
 
-// Sums over k = 0, kLanes, ... of a[k, r] * b[c, k], and, for a second class, over k = 2, kLanes + 2, ...: a is
-// [n, a_stride] with vectors along its rows, b is [kColumns, b_stride]. kMasked: elements of b count as zero where keep
-// (shaped like a) is zero, whatever they are.
+// Sums over k = 0, kLanes, ... of a[k, r] * b[c, k], and, for a second class, over k = 2, kLanes +
+// 2, ...: a is [n, a_stride] with vectors along its rows, b is [kColumns, b_stride]. kMasked:
+// elements of b count as zero where keep (shaped like a) is zero, whatever they are.
 template <int kRows, int kColumns, bool kMasked>
-HWY_INLINE void ClassSums(const float* a, size_t a_stride, const float* keep, const float* b, size_t b_stride, size_t n,
-                          VF (&sums)[kOpenClasses][kRows * kColumns]) {
+HWY_INLINE void ClassSums(const float* a, size_t a_stride, const float* keep, const float* b,
+                          size_t b_stride, size_t n, VF (&sums)[kOpenClasses][kRows * kColumns]) {
   const DF d;
   for (auto& of_class : sums) {
     for (VF& sum : of_class) sum = hn::Zero(d);
@@ -87,17 +88,20 @@ HWY_INLINE void ClassSums(const float* a, size_t a_stride, const float* keep, co
   }
 }
 
-// sums[c * kRows + r] = a[., r] . b[c, .]: the classes in the order of the tree's leaves, the tree depth first.
+// sums[c * kRows + r] = a[., r] . b[c, .]: the classes in the order of the tree's leaves, the tree
+// depth first.
 template <int kRows, int kColumns, bool kMasked>
-HWY_INLINE void Products(const float* a, size_t a_stride, const float* keep, const float* b, size_t b_stride, size_t n,
-                         VF (&sums)[kRows * kColumns]) {
-  static_assert(LeafClass(1) == LeafClass(0) + 2 && LeafClass(3) == LeafClass(2) + 2, "the two classes of ClassSums");
+HWY_INLINE void Products(const float* a, size_t a_stride, const float* keep, const float* b,
+                         size_t b_stride, size_t n, VF (&sums)[kRows * kColumns]) {
+  static_assert(LeafClass(1) == LeafClass(0) + 2 && LeafClass(3) == LeafClass(2) + 2,
+                "the two classes of ClassSums");
   constexpr size_t kLeaves = kLanes / kOpenClasses;
   VF levels[kLaneBits][kRows * kColumns];
   for (size_t leaf = 0; leaf < kLeaves; ++leaf) {
     const size_t j = LeafClass(leaf * kOpenClasses);
     VF open[kOpenClasses][kRows * kColumns];
-    ClassSums<kRows, kColumns, kMasked>(a + j * a_stride, a_stride, keep + j * a_stride, b + j, b_stride, n, open);
+    ClassSums<kRows, kColumns, kMasked>(a + j * a_stride, a_stride, keep + j * a_stride, b + j,
+                                        b_stride, n, open);
     for (int i = 0; i < kRows * kColumns; ++i) {
       sums[i] = kOpenClasses == 1 ? open[0][i] : hn::Add(open[0][i], open[kOpenClasses - 1][i]);
     }
@@ -113,14 +117,16 @@ HWY_INLINE void Products(const float* a, size_t a_stride, const float* keep, con
 
 // s[position, row] = k[position] . q[row]
 template <int kRows>
-void Scores(const AttentionBlock& block, const Buffers& buffers, size_t first_row, size_t rows, Prefetcher& next) {
+void Scores(const AttentionBlock& block, const Buffers& buffers, size_t first_row, size_t rows,
+            Prefetcher& next) {
   constexpr int kColumns = TileColumns(kRows);
   const DF d;
   for (size_t s = 0; s < kPageSize; s += kColumns) {
     next.Step();
     VF sums[kRows * kColumns];
-    Products<kRows, kColumns, false>(buffers.q + first_row, rows, buffers.q, buffers.k + s * block.row_stride,
-                                     block.row_stride, block.row_stride, sums);
+    Products<kRows, kColumns, false>(buffers.q + first_row, rows, buffers.q,
+                                     buffers.k + s * block.row_stride, block.row_stride,
+                                     block.row_stride, sums);
     for (int c = 0; c < kColumns; ++c) {
       for (int r = 0; r < kRows; ++r) {
         hn::Store(sums[c * kRows + r], d, buffers.s + ((s + c) * kRows + r) * kLanes);
@@ -138,8 +144,8 @@ void Values(const AttentionBlock& block, const Buffers& buffers, size_t first_ro
   for (int i = 0; i < block.head_dim; i += kColumns) {
     next.Step();
     VF sums[kRows * kColumns];
-    Products<kRows, kColumns, kMasked>(buffers.s, kRows * kLanes, buffers.keep, buffers.v + i * kPageSize, kPageSize,
-                                       kPageSize, sums);
+    Products<kRows, kColumns, kMasked>(buffers.s, kRows * kLanes, buffers.keep,
+                                       buffers.v + i * kPageSize, kPageSize, kPageSize, sums);
     for (int c = 0; c < kColumns; ++c) {
       for (int r = 0; r < kRows; ++r) {
         float* to = buffers.o + (i + c) * rows + first_row + r * kLanes;
@@ -150,8 +156,8 @@ void Values(const AttentionBlock& block, const Buffers& buffers, size_t first_ro
 }
 
 // Scales, caps and masks one row vector's scores in place; returns their maximum.
-HWY_INLINE VF PrepareScores(const AttentionBlock& block, const PageReader& page, const int32_t* position, float* s,
-                            float* keep, size_t tile) {
+HWY_INLINE VF PrepareScores(const AttentionBlock& block, const PageReader& page,
+                            const int32_t* position, float* s, float* keep, size_t tile) {
   const DF d;
   const DI di;
   const VF minus_inf = hn::Set(d, -std::numeric_limits<float>::infinity());
@@ -166,7 +172,8 @@ HWY_INLINE VF PrepareScores(const AttentionBlock& block, const PageReader& page,
     if (cap > 0) x = SoftCap(x, inverse_cap, cap_log2e);
     if (page.masked) {
       const auto token = hn::Set(di, block.order[t]);
-      const auto visible = hn::AndNot(hn::VecFromMask(di, hn::Gt(token, end)), hn::VecFromMask(di, hn::Gt(token, begin)));
+      const auto visible = hn::AndNot(hn::VecFromMask(di, hn::Gt(token, end)),
+                                      hn::VecFromMask(di, hn::Gt(token, begin)));
       hn::Store(hn::BitCast(d, visible), d, keep + t * tile);
       x = hn::IfThenElse(hn::RebindMask(d, hn::Ne(visible, hn::Zero(di))), x, minus_inf);
     }
@@ -177,7 +184,8 @@ HWY_INLINE VF PrepareScores(const AttentionBlock& block, const PageReader& page,
 }
 
 // One row vector's probabilities in place; returns their sum, in the canonical order.
-HWY_INLINE VF Probabilities(const PageReader& page, VF base, float* s, const float* keep, size_t tile) {
+HWY_INLINE VF Probabilities(const PageReader& page, VF base, float* s, const float* keep,
+                            size_t tile) {
   const DF d;
   VF levels[kLaneBits];
   VF sum = hn::Zero(d);
@@ -201,8 +209,9 @@ HWY_INLINE VF Probabilities(const PageReader& page, VF base, float* s, const flo
 
 // One page for the kRows row vectors from first_row on.
 template <int kRows>
-void AttendTile(const AttentionBlock& block, const PageReader& page, const Buffers& buffers, size_t first_row,
-                size_t rows, const AttentionState& state, Prefetcher& next_k, Prefetcher& next_v) {
+void AttendTile(const AttentionBlock& block, const PageReader& page, const Buffers& buffers,
+                size_t first_row, size_t rows, const AttentionState& state, Prefetcher& next_k,
+                Prefetcher& next_v) {
   const DF d;
   constexpr size_t kTile = kRows * kLanes;
   Scores<kRows>(block, buffers, first_row, rows, next_k);
@@ -212,7 +221,8 @@ void AttendTile(const AttentionBlock& block, const PageReader& page, const Buffe
     float* keep = buffers.keep + r * kLanes;
     float* m = state.m + first_row + r * kLanes;
     float* l = state.l + first_row + r * kLanes;
-    const VF max = PrepareScores(block, page, buffers.position + first_row + r * kLanes, s, keep, kTile);
+    const VF max =
+        PrepareScores(block, page, buffers.position + first_row + r * kLanes, s, keep, kTile);
     const VF m_old = hn::Load(d, m);
     const VF m_new = hn::Max(m_old, max);
     const VF base = Subtrahend(m_new);
@@ -228,15 +238,18 @@ void AttendTile(const AttentionBlock& block, const PageReader& page, const Buffe
   }
 }
 
-// `count` rows of `columns` elements to float rows of `to_stride`, zero behind `columns`. Row i is read at order[i].
+// `count` rows of `columns` elements to float rows of `to_stride`, zero behind `columns`. Row i is
+// read at order[i].
 template <class Loader>
-void Decode(const uint8_t* from, const int32_t* order, size_t count, size_t columns, float* to, size_t to_stride) {
+void Decode(const uint8_t* from, const int32_t* order, size_t count, size_t columns, float* to,
+            size_t to_stride) {
   const DF d;
   const size_t whole = columns / kLanes * kLanes;
   for (size_t i = 0; i < count; ++i) {
     const uint8_t* row = from + (order ? order[i] : i) * columns * Loader::kSize;
     size_t j = 0;
-    for (; j < whole; j += kLanes) hn::Store(Loader::Load(row + j * Loader::kSize), d, to + i * to_stride + j);
+    for (; j < whole; j += kLanes)
+      hn::Store(Loader::Load(row + j * Loader::kSize), d, to + i * to_stride + j);
     if (j < columns) {
       hn::Store(LoadTail<Loader>(row + j * Loader::kSize, columns - j), d, to + i * to_stride + j);
       j += kLanes;
@@ -252,14 +265,15 @@ struct DecodeEntry {
 };
 
 // [rows, columns] to [columns, to_stride].
-void Transpose(const float* from, size_t from_stride, size_t rows, size_t columns, float* to, size_t to_stride) {
+void Transpose(const float* from, size_t from_stride, size_t rows, size_t columns, float* to,
+               size_t to_stride) {
   for (size_t i = 0; i < rows; ++i) {
     for (size_t j = 0; j < columns; ++j) to[j * to_stride + i] = from[i * from_stride + j];
   }
 }
 
-void AttendMany(const AttentionBlock& block, int page_begin, int page_end, const AttentionState& state,
-                float* scratch) {
+void AttendMany(const AttentionBlock& block, int page_begin, int page_end,
+                const AttentionState& state, float* scratch) {
   const KvLayout& layout = block.args->cache.layout;
   const DecodeFunction decode_k = ByStorage<DecodeEntry>(StorageDType(layout.k_format));
   const DecodeFunction decode_v = ByStorage<DecodeEntry>(StorageDType(layout.v_format));
@@ -270,7 +284,8 @@ void AttendMany(const AttentionBlock& block, int page_begin, int page_end, const
   std::fill_n(buffers.o, block.row_stride * rows, 0.0f);
   std::fill_n(buffers.q, block.row_stride * rows, 0.0f);
   Transpose(block.q, block.row_stride, block.rows, block.row_stride, buffers.q, rows);
-  for (size_t r = 0; r < rows; ++r) buffers.position[r] = block.position(std::min<int>(r, block.rows - 1));
+  for (size_t r = 0; r < rows; ++r)
+    buffers.position[r] = block.position(std::min<int>(r, block.rows - 1));
 
   PageReader page(block);
   const size_t vectors = (block.rows + kLanes - 1) / kLanes;
@@ -278,20 +293,28 @@ void AttendMany(const AttentionBlock& block, int page_begin, int page_end, const
     page.Open(index);
     decode_k(page.k, block.order, kPageSize, block.head_dim, buffers.k, block.row_stride);
     decode_v(page.v, nullptr, block.head_dim, kPageSize, buffers.v, kPageSize);
-    Prefetcher next_k = page.NextK(index, kPrefetchSteps), next_v = page.NextV(index, kPrefetchSteps);
+    Prefetcher next_k = page.NextK(index, kPrefetchSteps),
+               next_v = page.NextV(index, kPrefetchSteps);
     for (size_t vector = 0; vector < vectors; vector += kTileVectors) {
       const size_t first_row = vector * kLanes;
       switch (std::min<size_t>(kTileVectors, vectors - vector)) {
-        case 1: AttendTile<1>(block, page, buffers, first_row, rows, state, next_k, next_v); break;
-        case 2: AttendTile<2>(block, page, buffers, first_row, rows, state, next_k, next_v); break;
-        default: AttendTile<3>(block, page, buffers, first_row, rows, state, next_k, next_v);
+        case 1:
+          AttendTile<1>(block, page, buffers, first_row, rows, state, next_k, next_v);
+          break;
+        case 2:
+          AttendTile<2>(block, page, buffers, first_row, rows, state, next_k, next_v);
+          break;
+        default:
+          AttendTile<3>(block, page, buffers, first_row, rows, state, next_k, next_v);
       }
     }
   }
   Transpose(buffers.o, rows, block.head_dim, block.rows, state.o, block.row_stride);
 }
 
-int64_t ManyScratchFloats(int rows, int64_t row_stride) { return Buffers::Floats(AlignRow(rows), row_stride); }
+int64_t ManyScratchFloats(int rows, int64_t row_stride) {
+  return Buffers::Floats(AlignRow(rows), row_stride);
+}
 
 }  // namespace octavo::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -302,8 +325,8 @@ namespace octavo::cpu {
 HWY_EXPORT(AttendMany);
 HWY_EXPORT(ManyScratchFloats);
 
-void AttendManyRows(const AttentionBlock& block, int page_begin, int page_end, const AttentionState& state,
-                    float* scratch) {
+void AttendManyRows(const AttentionBlock& block, int page_begin, int page_end,
+                    const AttentionState& state, float* scratch) {
   HWY_DYNAMIC_DISPATCH(AttendMany)(block, page_begin, page_end, state, scratch);
 }
 

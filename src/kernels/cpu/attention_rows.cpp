@@ -1,4 +1,5 @@
-// What happens to a block's rows before and after the pages: reading queries, merging splits, writing the output.
+// What happens to a block's rows before and after the pages: reading queries, merging splits,
+// writing the output.
 
 #include <algorithm>
 #include <cmath>
@@ -39,14 +40,16 @@ void LoadQ(const AttentionBlock& block, float* q) {
 }
 
 // to = to + from for every row.
-void MergeStates(const AttentionBlock& block, const AttentionState& to, const AttentionState& from) {
+void MergeStates(const AttentionBlock& block, const AttentionState& to,
+                 const AttentionState& from) {
   const DF d;
   for (int r = 0; r < block.rows; ++r) {
     const VF m_to = hn::Set(d, to.m[r]), m_from = hn::Set(d, from.m[r]);
     const VF m = hn::Max(m_to, m_from);
     const VF base = Subtrahend(m);
     const VF c_to = Exp2(hn::Sub(m_to, base)), c_from = Exp2(hn::Sub(m_from, base));
-    auto merge = [&](VF x_to, VF x_from) HWY_ATTR { return hn::MulAdd(x_from, c_from, hn::Mul(x_to, c_to)); };
+    auto merge = [&](VF x_to, VF x_from)
+                     HWY_ATTR { return hn::MulAdd(x_from, c_from, hn::Mul(x_to, c_to)); };
     to.m[r] = hn::GetLane(m);
     to.l[r] = hn::GetLane(merge(hn::Set(d, to.l[r]), hn::Set(d, from.l[r])));
     float* o_to = to.o + r * block.row_stride;
@@ -83,7 +86,8 @@ void FinishRows(const AttentionBlock& block, const AttentionState& state) {
     const float factor = FinalFactor(block, r, state.m[r], state.l[r]);
     const float* o = state.o + r * block.row_stride;
     for (int i = 0; i < block.head_dim; ++i) {
-      // The two kernels may differ in the sign of a zero and in which NaN they make: here there is one of each.
+      // The two kernels may differ in the sign of a zero and in which NaN they make: here there is
+      // one of each.
       float x = sees_nothing ? 0.0f : o[i] * factor + 0.0f;
       if (x != x) x = std::numeric_limits<float>::quiet_NaN();
       if (out.dtype == DType::kF32) {

@@ -13,6 +13,7 @@
 #include "base/float_bits.h"
 #include "kernels/cpu/append.h"
 #include "kernels/reference/attention.h"
+#include "kernels/simd_targets.h"
 
 namespace octavo {
 namespace {
@@ -30,7 +31,8 @@ AttentionOps ReferenceOps() {
           reference::Attention};
 }
 
-// The CPU's operations on a pool of threads; `plan_threads` may promise more than there are, to force splits.
+// The CPU's operations on a pool of threads; `plan_threads` may promise more than there are, to
+// force splits.
 class CpuOps {
  public:
   explicit CpuOps(int threads, int plan_threads = 0)
@@ -49,7 +51,18 @@ class CpuOps {
   Buffer workspace_;
 };
 
-TEST(Attention, AgreesWithTheReference) {
+// Every test runs on each SIMD target that this machine has.
+class AttentionTest : public testing::TestWithParam<SimdTarget> {
+ protected:
+  AttentionTest() : use_(GetParam()) {}
+
+ private:
+  UseSimdTarget use_;
+};
+INSTANTIATE_TEST_SUITE_P(Targets, AttentionTest, testing::ValuesIn(SimdTargets()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_P(AttentionTest, AgreesWithTheReference) {
   CpuOps cpu(2);
   double worst[2] = {}, worst_row[2] = {};
   for (const AttentionCase& c : conformance::AttentionCases()) {
@@ -59,20 +72,21 @@ TEST(Attention, AgreesWithTheReference) {
     worst[i] = std::max(worst[i], outcome.difference.nmse);
     worst_row[i] = std::max(worst_row[i], outcome.difference.worst_row);
   }
-  std::printf("worst NMSE float32 %.2e (row %.2e), bfloat16 %.2e (row %.2e)\n", worst[0], worst_row[0], worst[1],
-              worst_row[1]);
+  std::printf("worst NMSE float32 %.2e (row %.2e), bfloat16 %.2e (row %.2e)\n", worst[0],
+              worst_row[0], worst[1], worst_row[1]);
 }
 
-// ------------------------------------------------------------------------------------------------ row invariance
+// ---- row invariance
 
 using conformance::Pool;
 using conformance::Step;
 using conformance::TokenRange;
 
-// The output rows of every token of every sequence, as bytes; sequences append and attend `chunk` tokens at a time, all
-// sequences of the case in the same calls, or (alone) one after another.
+// The output rows of every token of every sequence, as bytes; sequences append and attend `chunk`
+// tokens at a time, all sequences of the case in the same calls, or (alone) one after another.
 using Prepare = std::function<void(const Step&, std::span<const TokenRange>)>;
-std::vector<std::vector<std::byte>> RunInChunks(const AttentionCase& c, int chunk, bool alone, const AttentionOps& ops,
+std::vector<std::vector<std::byte>> RunInChunks(const AttentionCase& c, int chunk, bool alone,
+                                                const AttentionOps& ops,
                                                 const Prepare& prepare = {}) {
   Pool pool(c, Lengths(c));
   const int sequences = static_cast<int>(c.sequences.size());
@@ -88,7 +102,8 @@ std::vector<std::vector<std::byte>> RunInChunks(const AttentionCase& c, int chun
     int row = 0;
     for (const TokenRange& range : ranges) {
       for (int t = range.begin; t < range.end; ++t, ++row) {
-        const std::byte* out = step.out.Row<std::byte>(0) + row * step.out.row_stride * int64_t(SizeOf(c.dtype));
+        const std::byte* out =
+            step.out.Row<std::byte>(0) + row * step.out.row_stride * int64_t(SizeOf(c.dtype));
         result[range.sequence].insert(result[range.sequence].end(), out, out + row_bytes);
       }
     }
@@ -96,7 +111,8 @@ std::vector<std::vector<std::byte>> RunInChunks(const AttentionCase& c, int chun
   const std::vector<int> lengths = Lengths(c);
   if (alone) {
     for (int s = 0; s < sequences; ++s) {
-      for (int begin = 0; begin < lengths[s]; begin += chunk) run({{s, begin, std::min(lengths[s], begin + chunk)}});
+      for (int begin = 0; begin < lengths[s]; begin += chunk)
+        run({{s, begin, std::min(lengths[s], begin + chunk)}});
     }
     return result;
   }
@@ -117,23 +133,44 @@ std::vector<AttentionCase> InvarianceCases() {
     cases.push_back({.k_format = format, .v_format = format, .sequences = sequences});
   }
   for (KvFormat format : {KvFormat::kBF16, KvFormat::kFp8PerTokenHead}) {
-    cases.push_back({.k_format = format, .v_format = format, .dtype = DType::kBF16, .window = 100, .sinks = true,
-                     .soft_cap = 5, .sequences = sequences});
-    cases.push_back({.k_format = format, .v_format = format, .group = 3, .kv_heads = 1, .head_dim = 24,
+    cases.push_back({.k_format = format,
+                     .v_format = format,
+                     .dtype = DType::kBF16,
+                     .window = 100,
+                     .sinks = true,
+                     .soft_cap = 5,
                      .sequences = sequences});
-    cases.push_back({.k_format = format, .v_format = format, .group = 1, .kv_heads = 1, .head_dim = 128, .window = 64,
+    cases.push_back({.k_format = format,
+                     .v_format = format,
+                     .group = 3,
+                     .kv_heads = 1,
+                     .head_dim = 24,
                      .sequences = sequences});
-    cases.push_back({.k_format = format, .v_format = format, .group = 16, .kv_heads = 1, .head_dim = 32,
+    cases.push_back({.k_format = format,
+                     .v_format = format,
+                     .group = 1,
+                     .kv_heads = 1,
+                     .head_dim = 128,
+                     .window = 64,
+                     .sequences = sequences});
+    cases.push_back({.k_format = format,
+                     .v_format = format,
+                     .group = 16,
+                     .kv_heads = 1,
+                     .head_dim = 32,
                      .sequences = {{0, 140}, {0, 65}}});
     // More than two splits.
-    cases.push_back({.k_format = format, .v_format = format, .kv_heads = 1, .head_dim = 16,
+    cases.push_back({.k_format = format,
+                     .v_format = format,
+                     .kv_heads = 1,
+                     .head_dim = 16,
                      .sequences = {{0, 2200}, {0, 1100}}});
   }
   for (size_t i = 0; i < cases.size(); ++i) cases[i].seed = 100 + i;
   return cases;
 }
 
-TEST(Attention, ARowsBitsDoNotDependOnChunkNeighboursOrThreads) {
+TEST_P(AttentionTest, ARowsBitsDoNotDependOnChunkNeighboursOrThreads) {
   for (const AttentionCase& c : InvarianceCases()) {
     CpuOps one(1);
     const auto expected = RunInChunks(c, 100000, true, one.ops());
@@ -144,22 +181,25 @@ TEST(Attention, ARowsBitsDoNotDependOnChunkNeighboursOrThreads) {
         for (bool alone : {false, true}) {
           if (alone && plan_threads != 2) continue;
           const auto actual = RunInChunks(c, chunk, alone, cpu.ops());
-          EXPECT_TRUE(actual == expected) << c.Name() << ": chunk " << chunk << ", plan for " << plan_threads
-                                          << (alone ? ", alone" : ", together");
+          EXPECT_TRUE(actual == expected) << c.Name() << ": chunk " << chunk << ", plan for "
+                                          << plan_threads << (alone ? ", alone" : ", together");
         }
       }
     }
   }
 }
 
-// ---------------------------------------------------------------------------------------------------- NaN and Inf
+// ---- NaN and Inf
 
-TEST(Attention, WhatNoQuerySeesNeverLeaks) {
+TEST_P(AttentionTest, WhatNoQuerySeesNeverLeaks) {
   for (KvFormat k : conformance::kAllFormats) {
     for (KvFormat v : conformance::kAllFormats) {
       for (int tokens : {1, 3, 40}) {
-        const AttentionCase c{.k_format = k, .v_format = v, .window = tokens == 3 ? 50 : 0,
-                              .sequences = {{130, tokens}, {10, tokens}}, .seed = 200};
+        const AttentionCase c{.k_format = k,
+                              .v_format = v,
+                              .window = tokens == 3 ? 50 : 0,
+                              .sequences = {{130, tokens}, {10, tokens}},
+                              .seed = 200};
         Pool pool(c, Lengths(c));
         conformance::FillCache(c, pool, ReferenceOps());
         CpuOps cpu(1);
@@ -173,27 +213,34 @@ TEST(Attention, WhatNoQuerySeesNeverLeaks) {
           outs.emplace_back(out, out + step.out.row_stride * step.out.rows() - 8);
           for (int64_t row = 0; row < step.out.rows(); ++row) {
             for (int64_t i = 0; i < step.out.columns(); ++i) {
-              ASSERT_TRUE(std::isfinite(step.out.Row<float>(row)[i])) << c.Name() << " " << int{fill};
+              ASSERT_TRUE(std::isfinite(step.out.Row<float>(row)[i]))
+                  << c.Name() << " " << int{fill};
             }
           }
-          ASSERT_EQ(std::memcmp(outs[0].data(), outs.back().data(), outs[0].size() * sizeof(float)), 0) << c.Name();
+          ASSERT_EQ(std::memcmp(outs[0].data(), outs.back().data(), outs[0].size() * sizeof(float)),
+                    0)
+              << c.Name();
         }
       }
     }
   }
 }
 
-// A NaN or infinity in K or V of one token: queries before it (and, with a window, long after it) are untouched to the
-// bit; those that see it are finite where the reference is.
-TEST(Attention, WhatAQuerySeesShowsAsInTheReference) {
+// A NaN or infinity in K or V of one token: queries before it (and, with a window, long after it)
+// are untouched to the bit; those that see it are finite where the reference is.
+TEST_P(AttentionTest, WhatAQuerySeesShowsAsInTheReference) {
   constexpr int kLength = 150, kWhere = 70;
-  const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  const float inf = std::numeric_limits<float>::infinity(),
+              nan = std::numeric_limits<float>::quiet_NaN();
   for (KvFormat format : conformance::kAllFormats) {
     for (int window : {0, 40}) {
       for (bool in_k : {true, false}) {
         for (float bad : {nan, inf, -inf}) {
-          const AttentionCase c{.k_format = format, .v_format = format, .window = window,
-                                .sequences = {{0, kLength}}, .seed = 300};
+          const AttentionCase c{.k_format = format,
+                                .v_format = format,
+                                .window = window,
+                                .sequences = {{0, kLength}},
+                                .seed = 300};
           const Prepare spoil = [&](const Step& step, std::span<const TokenRange> ranges) {
             const int row = kWhere - ranges[0].begin;
             if (row < 0 || kWhere >= ranges[0].end) return;
@@ -202,15 +249,18 @@ TEST(Attention, WhatAQuerySeesShowsAsInTheReference) {
           CpuOps cpu(2);
           const auto clean = RunInChunks(c, kLength, true, cpu.ops());
           const auto expected = RunInChunks(c, kLength, true, ReferenceOps(), spoil);
-          const Tensor expected_out(expected[0].data(), DType::kF32, {kLength, c.heads() * c.head_dim});
+          const Tensor expected_out(expected[0].data(), DType::kF32,
+                                    {kLength, c.heads() * c.head_dim});
           const size_t row_bytes = clean[0].size() / kLength;
           for (int chunk : {1, 7, kLength}) {
             const auto actual = RunInChunks(c, chunk, true, cpu.ops(), spoil);
             const Tensor out(actual[0].data(), DType::kF32, {kLength, c.heads() * c.head_dim});
-            EXPECT_TRUE(conformance::Compare(out, expected_out, c.head_dim).finite_alike) << c.Name() << " " << bad << in_k;
+            EXPECT_TRUE(conformance::Compare(out, expected_out, c.head_dim).finite_alike)
+                << c.Name() << " " << bad << in_k;
             for (int t = 0; t < kLength; ++t) {
               if (t >= kWhere && (window == 0 || t < kWhere + window)) continue;
-              ASSERT_EQ(std::memcmp(&actual[0][t * row_bytes], &clean[0][t * row_bytes], row_bytes), 0)
+              ASSERT_EQ(std::memcmp(&actual[0][t * row_bytes], &clean[0][t * row_bytes], row_bytes),
+                        0)
                   << c.Name() << " token " << t << " chunk " << chunk << " value " << bad;
             }
           }
@@ -220,15 +270,22 @@ TEST(Attention, WhatAQuerySeesShowsAsInTheReference) {
   }
 }
 
-// -------------------------------------------------------------------------------------------------------- formats
+// ---- formats
 
-// A query that sees one token returns that token's V: every code of the 8-bit formats, in both kernels.
-TEST(Attention, DecodesEveryCode) {
+// A query that sees one token returns that token's V: every code of the 8-bit formats, in both
+// kernels.
+TEST_P(AttentionTest, DecodesEveryCode) {
   for (KvFormat format : {KvFormat::kFp8E4M3, KvFormat::kFp8E5M2, KvFormat::kFp8PerTokenHead,
                           KvFormat::kInt8PerTokenHead}) {
     for (int tokens : {1, 64}) {  // few rows, many rows
-      AttentionCase c{.k_format = KvFormat::kF32, .v_format = format, .group = 1, .kv_heads = 1, .head_dim = 256,
-                      .window = 1, .sequences = {{0, tokens}}, .seed = 400};
+      AttentionCase c{.k_format = KvFormat::kF32,
+                      .v_format = format,
+                      .group = 1,
+                      .kv_heads = 1,
+                      .head_dim = 256,
+                      .window = 1,
+                      .sequences = {{0, tokens}},
+                      .seed = 400};
       Pool pool(c, Lengths(c));
       conformance::FillCache(c, pool, ReferenceOps());
       const KvLayer layer = pool.Layer();
@@ -236,10 +293,12 @@ TEST(Attention, DecodesEveryCode) {
       for (int t = 0; t < tokens; ++t) {
         for (int code = 0; code < 256; ++code) {
           const int d = (code + t) % 256;
-          claim[layer.layout.VOffset(0) + d * kPageSize + VPosition(format, t)] = static_cast<std::byte>(code);
+          claim[layer.layout.VOffset(0) + d * kPageSize + VPosition(format, t)] =
+              static_cast<std::byte>(code);
         }
         const float one = 1.0f;
-        if (HasTokenScales(format)) std::memcpy(claim + layer.layout.VScaleOffset(0) + 4 * t, &one, 4);
+        if (HasTokenScales(format))
+          std::memcpy(claim + layer.layout.VScaleOffset(0) + 4 * t, &one, 4);
       }
       CpuOps cpu(1);
       const Step step(c, pool, conformance::CallRanges(c));
@@ -249,9 +308,10 @@ TEST(Attention, DecodesEveryCode) {
       for (int t = 0; t < tokens; ++t) {
         for (int code = 0; code < 256; ++code) {
           const float value = step.out.Row<float>(t)[(code + t) % 256];
-          const float expected = scale * (StorageDType(format) == DType::kF8E4M3   ? Fp8E4M3::Decode(code)
-                                          : StorageDType(format) == DType::kF8E5M2 ? Fp8E5M2::Decode(code)
-                                                                                   : static_cast<int8_t>(code));
+          const float expected =
+              scale * (StorageDType(format) == DType::kF8E4M3   ? Fp8E4M3::Decode(code)
+                       : StorageDType(format) == DType::kF8E5M2 ? Fp8E5M2::Decode(code)
+                                                                : static_cast<int8_t>(code));
           if (std::isfinite(expected)) {
             ASSERT_EQ(value, expected) << Name(format) << " " << code;
           } else {
@@ -263,7 +323,7 @@ TEST(Attention, DecodesEveryCode) {
   }
 }
 
-TEST(Attention, AQueryThatSeesNothingYieldsZeros) {
+TEST_P(AttentionTest, AQueryThatSeesNothingYieldsZeros) {
   const AttentionCase c{.sequences = {{0, 3}}, .seed = 500};
   Pool pool(c, Lengths(c));
   conformance::FillCache(c, pool, ReferenceOps());
@@ -279,7 +339,7 @@ TEST(Attention, AQueryThatSeesNothingYieldsZeros) {
   }
 }
 
-// ----------------------------------------------------------------------------------------------------------- plan
+// ---- plan
 
 TEST(AttentionPlan, CoversEveryQueryAndPageOnce) {
   for (const AttentionCase& c : conformance::AttentionCases()) {
@@ -287,7 +347,8 @@ TEST(AttentionPlan, CoversEveryQueryAndPageOnce) {
     const Step step(c, pool, conformance::CallRanges(c));
     for (int threads : {1, 2, 64}) {
       const AttentionPlan plan = cpu::PlanAttention(c.shape(), step.view, threads);
-      std::vector<std::vector<int>> pages(step.view.tokens * c.kv_heads);  // seen by a query token and kv head
+      std::vector<std::vector<int>> pages(step.view.tokens *
+                                          c.kv_heads);  // seen by a query token and kv head
       for (const AttentionPlan::Item& item : plan.items) {
         for (int t = item.token_begin; t < item.token_end; ++t) {
           auto& seen = pages[(step.view.q_begin[item.sequence] + t) * c.kv_heads + item.kv_head];
@@ -302,7 +363,8 @@ TEST(AttentionPlan, CoversEveryQueryAndPageOnce) {
           for (int head = 0; head < c.kv_heads; ++head) {
             std::vector<int> seen = pages[(step.view.q_begin[s] + t) * c.kv_heads + head];
             std::sort(seen.begin(), seen.end());
-            EXPECT_TRUE(std::adjacent_find(seen.begin(), seen.end()) == seen.end()) << "twice: " << c.Name();
+            EXPECT_TRUE(std::adjacent_find(seen.begin(), seen.end()) == seen.end())
+                << "twice: " << c.Name();
             for (int page = begin / kPageSize; page <= position / kPageSize; ++page) {
               EXPECT_TRUE(std::binary_search(seen.begin(), seen.end(), page)) << c.Name();
             }

@@ -15,24 +15,33 @@ namespace {
 template <class T>
 T Load(const void* p, int64_t index) {
   T value;
-  std::memcpy(&value, static_cast<const std::byte*>(p) + index * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  std::memcpy(&value, static_cast<const std::byte*>(p) + index * static_cast<int64_t>(sizeof(T)),
+              sizeof(T));
   return value;
 }
 
 template <class T>
 void Store(void* p, int64_t index, T value) {
-  std::memcpy(static_cast<std::byte*>(p) + index * static_cast<int64_t>(sizeof(T)), &value, sizeof(T));
+  std::memcpy(static_cast<std::byte*>(p) + index * static_cast<int64_t>(sizeof(T)), &value,
+              sizeof(T));
 }
 
 double Read(DType dtype, const void* p, int64_t index) {
   switch (dtype) {
-    case DType::kF32: return Load<float>(p, index);
-    case DType::kF16: return Float16::Decode(Load<uint16_t>(p, index));
-    case DType::kBF16: return BF16ToFloat(Load<uint16_t>(p, index));
-    case DType::kF8E4M3: return Fp8E4M3::Decode(Load<uint8_t>(p, index));
-    case DType::kF8E5M2: return Fp8E5M2::Decode(Load<uint8_t>(p, index));
-    case DType::kI8: return Load<int8_t>(p, index);
-    default: break;
+    case DType::kF32:
+      return Load<float>(p, index);
+    case DType::kF16:
+      return Float16::Decode(Load<uint16_t>(p, index));
+    case DType::kBF16:
+      return BF16ToFloat(Load<uint16_t>(p, index));
+    case DType::kF8E4M3:
+      return Fp8E4M3::Decode(Load<uint8_t>(p, index));
+    case DType::kF8E5M2:
+      return Fp8E5M2::Decode(Load<uint8_t>(p, index));
+    case DType::kI8:
+      return Load<int8_t>(p, index);
+    default:
+      break;
   }
   OCTAVO_CHECK(false, Name(dtype));
   return 0;
@@ -45,13 +54,20 @@ int8_t RoundToInt8(float x) {
 
 void Write(DType dtype, void* p, int64_t index, float x) {
   switch (dtype) {
-    case DType::kF32: return Store(p, index, x);
-    case DType::kF16: return Store(p, index, static_cast<uint16_t>(Float16::Encode(x)));
-    case DType::kBF16: return Store(p, index, FloatToBF16(x));
-    case DType::kF8E4M3: return Store(p, index, static_cast<uint8_t>(Fp8E4M3::Encode(x)));
-    case DType::kF8E5M2: return Store(p, index, static_cast<uint8_t>(Fp8E5M2::Encode(x)));
-    case DType::kI8: return Store(p, index, RoundToInt8(x));
-    default: OCTAVO_CHECK(false, Name(dtype));
+    case DType::kF32:
+      return Store(p, index, x);
+    case DType::kF16:
+      return Store(p, index, static_cast<uint16_t>(Float16::Encode(x)));
+    case DType::kBF16:
+      return Store(p, index, FloatToBF16(x));
+    case DType::kF8E4M3:
+      return Store(p, index, static_cast<uint8_t>(Fp8E4M3::Encode(x)));
+    case DType::kF8E5M2:
+      return Store(p, index, static_cast<uint8_t>(Fp8E5M2::Encode(x)));
+    case DType::kI8:
+      return Store(p, index, RoundToInt8(x));
+    default:
+      OCTAVO_CHECK(false, Name(dtype));
   }
 }
 
@@ -64,8 +80,8 @@ void Write(const Tensor& tensor, int64_t row, int64_t column, double x) {
 }
 
 // Norm and rotation of one head of one token.
-std::vector<double> NormAndRotate(const Tensor& x, int token, int head, int head_dim, const Tensor& norm,
-                                  const AppendArgs& args) {
+std::vector<double> NormAndRotate(const Tensor& x, int token, int head, int head_dim,
+                                  const Tensor& norm, const AppendArgs& args) {
   std::vector<double> row(head_dim);
   for (int d = 0; d < head_dim; ++d) row[d] = Read(x, token, int64_t{head} * head_dim + d);
   if (norm) {
@@ -93,15 +109,18 @@ struct Statistics {
 
 bool RoundsBeyondLargest(KvFormat format, float x) {
   if (format == KvFormat::kFp8E4M3 || format == KvFormat::kFp8PerTokenHead) {
-    return std::abs(x) > 464.0f;  // a tie between 448 and 480 goes to 448, whose significand is even
+    return std::abs(x) >
+           464.0f;  // a tie between 448 and 480 goes to 448, whose significand is even
   }
   if (format == KvFormat::kFp8E5M2) return std::abs(x) >= 61440.0f;  // this tie goes to 65536
   return false;
 }
 
-// Quantises one head of one token; element d is stored at stride * d + offset. Dynamic scales go to *token_scale.
-void Quantize(KvFormat format, const std::vector<double>& row, const float* static_scale, std::byte* to, int64_t stride,
-              int64_t offset, std::byte* token_scale, Statistics statistics) {
+// Quantises one head of one token; element d is stored at stride * d + offset. Dynamic scales go to
+// *token_scale.
+void Quantize(KvFormat format, const std::vector<double>& row, const float* static_scale,
+              std::byte* to, int64_t stride, int64_t offset, std::byte* token_scale,
+              Statistics statistics) {
   float scale = 1.0f;
   if (HasTokenScales(format)) {
     float amax = 0;
@@ -127,7 +146,9 @@ void Quantize(KvFormat format, const std::vector<double>& row, const float* stat
   }
 }
 
-bool HasStaticScale(KvFormat format) { return format == KvFormat::kFp8E4M3 || format == KvFormat::kFp8E5M2; }
+bool HasStaticScale(KvFormat format) {
+  return format == KvFormat::kFp8E4M3 || format == KvFormat::kFp8E5M2;
+}
 
 void AppendHead(const AppendArgs& args, int token, int head) {
   const KvLayout& layout = args.cache.layout;
@@ -143,18 +164,22 @@ void AppendHead(const AppendArgs& args, int token, int head) {
     if (HasTokenScales(layout.k_format)) std::memset(k_scales, 0, kPageSize * sizeof(float));
     if (HasTokenScales(layout.v_format)) std::memset(v_scales, 0, kPageSize * sizeof(float));
   }
-  const std::vector<double> key = NormAndRotate(args.k, token, head, layout.head_dim, args.k_norm, args);
+  const std::vector<double> key =
+      NormAndRotate(args.k, token, head, layout.head_dim, args.k_norm, args);
   std::vector<double> value(layout.head_dim);
-  for (int d = 0; d < layout.head_dim; ++d) value[d] = Read(args.v, token, int64_t{head} * layout.head_dim + d);
+  for (int d = 0; d < layout.head_dim; ++d)
+    value[d] = Read(args.v, token, int64_t{head} * layout.head_dim + d);
 
   const KvLayer& cache = args.cache;
   auto statistics = [&](int which) {
-    return Statistics{cache.saturated ? cache.saturated + which : nullptr, cache.amax ? cache.amax + which : nullptr};
+    return Statistics{cache.saturated ? cache.saturated + which : nullptr,
+                      cache.amax ? cache.amax + which : nullptr};
   };
-  Quantize(layout.k_format, key, HasStaticScale(layout.k_format) ? cache.k_scale + head : nullptr, k, 1,
-           int64_t{place} * layout.head_dim, k_scales + place * sizeof(float), statistics(0));
-  Quantize(layout.v_format, value, HasStaticScale(layout.v_format) ? cache.v_scale + head : nullptr, v, kPageSize,
-           VPosition(layout.v_format, place), v_scales + place * sizeof(float), statistics(1));
+  Quantize(layout.k_format, key, HasStaticScale(layout.k_format) ? cache.k_scale + head : nullptr,
+           k, 1, int64_t{place} * layout.head_dim, k_scales + place * sizeof(float), statistics(0));
+  Quantize(layout.v_format, value, HasStaticScale(layout.v_format) ? cache.v_scale + head : nullptr,
+           v, kPageSize, VPosition(layout.v_format, place), v_scales + place * sizeof(float),
+           statistics(1));
 }
 
 // One key and one value of the cache, decoded and scaled.
@@ -168,8 +193,10 @@ Entry ReadEntry(const KvLayer& cache, uint32_t page, int place, int head) {
   double k_scale = 1, v_scale = 1;
   if (HasStaticScale(layout.k_format)) k_scale = cache.k_scale[head];
   if (HasStaticScale(layout.v_format)) v_scale = cache.v_scale[head];
-  if (HasTokenScales(layout.k_format)) k_scale = Load<float>(claim + layout.KScaleOffset(head), place);
-  if (HasTokenScales(layout.v_format)) v_scale = Load<float>(claim + layout.VScaleOffset(head), place);
+  if (HasTokenScales(layout.k_format))
+    k_scale = Load<float>(claim + layout.KScaleOffset(head), place);
+  if (HasTokenScales(layout.v_format))
+    v_scale = Load<float>(claim + layout.VScaleOffset(head), place);
   Entry entry{std::vector<double>(layout.head_dim), std::vector<double>(layout.head_dim)};
   for (int d = 0; d < layout.head_dim; ++d) {
     entry.k[d] = k_scale * Read(StorageDType(layout.k_format), claim + layout.KOffset(head),
@@ -186,7 +213,8 @@ void RopeTable(const RopeTableArgs& args) {
   const int64_t half = static_cast<int64_t>(args.inv_freq.size());
   for (size_t i = 0; i < args.positions.size(); ++i) {
     for (int64_t j = 0; j < half; ++j) {
-      const double angle = static_cast<float>(args.positions[i]) * args.inv_freq[j];  // product in float32
+      const double angle =
+          static_cast<float>(args.positions[i]) * args.inv_freq[j];  // product in float32
       Write(args.cos_sin, static_cast<int64_t>(i), j, std::cos(angle) * args.scaling);
       Write(args.cos_sin, static_cast<int64_t>(i), half + j, std::sin(angle) * args.scaling);
     }
@@ -198,7 +226,8 @@ void Append(const AppendArgs& args) {
   for (int token = 0; token < args.batch->tokens; ++token) {
     if (args.batch->slots[token] < 0) continue;
     for (int head = 0; head < args.heads; ++head) {
-      const std::vector<double> row = NormAndRotate(args.q, token, head, head_dim, args.q_norm, args);
+      const std::vector<double> row =
+          NormAndRotate(args.q, token, head, head_dim, args.q_norm, args);
       for (int d = 0; d < head_dim; ++d) Write(args.q, token, int64_t{head} * head_dim + d, row[d]);
     }
     for (int head = 0; head < args.cache.layout.kv_heads; ++head) AppendHead(args, token, head);
@@ -227,12 +256,14 @@ void Attention(const AttentionArgs& args) {
         const int head = kv_head * group + i % group;
         const int position = batch.kv_len[sequence] - tokens + i / group;
         const int begin = window > 0 ? std::max(0, position - window + 1) : 0;
+        std::vector<double> q(head_dim);
+        for (int d = 0; d < head_dim; ++d) q[d] = Read(args.q, row, int64_t{head} * head_dim + d);
 
         std::vector<double> scores;
         double max = -std::numeric_limits<double>::infinity();
         for (int t = begin; t <= position; ++t) {
           double s = 0;
-          for (int d = 0; d < head_dim; ++d) s += Read(args.q, row, int64_t{head} * head_dim + d) * entries[t].k[d];
+          for (int d = 0; d < head_dim; ++d) s += q[d] * entries[t].k[d];
           s *= args.scale;
           if (args.soft_cap > 0) s = args.soft_cap * std::tanh(s / args.soft_cap);
           scores.push_back(s);
@@ -252,7 +283,8 @@ void Attention(const AttentionArgs& args) {
         }
         for (int d = 0; d < head_dim; ++d) {
           // A query that sees nothing (padding) yields zeros.
-          Write(args.out, row, int64_t{head} * head_dim + d, scores.empty() ? 0.0 : out[d] / denominator);
+          Write(args.out, row, int64_t{head} * head_dim + d,
+                scores.empty() ? 0.0 : out[d] / denominator);
         }
       }
     }

@@ -1,5 +1,5 @@
-// Attention, append and rope as plain loops in double precision, decoding and rounding by base/float_bits.h: the oracle
-// that every backend is compared with. One thread.
+// Attention, append and rope as plain loops in double precision, decoding and rounding by
+// base/float_bits.h: the oracle that every backend is compared with. One thread.
 #pragma once
 
 #include "kernels/backend.h"
