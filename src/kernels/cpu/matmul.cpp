@@ -342,6 +342,8 @@ HWY_EXPORT(WidenRowsImpl);
 bool IsActivation(DType dtype) { return dtype == DType::kF32 || dtype == DType::kBF16; }
 bool IsWeight(DType dtype) { return IsActivation(dtype) || dtype == DType::kF16; }
 
+constexpr int64_t kWidenRows = 32;  // rows per work item
+
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
@@ -386,30 +388,25 @@ void MatMul(const MatMulArgs& args, ThreadPool& pool, MatMulScratch& scratch) {
     const int64_t sums_size = MatMulSums(grid.block_rows, grid.block_outs);
     float* sums = scratch.sums.Get<float>(sums_size * pool.threads());
     const bool parallel = WorthThreads(x.rows, outs, columns);
+    const Tensor from = args.x.Rows(begin, begin + x.rows), to = args.out.Rows(begin, begin + x.rows);
     const auto widen = [&](int64_t block, int) {
-      const int64_t from = block * 32, to = std::min(from + 32, x.rows);
-      Tensor part = args.x;
-      part.data = static_cast<std::byte*>(args.x.data) +
-                  (begin + from) * args.x.row_stride * static_cast<int64_t>(SizeOf(args.x.dtype));
-      WidenRows(part, nullptr, x.Rows(from, to));
+      const int64_t row = block * kWidenRows, row_end = std::min(row + kWidenRows, x.rows);
+      WidenRows(from.Rows(row, row_end), nullptr, x.Rows(row, row_end));
     };
     const auto multiply = [&](int64_t item, int thread) {
       const int64_t row = item / grid.out_blocks * grid.block_rows;
       const int64_t out = item % grid.out_blocks * grid.block_outs;
       const int64_t row_end = std::min(row + grid.block_rows, x.rows);
-      Tensor to = args.out;
-      to.data = static_cast<std::byte*>(to.data) +
-                (begin + row) * to.row_stride * static_cast<int64_t>(SizeOf(to.dtype));
       MatMulBlock({.x = x.Rows(row, row_end),
                    .weight = args.weight,
                    .bias = args.bias,
                    .begin = out,
                    .end = std::min(out + grid.block_outs, outs),
-                   .out = to,
+                   .out = to.Rows(row, row_end),
                    .sums = sums + thread * sums_size});
     };
     // std::ref: a std::function made of it does not allocate.
-    const int64_t widen_blocks = CeilDiv(x.rows, 32);
+    const int64_t widen_blocks = CeilDiv(x.rows, kWidenRows);
     if (parallel) {
       pool.ForEach(widen_blocks, std::ref(widen));
       pool.ForEach(grid.items(), std::ref(multiply));
