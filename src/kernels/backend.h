@@ -149,8 +149,10 @@ struct AttentionArgs {
   Tensor sinks;        // [heads], weights, optional: exp(sink) joins the softmax's denominator
 };
 
+// In this order: repetition_penalty, temperature, min_p, top_k, top_p, draw. kernels/sampling.h defines each to the bit.
+// Equals rank by id, lowest first, also where top_k or top_p cuts.
 struct SampleRow {
-  float temperature = 0;  // 0: greedy
+  float temperature = 0;  // 0 (at most 1e-5): greedy
   int32_t top_k = 0;      // 0: all
   float top_p = 1, min_p = 0;
   float repetition_penalty = 1;
@@ -163,8 +165,8 @@ struct SampleRow {
 struct SampledToken {
   int32_t id = 0;
   float logprob = 0;      // log softmax(raw logits) of `target` if given, else of `id`
-  int32_t top1 = 0;       // argmax of the raw logits, lowest id first
-  bool finite = true;     // false: a NaN or infinity in the logits
+  int32_t top1 = 0;       // argmax of the raw logits, lowest id first; NaN never wins
+  bool finite = true;     // false: a NaN or infinity in the logits; then id = top1 and logprob is NaN
 };
 
 struct SampleArgs {

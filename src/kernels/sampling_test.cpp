@@ -171,21 +171,19 @@ TEST(SamplingTest, SameSeedSameTokenWhateverTheOtherRows) {
 }
 
 TEST(SamplingTest, EveryWordOfTheStateMatters) {
-  std::mt19937 random(6);
   const std::vector<float> logits(5000, 0.0f);
-  const auto cpu = MakeCpuBackend(1);
-  const SampleRow base{.temperature = 1, .seed = 1, .choice = 1, .token_index = 1};
-  std::set<int32_t> ids = {SampleRowOf(*cpu, logits, base).id};
-  for (SampleRow row : {base, base, base, base}) {
-    switch (ids.size()) {
-      case 1: row.seed += 1; break;
-      case 2: row.seed += uint64_t{1} << 40; break;
-      case 3: row.choice += 1; break;
-      default: row.token_index += 1;
-    }
-    ids.insert(SampleRowOf(*cpu, logits, row).id);
+  const SampleRow rows[] = {
+      {.temperature = 1, .seed = 1, .choice = 1, .token_index = 1},
+      {.temperature = 1, .seed = 2, .choice = 1, .token_index = 1},
+      {.temperature = 1, .seed = 1 + (uint64_t{1} << 40), .choice = 1, .token_index = 1},
+      {.temperature = 1, .seed = 1, .choice = 2, .token_index = 1},
+      {.temperature = 1, .seed = 1, .choice = 1, .token_index = 2},
+  };
+  for (const auto& backend : BothBackends()) {
+    std::set<int32_t> ids;
+    for (const SampleRow& row : rows) ids.insert(SampleRowOf(*backend, logits, row).id);
+    EXPECT_EQ(ids.size(), 5u);
   }
-  EXPECT_EQ(ids.size(), 5u);
 }
 
 TEST(SamplingTest, GreedyTakesTheLowestOfEquals) {

@@ -25,6 +25,9 @@ inline constexpr int64_t kPanel = 1024;
 // thread, 128 outputs of 4096 columns: 219 GFLOP/s at 240 rows, 208 at 480 (sums then compete for L2).
 inline constexpr int64_t kRowChunk = 240;
 inline constexpr int64_t kMaxTileRows = 6;
+// Up to here, whole rows of x fit in L1, and each row of weights is read from end to end: 33 GB/s of a possible 41. With
+// more rows, panels of x stay in L1: 30 GB/s for 4 rows rather than 22.
+inline constexpr int64_t kOnePassRows = 2;
 }  // namespace octavo::cpu
 #endif
 
@@ -84,12 +87,13 @@ HWY_INLINE void ReduceAll(const V* acc, float* sums) {
   }
 }
 
-// Register tiles, rows x outs: accumulators + weights + one x within 32 (AVX-512, NEON) or 16 (AVX2) registers; at
-// least 8 accumulators to cover the latency of the multiply-add.
+// Register tiles, rows x outs: accumulators + weights + one x within 32 (AVX-512, NEON) or 16 (AVX2) registers, and at
+// least 8 accumulators to cover the latency of the multiply-add; but one row is bound by memory, and four streams of
+// weights are better than eight (34 GB/s, 33).
 template <size_t kRows>
 constexpr size_t TileOuts() {
   constexpr bool kManyRegisters = HWY_TARGET != HWY_AVX2;
-  if (kRows == 1) return 8;
+  if (kRows == 1) return 4;
   if (kRows == 2) return kManyRegisters ? 8 : 4;
   if (kRows == 3) return 4;
   return kManyRegisters ? 4 : 2;
@@ -102,28 +106,37 @@ HWY_INLINE void Clear(V* acc, std::index_sequence<kIndex...>) {
   ((acc[kIndex] = Zero()), ...);
 }
 
-// Where a tile prefetches to while it computes: `step` elements further for each column.
-//
-// One row of x needs every weight once, straight from memory. The rows of a tile are 4 to 8 streams a page or more
-// apart, which the hardware's prefetchers follow badly (26 GB/s of 41 on a Zen 5 core); touching the next tile's
-// weights in the order of memory instead gets 33. 0: nothing to fetch, the same line again and again.
-template <class W>
+// What a tile prefetches while it computes: the next tile's weights, as they come from memory when they are used for the
+// first time. The rows of a tile are 4 to 8 streams a page or more apart, which the hardware's prefetchers follow
+// badly: without this, one row reads 26 GB/s of the 41 that a Zen 5 core can, with it 33.
 struct Ahead {
-  const W* from;
-  int64_t step;
+  const char* from;
+  // Bytes from one column to the next, from one vector of a cache line to the next, and between the cache lines that
+  // a step fetches. A tile of at most kOnePassRows rows takes row = 0 and line = 64 for granted: it has fewer
+  // instructions to spare between its loads (33 GB/s, 30 without).
+  int64_t step, row, line;
 };
+
+// Vectors of W in a cache line.
+template <class W>
+constexpr int64_t kLineVectors = HWY_MAX(64 / static_cast<int64_t>(kLanes * sizeof(W)), 1);
 
 // sums[r * kOuts + o] = x[r] . w[o] over `columns`; x is zero from there to the next multiple of kLanes.
 template <size_t kRows, size_t kOuts, class W>
 HWY_INLINE void Tile(const float* HWY_RESTRICT x, int64_t x_stride, const W* HWY_RESTRICT w, int64_t w_stride,
-                     int64_t columns, Ahead<W> ahead, float* HWY_RESTRICT sums) {
+                     int64_t columns, const Ahead& ahead, float* HWY_RESTRICT sums) {
   V acc[kRows * kOuts];
   Clear(acc, std::make_index_sequence<kRows * kOuts>());
   constexpr int64_t kStep = kLanes;
+  constexpr size_t kLines = HWY_MAX(kOuts * kLanes * sizeof(W) / 64, 1);
   int64_t i = 0;
   for (; i + kStep <= columns; i += kStep) {
-    OCTAVO_UNROLL for (size_t line = 0; line < kOuts * kLanes * sizeof(W); line += 64) {
-      hwy::Prefetch(reinterpret_cast<const char*>(ahead.from + i * ahead.step) + line);
+    const char* fetch = ahead.from + i * ahead.step;
+    if constexpr (kRows > kOnePassRows) {
+      fetch += i / kStep % kLineVectors<W> * ahead.row;
+      OCTAVO_UNROLL for (size_t line = 0; line < kLines; ++line) hwy::Prefetch(fetch + line * ahead.line);
+    } else {
+      OCTAVO_UNROLL for (size_t line = 0; line < kLines; ++line) hwy::Prefetch(fetch + line * 64);
     }
     V weights[kOuts];
     OCTAVO_UNROLL for (size_t o = 0; o < kOuts; ++o) weights[o] = Load(w + o * w_stride + i);
@@ -152,7 +165,7 @@ HWY_INLINE void Tile(const float* HWY_RESTRICT x, int64_t x_stride, const W* HWY
 // One panel of kRows rows with kOuts outputs, into (first panel) or onto `sums`.
 template <size_t kRows, size_t kOuts, class W>
 HWY_NOINLINE void AddTile(const float* x, int64_t x_stride, const W* w, int64_t w_stride, int64_t columns,
-                          Ahead<W> ahead, bool first, float* sums, int64_t sums_stride) {
+                          const Ahead& ahead, bool first, float* sums, int64_t sums_stride) {
   HWY_ALIGN float tile[kRows * kOuts + kLanes];
   Tile<kRows, kOuts>(x, x_stride, w, w_stride, columns, ahead, tile);
   if (first) {
@@ -175,7 +188,6 @@ struct BlockOf {
   FloatRows x;
   const W* w;  // of the block's first output
   int64_t w_stride, columns, outs;
-  bool streaming;  // each weight is used once
 
   // Panels [panel, panel_end) of kRows rows and all outputs of the block.
   template <size_t kRows>
@@ -194,8 +206,14 @@ struct BlockOf {
   HWY_INLINE void Add(int64_t row, int64_t o, int64_t p, float* sums) const {
     const int64_t begin = p * kPanel;
     const W* tile = w + o * w_stride;
-    constexpr int64_t kNext = kOuts;
-    const Ahead<W> ahead = streaming ? Ahead<W>{tile + kNext * (w_stride + begin), kNext} : Ahead<W>{tile + begin, 0};
+    const W* next = tile + static_cast<int64_t>(kOuts) * w_stride;
+    constexpr int64_t kSize = sizeof(W);
+    // By output, the next tile's weights follow in memory; by panel, they are the same columns of the next rows.
+    Ahead ahead{reinterpret_cast<const char*>(next + kOuts * begin), kOuts * kSize, 0, 64};
+    if (kRows > kOnePassRows) {
+      ahead = {reinterpret_cast<const char*>(next + begin), kSize, w_stride * kSize, kLineVectors<W> * w_stride * kSize};
+    }
+    if (row > 0) ahead = {reinterpret_cast<const char*>(tile), 0, 0, 0};  // the first rows have fetched them all
     AddTile<kRows, kOuts>(x.data + row * x.stride + begin, x.stride, tile + begin, w_stride,
                           HWY_MIN(kPanel, columns - begin), ahead, p == 0, sums + o, outs);
   }
@@ -256,10 +274,10 @@ template <class W>
 HWY_INLINE void MatMulBlockOf(const MatMulBlockArgs& args) {
   const Tensor& weight = args.weight;
   const int64_t rows = args.x.rows;
-  const BlockOf<W> block{args.x,           weight.Row<W>(args.begin), weight.row_stride,
-                         weight.columns(), args.end - args.begin,     rows <= kTileRows};
+  const BlockOf<W> block{args.x, weight.Row<W>(args.begin), weight.row_stride, weight.columns(),
+                         args.end - args.begin};
   const int64_t panels = HWY_MAX((block.columns + kPanel - 1) / kPanel, 1);
-  if (panels == 1 || rows <= kTileRows) {  // each weight row is read from end to end
+  if (panels == 1 || rows <= kOnePassRows) {  // each weight row is read from end to end
     for (int64_t row = 0; row < rows; row += kTileRows) {
       const int64_t n = HWY_MIN(kTileRows, rows - row);
       block.AddTileRows(row, n, 0, panels, args.sums);
@@ -324,6 +342,8 @@ HWY_EXPORT(WidenRowsImpl);
 bool IsActivation(DType dtype) { return dtype == DType::kF32 || dtype == DType::kBF16; }
 bool IsWeight(DType dtype) { return IsActivation(dtype) || dtype == DType::kF16; }
 
+constexpr int64_t kWidenRows = 32;  // rows per work item
+
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
@@ -342,7 +362,7 @@ MatMulGrid PlanMatMul(int64_t rows, int64_t outs, int64_t columns, int threads) 
   };
   // 128 outputs x 1024 columns of bf16 weights are 256 KiB, a quarter of L2.
   MatMulGrid best = grid(std::max<int64_t>(rows, 1), 128);
-  if (threads == 1 || rows * outs * columns < kMinParallelWork) return best;
+  if (threads == 1 || !WorthThreads(rows, outs, columns)) return best;
   // Four items per thread level the load; below 32 outputs or 96 rows an item's fixed cost shows.
   while (best.items() < 4 * threads && best.block_outs > 32) best = grid(best.block_rows, best.block_outs / 2);
   while (best.items() < 4 * threads && best.block_rows > 96) {
@@ -367,31 +387,26 @@ void MatMul(const MatMulArgs& args, ThreadPool& pool, MatMulScratch& scratch) {
     const MatMulGrid grid = PlanMatMul(x.rows, outs, columns, pool.threads());
     const int64_t sums_size = MatMulSums(grid.block_rows, grid.block_outs);
     float* sums = scratch.sums.Get<float>(sums_size * pool.threads());
-    const bool parallel = x.rows * outs * columns >= kMinParallelWork;
+    const bool parallel = WorthThreads(x.rows, outs, columns);
+    const Tensor from = args.x.Rows(begin, begin + x.rows), to = args.out.Rows(begin, begin + x.rows);
     const auto widen = [&](int64_t block, int) {
-      const int64_t from = block * 32, to = std::min(from + 32, x.rows);
-      Tensor part = args.x;
-      part.data = static_cast<std::byte*>(args.x.data) +
-                  (begin + from) * args.x.row_stride * static_cast<int64_t>(SizeOf(args.x.dtype));
-      WidenRows(part, nullptr, x.Rows(from, to));
+      const int64_t row = block * kWidenRows, row_end = std::min(row + kWidenRows, x.rows);
+      WidenRows(from.Rows(row, row_end), nullptr, x.Rows(row, row_end));
     };
     const auto multiply = [&](int64_t item, int thread) {
       const int64_t row = item / grid.out_blocks * grid.block_rows;
       const int64_t out = item % grid.out_blocks * grid.block_outs;
       const int64_t row_end = std::min(row + grid.block_rows, x.rows);
-      Tensor to = args.out;
-      to.data = static_cast<std::byte*>(to.data) +
-                (begin + row) * to.row_stride * static_cast<int64_t>(SizeOf(to.dtype));
       MatMulBlock({.x = x.Rows(row, row_end),
                    .weight = args.weight,
                    .bias = args.bias,
                    .begin = out,
                    .end = std::min(out + grid.block_outs, outs),
-                   .out = to,
+                   .out = to.Rows(row, row_end),
                    .sums = sums + thread * sums_size});
     };
     // std::ref: a std::function made of it does not allocate.
-    const int64_t widen_blocks = CeilDiv(x.rows, 32);
+    const int64_t widen_blocks = CeilDiv(x.rows, kWidenRows);
     if (parallel) {
       pool.ForEach(widen_blocks, std::ref(widen));
       pool.ForEach(grid.items(), std::ref(multiply));

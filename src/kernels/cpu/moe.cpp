@@ -210,7 +210,7 @@ void ExpertsChunk(const ExpertsArgs& args, ThreadPool& pool, ExpertsScratch& scr
     const auto item = [&](int64_t i, int thread) {
       item_function(args, group, m, i / blocks, i % blocks * kExpertBlockOuts, sums + thread * sums_size);
     };
-    if (group.pairs * hidden * intermediate < kMinParallelWork) {
+    if (!WorthThreads(group.pairs, intermediate, hidden)) {
       for (int64_t i = 0; i < items; ++i) item(i, 0);
     } else {
       pool.ForEach(items, std::ref(item));
