@@ -5,9 +5,9 @@
 //                            [](const octavo::Event& event) { ... });
 //
 // Threads: one loop thread runs the model. Submit, Cancel, Encode and Decode may be called from any
-// thread. Callbacks run on the loop thread, in order, and must not block; every accepted request
-// gets exactly one final event, before Cancel or the destructor's return at the latest for the
-// requests they end.
+// thread. Callbacks run on the loop thread, in order; they must not block nor throw, and may call
+// Submit and Cancel. Every accepted request gets exactly one final event. Cancel only asks: events
+// may still come until that one. The destructor cancels what is left and returns after all of them.
 //
 // Errors: Create and Submit throw octavo::Error (base/error.h) for what the caller can mend. A
 // request that fails later ends with FinishReason::kError and a message; the others go on.

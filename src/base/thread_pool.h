@@ -16,7 +16,7 @@ namespace octavo {
 
 class ThreadPool {
  public:
-  // threads <= 0: as many as the machine has.
+  // threads <= 0: as many as the machine has. Throws std::system_error if they cannot be had.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -29,6 +29,7 @@ class ThreadPool {
   void ForEach(int64_t count, const std::function<void(int64_t index, int thread)>& f);
 
  private:
+  void Stop();
   void Work(int thread);
   void Drain(int thread);
 

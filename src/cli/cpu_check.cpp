@@ -8,10 +8,11 @@
 __attribute__((constructor(101))) static void RequireX86V3() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("bmi2"))
+      __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("aes") &&
+      __builtin_cpu_supports("pclmul"))
     return;
   static const char kMessage[] =
-      "octavo: this CPU lacks AVX2, FMA or BMI2 (x86-64-v3), which Octavo needs\n";
+      "octavo: this CPU lacks AVX2, FMA, BMI2, AES or PCLMUL, which Octavo needs\n";
   [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, kMessage, sizeof(kMessage) - 1);
   _exit(2);
 }

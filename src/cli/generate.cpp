@@ -2,7 +2,8 @@
 #include <fstream>
 #include <future>
 #include <iostream>
-#include <sstream>
+#include <iterator>
+#include <string>
 
 #include <fmt/core.h>
 
@@ -14,22 +15,21 @@ namespace {
 
 std::string ReadPrompt(const GenerateOptions& options) {
   if (options.prompt_file.empty()) return options.prompt;
-  std::ostringstream text;
-  if (options.prompt_file == "-") {
-    text << std::cin.rdbuf();
-  } else {
-    std::ifstream file(options.prompt_file, std::ios::binary);
-    if (!file || !(text << file.rdbuf())) {
-      throw Error(ErrorCode::kNotFound,
-                  fmt::format("--prompt-file: cannot read {}", options.prompt_file));
-    }
+  std::ifstream file;
+  if (options.prompt_file != "-") file.open(options.prompt_file, std::ios::binary);
+  std::istream& in = options.prompt_file == "-" ? std::cin : file;
+  std::string text(std::istreambuf_iterator<char>(in), {});
+  if (in.bad() || (&in == &file && !file.is_open())) {
+    throw Error(ErrorCode::kNotFound,
+                fmt::format("--prompt-file: cannot read {}", options.prompt_file));
   }
-  return text.str();
+  return text;
 }
 
 }  // namespace
 
 int Generate(const GenerateOptions& options) {
+  const std::string prompt = ReadPrompt(options);
   const std::unique_ptr<Engine> engine = Engine::Create(options.engine);
   if (options.stats) {
     for (const std::string& line : engine->StartupReport()) fmt::print(stderr, "{}\n", line);
@@ -41,7 +41,7 @@ int Generate(const GenerateOptions& options) {
     std::fwrite(piece.data(), 1, piece.size(), stdout);
     std::fflush(stdout);
   };
-  engine->Submit({.prompt = engine->Encode(ReadPrompt(options)), .sampling = options.sampling},
+  engine->Submit({.prompt = engine->Encode(prompt), .sampling = options.sampling},
                  [&](const Event& event) {
                    if (event.kind == Event::Kind::kToken) {
                      ++tokens;

@@ -6,6 +6,9 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
 #include <new>
 
 #include "base/error.h"
@@ -48,13 +51,8 @@ void AddCacheFlags(CLI::App* app, EngineOptions& o) {
                   "side-car file of calibrated scales (JSON)")
       ->group(group);
   app->add_option("--kv-cache-memory-bytes", o.kv_cache_memory_bytes,
-                  "memory of the cache, e.g. 4GiB; default: what --max-num-seqs sequences of "
-                  "--max-model-len need, at "
-                  "most 4 GiB")
+                  "memory of the cache, e.g. 4GiB; default: what is needed, at most 4 GiB")
       ->transform(Bytes())
-      ->group(group);
-  app->add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", o.enable_prefix_caching,
-                "reuse full pages of equal prefixes (on)")
       ->group(group);
 }
 
@@ -64,13 +62,12 @@ void AddEngineFlags(CLI::App* app, EngineOptions& o, bool one_format = true) {
       "model", o.model,
       "a Hugging Face folder (config.json, safetensors); default: the shipped needle model");
   app->add_option("--dtype", o.dtype, "arithmetic: bfloat16 or float32")->capture_default_str();
-  app->add_option("--threads", o.threads, "CPU threads; 0: all")->capture_default_str();
-  app->add_option("--max-model-len", o.max_model_len,
-                  "longest sequence in tokens, e.g. 32k; 0: the model's")
-      ->transform(Tokens());
-  app->add_option("--max-num-seqs", o.max_num_seqs, "sequences in one step")->capture_default_str();
+  app->add_option("--threads", o.threads, "CPU threads; 0: all")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
   app->add_option("--max-num-batched-tokens", o.max_num_batched_tokens,
                   "tokens in one step; longer prompts run in chunks")
+      ->transform(Tokens())
       ->capture_default_str();
   if (one_format) {
     app->add_option("--kv-cache-dtype", o.kv_cache_dtype,
@@ -90,6 +87,9 @@ void AddGenerate(CLI::App& root, int& code) {
       "Example:\n  octavo generate --prompt 'The code of' --max-tokens 32 --kv-cache-dtype fp8");
   AddEngineFlags(app, o->engine);
   o->engine.max_num_seqs = 1;
+  app->add_option("--max-model-len", o->engine.max_model_len,
+                  "longest sequence in tokens, e.g. 32k; 0: the model's")
+      ->transform(Tokens());
   auto* prompt = app->add_option("--prompt,-p", o->prompt, "the prompt");
   app->add_option("--prompt-file,-f", o->prompt_file, "a file that holds the prompt; - for stdin")
       ->excludes(prompt);
@@ -201,7 +201,9 @@ void AddBench(CLI::App& root, int& code) {
       ->transform(Tokens())
       ->default_str("1k,4k,16k,32k,64k");
   app->add_option("--kv-cache-dtypes", o->bench.formats)->delimiter(',')->capture_default_str();
-  app->add_option("--threads", o->bench.threads, "0: all")->capture_default_str();
+  app->add_option("--threads", o->bench.threads, "0: all")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
   app->add_option("--seconds", o->bench.seconds, "least time per measurement")
       ->capture_default_str();
   app->add_option("--json", o->json, "write the results here");
@@ -240,6 +242,13 @@ int Main(int argc, char** argv) {
     return 2;
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "octavo: out of memory\n");
+    return 2;
+  } catch (const std::exception& error) {  // the system's own: no thread, a closed stdout
+    std::fprintf(stderr, "octavo: %s\n", error.what());
+    return 2;
+  }
+  if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
+    std::fprintf(stderr, "octavo: cannot write to stdout\n");
     return 2;
   }
   return code;

@@ -11,7 +11,6 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
-#include "base/log.h"
 #include "engine/executor.h"
 #include "engine/scheduler.h"
 #include "text/detokenizer.h"
@@ -49,8 +48,11 @@ struct Engine::Impl {
                                     options.enable_prefix_caching}),
         batch(executor.groups()) {
     const std::filesystem::path folder = options.model;
-    if (std::filesystem::exists(folder / "tokenizer.json"))
+    std::error_code ignored;  // a link that leads nowhere is there, and FromFolder says what is wrong with it
+    if (std::filesystem::symlink_status(folder / "tokenizer.json", ignored).type() !=
+        std::filesystem::file_type::not_found)
       tokenizer = Tokenizer::FromFolder(folder);
+    PublishStats();
     fresh_seed.seed(std::random_device{}());
     loop = std::thread([this] { Loop(); });
   }
@@ -72,6 +74,7 @@ struct Engine::Impl {
 
   void Loop();
   void RunStep();
+  void RunStep(const Step& step);
   void TakeInbox();
   void BuildBatch(const Step& step);
   // Reports one sampled row; true if the sequence ended.
@@ -85,7 +88,8 @@ struct Engine::Impl {
   Batch batch;
   EngineStats totals;  // the loop's own copy
   struct Row {
-    Sequence* sequence;
+    Sequence* sequence;  // gone once the request has ended
+    RequestId id;
     bool is_prompt;
   };
   std::vector<Row> rows;  // whom each sample of the batch belongs to
@@ -159,22 +163,30 @@ void Engine::Impl::RunStep() {
             step.stuck->tokens.size()));
     if (step.chunks.empty()) return;
   }
+  try {
+    RunStep(step);
+  } catch (const std::exception& error) {  // out of memory, most likely: these requests fail, the others go on
+    for (const Chunk& chunk : step.chunks) Finish(chunk.id, FinishReason::kError, error.what());
+  }
+}
+
+void Engine::Impl::RunStep(const Step& step) {
   BuildBatch(step);
   const std::vector<SampledToken> sampled = executor.Execute(batch);
   scheduler.Complete(step);
   ++totals.steps;
 
-  std::vector<RequestId> ended;
+  RequestId ended = 0;  // rows of one request are adjacent
   for (size_t i = 0; i < rows.size(); ++i) {
-    Sequence& sequence = *rows[i].sequence;
-    if (!ended.empty() && ended.back() == sequence.id) continue;
+    const Row& row = rows[i];
+    if (row.id == ended) continue;
     if (!sampled[i].finite) {
       const size_t position = batch.positions()[batch.logit_rows()[i]];
-      Finish(sequence.id, FinishReason::kError,
+      Finish(row.id, FinishReason::kError,
              fmt::format("the logits after token {} are not finite", position));
-      ended.push_back(sequence.id);
-    } else if (Deliver(sequence, sampled[i], rows[i].is_prompt)) {
-      ended.push_back(sequence.id);
+      ended = row.id;
+    } else if (Deliver(*row.sequence, sampled[i], row.is_prompt)) {
+      ended = row.id;
     }
   }
 }
@@ -189,7 +201,7 @@ void Engine::Impl::BuildBatch(const Step& step) {
     for (int64_t p = std::max(chunk.begin + 1, s.next_prompt_logprob);
          p <= end && p < s.prompt_tokens; ++p) {
       batch.AddSample(first + static_cast<int>(p - 1 - chunk.begin), {.target = s.tokens[p]});
-      rows.push_back({&s, true});
+      rows.push_back({&s, s.id, true});
       s.next_prompt_logprob = p + 1;
     }
     if (end == static_cast<int64_t>(s.tokens.size())) {
@@ -202,9 +214,11 @@ void Engine::Impl::BuildBatch(const Step& step) {
                        .history = s.tokens,
                        .seed = *s.sampling.seed,
                        .token_index = static_cast<uint32_t>(s.generated())});
-      rows.push_back({&s, false});
+      rows.push_back({&s, s.id, false});
     }
-    if (s.generated() == 0) totals.prompt_tokens += chunk.count;
+    const int64_t prompt_done = std::min(end, s.prompt_tokens);
+    totals.prompt_tokens += std::max<int64_t>(0, prompt_done - std::max(s.prompt_done, *s.cached));
+    s.prompt_done = std::max(s.prompt_done, prompt_done);  // recomputation after preemption does not count
   }
 }
 
@@ -250,12 +264,14 @@ void Engine::Impl::Finish(RequestId id, FinishReason reason, std::string error) 
     std::lock_guard lock(mutex);
     std::erase(live, id);
   }
+  const int64_t cached = sequence->cached.value_or(0);
+  totals.cached_tokens += cached;
+  PublishStats();  // before the last event, so that whoever waits for it sees its own tokens counted
   sequence->callback({.request = id,
                       .kind = Event::Kind::kFinished,
                       .finish_reason = reason,
                       .error = std::move(error),
-                      .cached_tokens = sequence->cached});
-  totals.cached_tokens += sequence->cached;
+                      .cached_tokens = cached});
 }
 
 void Engine::Impl::PublishStats() {

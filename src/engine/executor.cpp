@@ -1,7 +1,6 @@
 #include "engine/executor.h"
 
 #include <algorithm>
-#include <filesystem>
 
 #include <fmt/format.h>
 
@@ -25,10 +24,24 @@ std::optional<std::string> Given(const std::string& flag) {
   return flag.empty() ? std::nullopt : std::optional(flag);
 }
 
-void RequireAtLeast(int64_t least, const char* flag, int64_t found) {
-  if (found < least) {
+void RequireWithin(int64_t least, int64_t most, const char* flag, int64_t found) {
+  if (found < least || found > most) {
     throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("{}: expected at least {}, found {}", flag, least, found));
+                fmt::format("{}: expected {} to {}, found {}", flag, least, most, found));
+  }
+}
+
+// Everything that can be checked before the weights are read.
+void CheckOptions(const EngineOptions& options, const ModelSpec& spec) {
+  RequireWithin(1, 1 << 16, "--max-num-seqs", options.max_num_seqs);
+  RequireWithin(1, 1 << 20, "--max-num-batched-tokens", options.max_num_batched_tokens);
+  RequireWithin(0, 1024, "--threads", options.threads);
+  RequireWithin(0, int64_t{1} << 46, "--kv-cache-memory-bytes", options.kv_cache_memory_bytes);
+  if (options.max_model_len < 0 || options.max_model_len > spec.max_position_embeddings) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("--max-model-len: expected 0 (the model's) or up to its "
+                            "max_position_embeddings, {}, found {}",
+                            spec.max_position_embeddings, options.max_model_len));
   }
 }
 
@@ -42,24 +55,12 @@ Executor::Executor(const EngineOptions& options)
     : Executor(options, ReadModelSpec(options.model)) {}
 
 Executor::Executor(const EngineOptions& options, ModelSpec spec)
-    : dtype_(ArithmeticDType(options.dtype)),
+    : dtype_((CheckOptions(options, spec), ArithmeticDType(options.dtype))),
       spec_(std::move(spec)),
       checkpoint_(Checkpoint::Open(options.model)),
       weights_(LoadWeights(spec_, checkpoint_)),
       max_num_seqs_(options.max_num_seqs),
       max_num_batched_tokens_(options.max_num_batched_tokens) {
-  RequireAtLeast(1, "--max-num-seqs", options.max_num_seqs);
-  RequireAtLeast(1, "--max-num-batched-tokens", options.max_num_batched_tokens);
-  RequireAtLeast(0, "--max-model-len", options.max_model_len);
-  RequireAtLeast(0, "--kv-cache-memory-bytes", options.kv_cache_memory_bytes);
-  RequireAtLeast(0, "--threads", options.threads);
-  if (options.max_model_len > spec_.max_position_embeddings) {
-    throw Error(
-        ErrorCode::kInvalidArgument,
-        fmt::format(
-            "--max-model-len: {} is more than the model's max_position_embeddings, which is {}",
-            options.max_model_len, spec_.max_position_embeddings));
-  }
   max_model_len_ = options.max_model_len ? options.max_model_len : spec_.max_position_embeddings;
 
   backend_ = MakeCpuBackend(options.threads);
@@ -82,21 +83,19 @@ std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
   scales_ = LoadKvScales(checkpoint_, Given(options.kv_cache_scales), facts.layers, policy_.layers);
   for (const std::string& warning : scales_.warnings) Log(LogLevel::kWarning, warning);
 
-  // The geometry depends on the memory only through the slab length; ask it first with what would
-  // be plenty.
-  const auto wanted = [&](int64_t tokens) {
-    const GroupGeometry g = MakeGroups(facts.layers, policy_.layers, kMostCacheBytesUnasked);
-    int64_t bytes = 0;
-    for (const KvGroup& group : g.groups) {
-      const int64_t pages = group.window ? WindowPages(group.window, max_num_batched_tokens_)
-                                         : (tokens + kPageSize - 1) / kPageSize;
-      // A whole slab is lent at a time, so each group may hold one that is nearly empty.
-      bytes += max_num_seqs_ * pages * group.page_bytes + g.slab_bytes;
-    }
-    return bytes;
-  };
   int64_t bytes = options.kv_cache_memory_bytes;
-  if (bytes == 0) bytes = std::min(wanted(max_model_len_), kMostCacheBytesUnasked);
+  if (bytes == 0) {
+    // The geometry depends on the memory only through the slab length: ask with what would be plenty.
+    const GroupGeometry plenty = MakeGroups(facts.layers, policy_.layers, kMostCacheBytesUnasked);
+    double wanted = 0;
+    for (const KvGroup& group : plenty.groups) {
+      // A whole slab is lent at a time, so each group may hold one that is nearly empty.
+      wanted += static_cast<double>(max_num_seqs_) * static_cast<double>(PagesPerSequence(group)) *
+                    static_cast<double>(group.page_bytes) +
+                static_cast<double>(plenty.slab_bytes);
+    }
+    bytes = static_cast<int64_t>(std::min(wanted, static_cast<double>(kMostCacheBytesUnasked)));
+  }
   geometry_ = MakeGroups(facts.layers, policy_.layers, bytes);
   arena_memory_ = Buffer(bytes);
   arena_ = std::make_unique<Arena>(arena_memory_.data(), bytes, geometry_);
@@ -129,6 +128,11 @@ std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
                       .group = place.group});
   }
   return caches;
+}
+
+int64_t Executor::PagesPerSequence(const KvGroup& group) const {
+  const int64_t all = (max_model_len_ + kPageSize - 1) / kPageSize;
+  return group.window ? std::min(all, WindowPages(group.window, max_num_batched_tokens_)) : all;
 }
 
 void Executor::Forward(Batch& batch, const Decoder::Observer& observer) {
@@ -170,13 +174,15 @@ std::vector<std::string> Executor::StartupReport() const {
   const std::vector<std::string> memory = Describe(geometry_, cache_bytes());
   lines.insert(lines.end(), memory.begin(), memory.end());
   lines.insert(lines.end(), scales_.lines.begin(), scales_.lines.end());
-  const int64_t tokens =
-      TokensThatFit(geometry_, arena_->slabs(), max_num_seqs_, max_num_batched_tokens_);
-  lines.push_back(fmt::format(
-      "KV cache: {} tokens in {}, {:.2f} sequences of {} tokens at a time",
-      tokens == kUnbounded ? "any number of" : std::to_string(tokens), MiB(cache_bytes()),
-      tokens == kUnbounded ? max_num_seqs_ : static_cast<double>(tokens) / max_model_len_,
-      max_model_len_));
+  double slabs_per_sequence = 0;  // of max_model_len tokens
+  for (int g = 0; g < groups(); ++g) {
+    slabs_per_sequence += static_cast<double>(PagesPerSequence(geometry_.groups[g])) /
+                          static_cast<double>(geometry_.PagesPerSlab(g));
+  }
+  const double sequences = static_cast<double>(arena_->slabs()) / slabs_per_sequence;
+  lines.push_back(fmt::format("KV cache: {:.0f} tokens in {}, {:.2f} sequences of {} tokens at a time",
+                              sequences * static_cast<double>(max_model_len_), MiB(cache_bytes()),
+                              sequences, max_model_len_));
   return lines;
 }
 

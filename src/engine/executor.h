@@ -57,6 +57,7 @@ class Executor {
 
  private:
   std::vector<LayerCache> LayOutCache(const EngineOptions& options);
+  int64_t PagesPerSequence(const KvGroup& group) const;  // of max_model_len tokens, at most
 
   DType dtype_ = DType::kBF16;
   ModelSpec spec_;

@@ -12,7 +12,7 @@ Step Scheduler::Schedule() {
     const int count =
         static_cast<int>(std::min<int64_t>(left, limits_.max_num_batched_tokens - step.tokens));
     if (!MakeRoom(i, count, step)) break;
-    step.chunks.push_back({&sequence, sequence.pages.written(), count});
+    step.chunks.push_back({&sequence, sequence.id, sequence.pages.written(), count});
     step.tokens += count;
   }
   // Nobody joins while others had to leave for lack of pages.
@@ -62,8 +62,8 @@ bool Scheduler::Admit(Step& step) {
     if (running_.empty()) step.stuck = &sequence;
     return false;
   }
-  if (sequence.generated() == 0) sequence.cached = prefix;
-  step.chunks.push_back({&sequence, prefix, count});
+  if (!sequence.cached) sequence.cached = prefix;
+  step.chunks.push_back({&sequence, sequence.id, prefix, count});
   step.tokens += count;
   running_.push_back(std::move(waiting_.front()));
   waiting_.pop_front();

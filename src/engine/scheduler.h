@@ -20,6 +20,7 @@ namespace octavo {
 
 struct Chunk {
   Sequence* sequence = nullptr;
+  RequestId id = 0;   // the sequence's
   int64_t begin = 0;  // first token of the sequence to run
   int count = 0;
 };

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "kv/block_pool.h"
@@ -20,10 +21,11 @@ struct Sequence {
 
   std::vector<int32_t> tokens;  // prompt, then output
   int64_t prompt_tokens = 0;
-  int64_t cached = 0;  // of the prompt, at admission, from the prefix cache
-  int64_t next_prompt_logprob =
-      0;  // position of the next prompt token whose log-probability is to be computed,
-  int64_t next_reported = 0;  // and to be reported
+  int64_t prompt_done = 0;  // of the prompt, computed at least once
+  // Of the prompt, from the prefix cache at first admission: later ones find the sequence's own pages.
+  std::optional<int64_t> cached;
+  // Position of the next prompt token whose log-probability is to be computed, and to be reported.
+  int64_t next_prompt_logprob = 0, next_reported = 0;
   SequencePages pages;
 
   int64_t generated() const { return static_cast<int64_t>(tokens.size()) - prompt_tokens; }

@@ -8,6 +8,7 @@
 #include <functional>
 #include <limits>
 #include <random>
+#include <set>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -17,6 +18,7 @@
 #include "base/thread_pool.h"
 #include "engine/executor.h"
 #include "kernels/backend.h"
+#include "models/config.h"
 
 namespace octavo {
 namespace {
@@ -185,10 +187,20 @@ class SyntheticLayer {
 // them.
 class ModelDecode {
  public:
+  static int64_t CacheBytes(const std::string& model, const std::string& format, int64_t tokens) {
+    const KvFormat f = *KvFormatFromName(format);
+    int64_t page = 0;
+    for (const LayerSpec& layer : ReadModelSpec(model).layers) {
+      page += KvLayout{f, f, layer.kv_heads, layer.head_dim}.ClaimBytes();
+    }
+    return (tokens / kPageSize + 1) * page * 5 / 4;  // a quarter more than all layers at full length: slabs
+  }
+
   ModelDecode(const std::string& model, const std::string& format, int64_t longest, int threads)
       : executor_({.model = model,
                    .kv_cache_dtype = format,
-                   .max_model_len = longest + 1,
+                   .kv_cache_memory_bytes = CacheBytes(model, format, longest),
+                   .max_model_len = longest,
                    .max_num_seqs = 1,
                    .enable_prefix_caching = false,
                    .threads = threads}),
@@ -241,16 +253,18 @@ DecodeBenchReport BenchDecode(const DecodeBenchOptions& options) {
                   fmt::format("--kv-cache-dtypes: unknown format '{}'", name));
     formats.push_back(*format);
   }
+  const int64_t most = ReadModelSpec(options.model).max_position_embeddings;
   for (int64_t context : options.contexts) {
-    if (context < kPageSize || context % kPageSize != 0 || context > int64_t{1} << 20) {
+    if (context < kPageSize || context % kPageSize != 0 || context > most) {
       throw Error(ErrorCode::kInvalidArgument,
-                  fmt::format("--contexts: expected multiples of {} up to 1m, found {}", kPageSize,
-                              context));
+                  fmt::format("--contexts: expected multiples of {} up to the model's "
+                              "max_position_embeddings, {}, found {}",
+                              kPageSize, most, context));
     }
   }
-  if (formats.empty() || options.contexts.empty()) {
+  if (formats.empty() || std::set(options.contexts.begin(), options.contexts.end()).size() < 2) {
     throw Error(ErrorCode::kInvalidArgument,
-                "bench decode: expected at least one format and one context");
+                "bench decode: a slope needs at least one format and two --contexts");
   }
   ThreadPool pool(options.threads);
   DecodeBenchReport report{.threads = pool.threads()};

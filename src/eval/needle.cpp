@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <fstream>
 #include <mutex>
 #include <sstream>
@@ -11,6 +12,7 @@
 
 #include "base/error.h"
 #include "eval/haystack.h"
+#include "models/config.h"
 
 namespace octavo {
 namespace {
@@ -40,12 +42,20 @@ class Batch {
 
   std::vector<Answer> Run() {
     pending_ = requests_.size();
+    std::exception_ptr refused;
     for (auto& [index, request] : requests_) {
-      engine_.Submit(std::move(request),
-                     [this, index = index](const Event& event) { Receive(index, event); });
+      try {
+        engine_.Submit(std::move(request),
+                       [this, index = index](const Event& event) { Receive(index, event); });
+      } catch (const Error&) {  // the accepted ones still report to this object: wait for them
+        refused = std::current_exception();
+        std::lock_guard lock(mutex_);
+        --pending_;
+      }
     }
     std::unique_lock lock(mutex_);
     done_.wait(lock, [this] { return pending_ == 0; });
+    if (refused) std::rethrow_exception(refused);
     for (const Answer& answer : answers_) {
       if (!answer.error.empty()) throw Error(ErrorCode::kResourceExhausted, answer.error);
     }
@@ -97,13 +107,17 @@ Question Ask(const Engine& engine, const Haystack& haystack, size_t needle) {
   return q;
 }
 
-// A haystack whose first question is about `length` tokens long, at most that.
+// A haystack whose longest question and answer make about `length` tokens, at most that.
 Haystack MakeHaystack(const Engine& engine, const HaystackGenerator& generator,
                       const NeedleEvalOptions& options, int64_t length, uint64_t seed) {
   size_t bytes = static_cast<size_t>(length);
   for (int round = 0; round < 8; ++round) {
     Haystack haystack = generator.Make(bytes, options.needles, seed);
-    const int64_t tokens = static_cast<int64_t>(Ask(engine, haystack, 0).with_answer.size());
+    int64_t tokens = 0;
+    for (size_t i = 0; i < haystack.needles.size(); ++i) {
+      const Question question = Ask(engine, haystack, i);
+      tokens = std::max(tokens, static_cast<int64_t>(question.with_answer.size()));
+    }
     // Within one percent below; byte-level tokenizers are there at once.
     if (tokens <= length && tokens >= length - length / 100 - 8) return haystack;
     const double ratio = static_cast<double>(bytes) / static_cast<double>(tokens);
@@ -185,10 +199,10 @@ void RunSample(Contestant& c, const Haystack& haystack, const std::function<void
 std::string ReadText(const std::string& path) {
   if (path.empty()) return {};
   std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  if (!file || !(text << file.rdbuf()))
+  std::string text(std::istreambuf_iterator<char>(file), {});
+  if (!file.is_open() || file.bad())
     throw Error(ErrorCode::kNotFound, fmt::format("--haystack: cannot read {}", path));
-  return text.str();
+  return text;
 }
 
 }  // namespace
@@ -209,11 +223,13 @@ NeedleReport EvalNeedle(const NeedleEvalOptions& options, const NeedleProgress& 
     throw Error(ErrorCode::kInvalidArgument,
                 "eval needle: expected at least one format, length, needle and sample");
   }
+  const int64_t most = ReadModelSpec(options.engine.model).max_position_embeddings;
   for (int64_t length : options.lengths) {
-    if (length < kShortestPrompt) {
-      throw Error(
-          ErrorCode::kInvalidArgument,
-          fmt::format("--lengths: expected at least {} tokens, found {}", kShortestPrompt, length));
+    if (length < kShortestPrompt || length > most) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("--lengths: expected {} to the model's max_position_embeddings, {}, "
+                              "found {}",
+                              kShortestPrompt, most, length));
     }
   }
   const HaystackGenerator generator({.filler = ReadText(options.haystack_file)});
@@ -230,13 +246,8 @@ NeedleReport EvalNeedle(const NeedleEvalOptions& options, const NeedleProgress& 
     EngineOptions engine = options.engine;
     engine.kv_cache_dtype = format;
     engine.enable_prefix_caching = true;
-    engine.max_num_seqs = std::max(engine.max_num_seqs, options.needles);
-    if (engine.max_model_len == 0) {
-      // Room for questions and answers that differ in length from the first.
-      engine.max_model_len =
-          *std::max_element(options.lengths.begin(), options.lengths.end()) + 128;
-    }
-    if (engine.kv_cache_memory_bytes == 0) engine.max_num_seqs = options.needles;
+    engine.max_num_seqs = options.needles;
+    engine.max_model_len = *std::max_element(options.lengths.begin(), options.lengths.end());
     contestants.push_back(
         {.engine = Engine::Create(engine), .row = {}, .prefill = {}, .decode = {}});
   }
