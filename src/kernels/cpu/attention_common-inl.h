@@ -323,6 +323,14 @@ class PageReader {
     }
   }
 
+  // Asks for the next page's scales: they are read before anything else of it.
+  void PrefetchNextScales(int page) const {
+    if (page + 1 >= block_.page_end) return;
+    const std::byte* claim = block_.args->cache.Claim(pages_[page + 1]);
+    constexpr int64_t kBytes = kPageSize * sizeof(float);
+    if (scales_keys) Prefetcher(claim + layout_.KScaleOffset(block_.kv_head), kBytes, 1).Step();
+    if (scales_values) Prefetcher(claim + layout_.VScaleOffset(block_.kv_head), kBytes, 1).Step();
+  }
   // The K or V that will be read after this page's; none behind the last.
   Prefetcher NextK(int page, int steps) const {
     if (page + 1 >= block_.page_end) return {};

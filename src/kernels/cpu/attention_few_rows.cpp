@@ -255,6 +255,7 @@ void AttendFew(const AttentionBlock& block, int page_begin, int page_end,
   PageReader page(block);
   for (int index = page_begin; index < page_end; ++index) {
     page.Open(index);
+    page.PrefetchNextScales(index);
     const bool simple_k = k_storage == DType::kF8E4M3 && !HasF8E4M3NaN(page.k, layout.KBytes());
     const ScoresFunction* scores =
         simple_k ? ScoresEntry<LoadF8E4M3Finite>::kValue : ByStorage<ScoresEntry>(k_storage);

@@ -291,6 +291,7 @@ void AttendMany(const AttentionBlock& block, int page_begin, int page_end,
   const size_t vectors = (block.rows + kLanes - 1) / kLanes;
   for (int index = page_begin; index < page_end; ++index) {
     page.Open(index);
+    page.PrefetchNextScales(index);
     decode_k(page.k, block.order, kPageSize, block.head_dim, buffers.k, block.row_stride);
     decode_v(page.v, nullptr, block.head_dim, kPageSize, buffers.v, kPageSize);
     Prefetcher next_k = page.NextK(index, kPrefetchSteps),

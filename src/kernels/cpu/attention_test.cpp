@@ -159,6 +159,13 @@ std::vector<AttentionCase> InvarianceCases() {
                      .kv_heads = 1,
                      .head_dim = 32,
                      .sequences = {{0, 140}, {0, 65}}});
+    // A window that reaches over a cut and begins anywhere.
+    cases.push_back({.k_format = format,
+                     .v_format = format,
+                     .kv_heads = 1,
+                     .head_dim = 16,
+                     .window = 1300,
+                     .sequences = {{0, 2300}}});
     // More than two splits.
     cases.push_back({.k_format = format,
                      .v_format = format,
@@ -336,6 +343,30 @@ TEST_P(AttentionTest, AQueryThatSeesNothingYieldsZeros) {
   for (int64_t i = 0; i < step.out.columns(); ++i) {
     EXPECT_EQ(step.out.Row<float>(0)[i], 0.0f);
     EXPECT_NE(step.out.Row<float>(1)[i], 0.0f);
+  }
+}
+
+// A sink takes part in the maximum: far above every score it takes all the probability, far below
+// none.
+TEST_P(AttentionTest, SinksMayBeFarFromTheScores) {
+  for (int tokens : {1, 64}) {  // few rows, many rows
+    const AttentionCase c{.sequences = {{0, tokens}}, .seed = 600};
+    Pool pool(c, Lengths(c));
+    conformance::FillCache(c, pool, ReferenceOps());
+    CpuOps cpu(1);
+    const Step step(c, pool, conformance::CallRanges(c));
+    const AttentionPlan plan = cpu.ops().plan(c.shape(), step.view);
+    auto run = [&](float sink) {
+      const std::vector<float> sinks(c.heads(), sink);
+      AttentionArgs args = step.Attention(pool, plan);
+      if (sink != 0) args.sinks = Tensor(sinks.data(), DType::kF32, {c.heads()});
+      cpu.ops().attention(args);
+      const float* out = step.out.Row<float>(0);
+      return std::vector<float>(out, out + step.out.columns());
+    };
+    const std::vector<float> none = run(0);
+    EXPECT_EQ(run(-500.0f), none);
+    EXPECT_EQ(run(500.0f), std::vector<float>(none.size(), 0.0f));
   }
 }
 
