@@ -1,5 +1,6 @@
-// One list of cases per op, each run by a backend and by the double-precision reference on fresh random input. The CPU
-// backend runs it on every SIMD target of this machine and with 1, 2 and 3 threads.
+// One list of cases per op, each run by a backend and by the double-precision reference on fresh
+// random input. The CPU backend runs it on every SIMD target of this machine and with 1, 2 and 3
+// threads.
 #include <gtest/gtest.h>
 
 #include <memory>
@@ -27,7 +28,8 @@ class Conformance {
  private:
   using Op = void (*)(Backend&);
 
-  TestTensor Random(DType dtype, int64_t rows, int64_t columns, double scale = 1, int64_t padding = 0) {
+  TestTensor Random(DType dtype, int64_t rows, int64_t columns, double scale = 1,
+                    int64_t padding = 0) {
     return TestTensor(dtype, rows, columns, padding).Fill(random_, scale);
   }
 
@@ -46,9 +48,10 @@ class Conformance {
         for (int64_t columns : {1, 15, 64, 259}) {
           const TestTensor table = Random(table_type, 50, columns, 1, 3);
           const std::vector<int32_t> ids = {49, 0, 7, 7, 21};
-          Compare(TestTensor(t, 5, columns, 2), "gather", [&](Backend& backend, const TestTensor& out) {
-            backend.Gather({.table = table, .ids = ids, .scale = 59.75f, .out = out});
-          });
+          Compare(TestTensor(t, 5, columns, 2), "gather",
+                  [&](Backend& backend, const TestTensor& out) {
+                    backend.Gather({.table = table, .ids = ids, .scale = 59.75f, .out = out});
+                  });
         }
       }
     }
@@ -76,7 +79,8 @@ class Conformance {
   void NormCase(DType t, DType out_type, DType weight_type, int64_t columns, bool add, int where) {
     const TestTensor weight = Random(weight_type, 1, columns);
     const TestTensor x = Random(t, 9, columns, 3, 5), delta = Random(t, 9, columns, 0.5, 1);
-    const std::string what = "norm of " + ShapeString(x) + (add ? " + delta" : "") + ", out " + std::to_string(where);
+    const std::string what =
+        "norm of " + ShapeString(x) + (add ? " + delta" : "") + ", out " + std::to_string(where);
     struct Memory {
       TestTensor x, delta, out;
     };
@@ -117,23 +121,32 @@ class Conformance {
     }
     MatMulCase(1, 400, 3000, f32, bf16, f32);
     MatMulCase(200, 300, 64, f32, bf16, f32);
+    MatMulCase(233, 20, 1000, f32, bf16, f32);   // few outputs: threads share the rows
     MatMulCase(1000, 40, 33, bf16, bf16, bf16);  // more rows than one pass
   }
 
-  void MatMulCase(int64_t rows, int64_t outs, int64_t columns, DType x_type, DType weight_type, DType out_type) {
-    const TestTensor x = Random(x_type, rows, columns, 1, 3), weight = Random(weight_type, outs, columns, 1, 1);
+  void MatMulCase(int64_t rows, int64_t outs, int64_t columns, DType x_type, DType weight_type,
+                  DType out_type) {
+    const TestTensor x = Random(x_type, rows, columns, 1, 3),
+                     weight = Random(weight_type, outs, columns, 1, 1);
     const TestTensor bias = Random(weight_type, 1, outs);
     for (const bool with_bias : {false, true}) {
-      const std::string what = "matmul " + ShapeString(x) + " x " + ShapeString(weight) + " -> " + Name(out_type);
-      Compare(TestTensor(out_type, rows, outs, 5), what, [&](Backend& backend, const TestTensor& out) {
-        backend.MatMul({.x = x, .weight = weight, .bias = with_bias ? bias.tensor() : Tensor(), .out = out});
-      });
+      const std::string what =
+          "matmul " + ShapeString(x) + " x " + ShapeString(weight) + " -> " + Name(out_type);
+      Compare(TestTensor(out_type, rows, outs, 5), what,
+              [&](Backend& backend, const TestTensor& out) {
+                backend.MatMul({.x = x,
+                                .weight = weight,
+                                .bias = with_bias ? bias.tensor() : Tensor(),
+                                .out = out});
+              });
     }
   }
 
   void Activations() {
     for (DType t : {DType::kF32, DType::kBF16}) {
-      for (Activation activation : {Activation::kSilu, Activation::kGeluTanh, Activation::kSwigluOai}) {
+      for (Activation activation :
+           {Activation::kSilu, Activation::kGeluTanh, Activation::kSwigluOai}) {
         for (int64_t columns : {1, 16, 77, 3000}) {
           for (const bool in_place : {false, true}) {
             const TestTensor gate = Random(t, 11, columns, 4, 3), up = Random(t, 11, columns, 4, 1);
@@ -169,8 +182,10 @@ class Conformance {
 
   void RouteCase(const TestTensor& logits, int top_k, bool softmax_first, bool normalize) {
     const int64_t rows = logits.tensor().rows();
-    TestTensor ids[2] = {TestTensor(DType::kI32, rows, top_k, 1), TestTensor(DType::kI32, rows, top_k, 1)};
-    TestTensor weights[2] = {TestTensor(DType::kF32, rows, top_k, 1), TestTensor(DType::kF32, rows, top_k, 1)};
+    TestTensor ids[2] = {TestTensor(DType::kI32, rows, top_k, 1),
+                         TestTensor(DType::kI32, rows, top_k, 1)};
+    TestTensor weights[2] = {TestTensor(DType::kF32, rows, top_k, 1),
+                             TestTensor(DType::kF32, rows, top_k, 1)};
     Backend* backends[2] = {&subject_, oracle_.get()};
     for (int i = 0; i < 2; ++i) {
       backends[i]->Route({.logits = logits,
@@ -198,12 +213,15 @@ class Conformance {
         {DType::kF32, DType::kF32, 37, 50, 33, 5, 3, Activation::kSwigluOai, true},
         {DType::kBF16, DType::kBF16, 70, 130, 20, 16, 4, Activation::kSilu, false},
         {DType::kBF16, DType::kF16, 9, 17, 150, 3, 3, Activation::kGeluTanh, true},
-        {DType::kF32, DType::kBF16, 1100, 16, 8, 4, 1, Activation::kSilu, false},  // more rows than one pass
+        {DType::kF32, DType::kBF16, 1100, 16, 8, 4, 1, Activation::kSilu,
+         false},  // more rows than one pass
     };
     for (const Case& c : cases) {
       std::vector<TestTensor> memory;
       memory.reserve(6 * c.experts);
-      const auto keep = [&](TestTensor tensor) { return memory.emplace_back(std::move(tensor)).tensor(); };
+      const auto keep = [&](TestTensor tensor) {
+        return memory.emplace_back(std::move(tensor)).tensor();
+      };
       const double scale = 1 / std::sqrt(static_cast<double>(c.hidden));
       std::vector<Expert> experts(c.experts);
       for (Expert& e : experts) {
@@ -219,15 +237,16 @@ class Conformance {
       const TestTensor logits = Random(DType::kF32, c.rows, c.experts);
       TestTensor ids(DType::kI32, c.rows, c.top_k), weights(DType::kF32, c.rows, c.top_k);
       oracle_->Route({.logits = logits, .top_k = c.top_k, .ids = ids, .weights = weights});
-      Compare(TestTensor(c.t, c.rows, c.hidden, 1), "experts", [&](Backend& backend, const TestTensor& out) {
-        backend.Experts({.x = x,
-                         .ids = ids,
-                         .weights = weights,
-                         .experts = experts,
-                         .activation = c.activation,
-                         .limit = 1.5f,
-                         .out = out});
-      });
+      Compare(TestTensor(c.t, c.rows, c.hidden, 1), "experts",
+              [&](Backend& backend, const TestTensor& out) {
+                backend.Experts({.x = x,
+                                 .ids = ids,
+                                 .weights = weights,
+                                 .experts = experts,
+                                 .activation = c.activation,
+                                 .limit = 1.5f,
+                                 .out = out});
+              });
     }
   }
 
@@ -261,7 +280,8 @@ TEST(ConformanceTest, NonFinite) {
         cpu->MatMul({.x = x, .weight = weight, .bias = {}, .out = got});
         oracle->MatMul({.x = x, .weight = weight, .bias = {}, .out = want});
         ExpectMatches(got, want, "matmul");
-        for (Activation activation : {Activation::kSilu, Activation::kGeluTanh, Activation::kSwigluOai}) {
+        for (Activation activation :
+             {Activation::kSilu, Activation::kGeluTanh, Activation::kSwigluOai}) {
           const TestTensor up = TestTensor(t, 9, 130).Fill(random);
           for (const bool poison_up : {false, true}) {
             const GatedActivationArgs args{.activation = activation,
@@ -275,7 +295,9 @@ TEST(ConformanceTest, NonFinite) {
             cpu->GatedActivation(to);
             to.out = b;
             oracle->GatedActivation(to);
-            ExpectMatches(a, b, "activation " + std::to_string(int(activation)) + " " + std::to_string(poison));
+            ExpectMatches(
+                a, b,
+                "activation " + std::to_string(int(activation)) + " " + std::to_string(poison));
           }
         }
       }

@@ -1,4 +1,5 @@
-// A row's bits do not depend on how many rows share the call, on where it stands, or on the number of threads.
+// A row's bits do not depend on how many rows share the call, on where it stands, or on the number
+// of threads.
 #include <gtest/gtest.h>
 
 #include <memory>
@@ -31,7 +32,8 @@ class RowInvarianceTest : public testing::Test {
             op(*backend, begin, begin + count, part);
             for (int64_t r = 0; r < count; ++r) {
               ASSERT_TRUE(part.SameRow(r, all, begin + r))
-                  << target.name << ", threads " << threads << ", rows " << begin << " + " << count << ", row " << r;
+                  << target.name << ", threads " << threads << ", rows " << begin << " + " << count
+                  << ", row " << r;
             }
           }
         }
@@ -49,11 +51,15 @@ class RowInvarianceTest : public testing::Test {
 TEST_F(RowInvarianceTest, MatMul) {
   for (DType t : {DType::kF32, DType::kBF16}) {
     // The last is long enough for several panels and, with 513 rows, for several work items.
-    for (const auto& [columns, outs] : {std::pair<int64_t, int64_t>{kHidden, 37}, {16, 300}, {2100, 40}}) {
+    for (const auto& [columns, outs] :
+         {std::pair<int64_t, int64_t>{kHidden, 37}, {16, 300}, {1000, 20}, {2100, 40}}) {
       const TestTensor x = Random(t, kRows, columns), weight = Random(DType::kBF16, outs, columns);
-      Check(t, outs, [&, w = weight.tensor()](Backend& backend, int64_t begin, int64_t end, const TestTensor& out) {
-        backend.MatMul({.x = x.tensor().Rows(begin, end), .weight = w, .bias = {}, .out = out});
-      });
+      Check(
+          t, outs,
+          [&, w = weight.tensor()](Backend& backend, int64_t begin, int64_t end,
+                                   const TestTensor& out) {
+            backend.MatMul({.x = x.tensor().Rows(begin, end), .weight = w, .bias = {}, .out = out});
+          });
     }
   }
 }
@@ -62,7 +68,11 @@ TEST_F(RowInvarianceTest, Norm) {
   for (DType t : {DType::kF32, DType::kBF16}) {
     const TestTensor x = Random(t, kRows, kHidden), weight = Random(DType::kF32, 1, kHidden);
     Check(t, kHidden, [&](Backend& backend, int64_t begin, int64_t end, const TestTensor& out) {
-      backend.Norm({.x = x.tensor().Rows(begin, end), .delta = {}, .weight = weight, .eps = 1e-6f, .out = out});
+      backend.Norm({.x = x.tensor().Rows(begin, end),
+                    .delta = {},
+                    .weight = weight,
+                    .eps = 1e-6f,
+                    .out = out});
     });
   }
 }
@@ -97,8 +107,11 @@ TEST_F(RowInvarianceTest, RouteAndExperts) {
                      .normalize = false,
                      .ids = ids,
                      .weights = weights});
-      backend.Experts(
-          {.x = x.tensor().Rows(begin, end), .ids = ids, .weights = weights, .experts = experts, .out = out});
+      backend.Experts({.x = x.tensor().Rows(begin, end),
+                       .ids = ids,
+                       .weights = weights,
+                       .experts = experts,
+                       .out = out});
     });
   }
 }

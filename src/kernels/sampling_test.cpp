@@ -1,5 +1,5 @@
-// Sampling: the CPU agrees with the reference token by token; both draw from the right distribution; what a row gets
-// depends on its own parameters alone.
+// Sampling: the CPU agrees with the reference token by token; both draw from the right
+// distribution; what a row gets depends on its own parameters alone.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -26,7 +26,8 @@ std::vector<float> RandomLogits(std::mt19937& random, int64_t count, float scale
 std::vector<SampledToken> SampleRows(Backend& backend, const std::vector<float>& logits,
                                      const std::vector<SampleRow>& rows, float soft_cap = 0) {
   std::vector<float> memory;
-  for (size_t r = 0; r < rows.size(); ++r) memory.insert(memory.end(), logits.begin(), logits.end());
+  for (size_t r = 0; r < rows.size(); ++r)
+    memory.insert(memory.end(), logits.begin(), logits.end());
   const Tensor tensor(memory.data(), DType::kF32,
                       {static_cast<int64_t>(rows.size()), static_cast<int64_t>(logits.size())});
   std::vector<SampledToken> out(rows.size());
@@ -65,7 +66,8 @@ TEST(SamplingTest, AgreesWithReference) {
     const auto cpu = MakeCpuBackend(2);
     for (int64_t vocab : {1, 2, 5, 31, 32, 1000, 5003}) {
       const std::vector<float> logits = RandomLogits(random, vocab, 4);
-      const std::vector<int32_t> history = {0, 3, 3, 700, -1, 9999999, static_cast<int32_t>(vocab) - 1};
+      const std::vector<int32_t> history = {
+          0, 3, 3, 700, -1, 9999999, static_cast<int32_t>(vocab) - 1};
       std::vector<SampleRow> rows;
       for (float temperature : {0.0f, 0.3f, 1.0f, 8.0f}) {
         for (int32_t top_k : {0, 1, 7, 300}) {
@@ -81,7 +83,9 @@ TEST(SamplingTest, AgreesWithReference) {
                                 .seed = rows.size() * 0x123456789ABCull,
                                 .choice = static_cast<uint32_t>(rows.size() % 3),
                                 .token_index = static_cast<uint32_t>(rows.size()),
-                                .target = rows.size() % 4 == 0 ? static_cast<int32_t>(rows.size() % vocab) : -1});
+                                .target = rows.size() % 4 == 0
+                                              ? static_cast<int32_t>(rows.size() % vocab)
+                                              : -1});
               }
             }
           }
@@ -124,7 +128,8 @@ void ExpectDistribution(Backend& backend, const std::vector<float>& logits, Samp
     seen += counts[id];
   }
   EXPECT_EQ(seen, kDraws) << "a token outside the kept set was drawn";
-  // Mean and variance of a chi-square are its degrees of freedom and twice that; the normal tail beyond 4 is 3e-5.
+  // Mean and variance of a chi-square are its degrees of freedom and twice that; the normal tail
+  // beyond 4 is 3e-5.
   const double freedom = static_cast<double>(kept.size()) - 1;
   EXPECT_LT(chi_square, freedom + 4 * std::sqrt(2 * freedom));
 }
@@ -141,8 +146,10 @@ TEST(SamplingTest, DrawsFromTheDistribution) {
     SCOPED_TRACE(backend->name());
     ExpectDistribution(*backend, logits, {.temperature = 1}, all);
     ExpectDistribution(*backend, logits, {.temperature = 0.5f}, all);
-    ExpectDistribution(*backend, logits, {.temperature = 1, .top_k = static_cast<int32_t>(best.size())}, best);
-    ExpectDistribution(*backend, logits, {.temperature = 2, .min_p = 0.8f}, best);  // exp(-0.4 / 2) = 0.82
+    ExpectDistribution(*backend, logits,
+                       {.temperature = 1, .top_k = static_cast<int32_t>(best.size())}, best);
+    ExpectDistribution(*backend, logits, {.temperature = 2, .min_p = 0.8f},
+                       best);  // exp(-0.4 / 2) = 0.82
   }
 }
 
@@ -193,7 +200,8 @@ TEST(SamplingTest, GreedyTakesTheLowestOfEquals) {
     EXPECT_EQ(SampleRowOf(*backend, logits, {}).id, 37);
     EXPECT_EQ(SampleRowOf(*backend, logits, {}).top1, 37);
     const int32_t history[] = {37, 37, 99};
-    const SampledToken token = SampleRowOf(*backend, logits, {.repetition_penalty = 1.5f, .history = history});
+    const SampledToken token =
+        SampleRowOf(*backend, logits, {.repetition_penalty = 1.5f, .history = history});
     EXPECT_EQ(token.id, 38);
     EXPECT_EQ(token.top1, 37);  // of the raw logits
     // Negative logits are multiplied.
@@ -207,7 +215,8 @@ TEST(SamplingTest, GreedyTakesTheLowestOfEquals) {
 }
 
 TEST(SamplingTest, KeptSetsAtTheirEdges) {
-  // Probabilities 1/2, 1/4, 1/8, 1/16, 1/16 of ids 2, 0, 4, 1, 3, in units that float32 holds to 1e-8.
+  // Probabilities 1/2, 1/4, 1/8, 1/16, 1/16 of ids 2, 0, 4, 1, 3, in units that float32 holds to
+  // 1e-8.
   const auto log2 = [](int exponent) { return static_cast<float>(exponent * M_LN2); };
   const std::vector<float> logits = {log2(-2), log2(-4), log2(-1), log2(-4), log2(-3)};
   using Ids = std::set<int32_t>;
@@ -242,7 +251,8 @@ TEST(SamplingTest, KeptSetsAtTheirEdges) {
 }
 
 TEST(SamplingTest, WideTopP) {
-  // Needs far more than the first 256 tokens, so the selection has to widen; and a flat distribution is all ties.
+  // Needs far more than the first 256 tokens, so the selection has to widen; and a flat
+  // distribution is all ties.
   std::mt19937 random(8);
   const auto cpu = MakeCpuBackend(1), oracle = MakeReferenceBackend();
   for (float scale : {0.0f, 0.2f, 1.0f}) {
@@ -277,9 +287,10 @@ TEST(SamplingTest, NonFiniteLogits) {
         logits[60] = 3.0f;
         logits[at] = bad;
         const int32_t history[] = {at, 60};
-        for (const SampleRow& row : {SampleRow{}, SampleRow{.temperature = 1},
-                                     SampleRow{.temperature = 1, .top_k = 3, .top_p = 0.5f, .min_p = 0.1f},
-                                     SampleRow{.repetition_penalty = 2, .history = history}}) {
+        for (const SampleRow& row :
+             {SampleRow{}, SampleRow{.temperature = 1},
+              SampleRow{.temperature = 1, .top_k = 3, .top_p = 0.5f, .min_p = 0.1f},
+              SampleRow{.repetition_penalty = 2, .history = history}}) {
           const SampledToken token = SampleRowOf(*backend, logits, row);
           EXPECT_FALSE(token.finite);
           EXPECT_EQ(token.id, bad == INFINITY ? at : 60);
@@ -287,7 +298,8 @@ TEST(SamplingTest, NonFiniteLogits) {
         }
       }
     }
-    const SampledToken token = SampleRowOf(*backend, std::vector<float>(20, NAN), {.temperature = 1});
+    const SampledToken token =
+        SampleRowOf(*backend, std::vector<float>(20, NAN), {.temperature = 1});
     EXPECT_FALSE(token.finite);
     EXPECT_EQ(token.id, 0);
   }
@@ -298,11 +310,15 @@ TEST(SamplingTest, Overflow) {
   for (const auto& backend : BothBackends()) {
     std::vector<float> logits(10, 1e36f);
     logits[4] = 2e36f;
-    EXPECT_EQ(SampleRowOf(*backend, logits, {.temperature = 1e-4f}).id, 0);  // all infinite: all equal
+    EXPECT_EQ(SampleRowOf(*backend, logits, {.temperature = 1e-4f}).id,
+              0);  // all infinite: all equal
     EXPECT_EQ(SampleRowOf(*backend, logits, {.temperature = 1}).id, 4);
     logits.assign(10, -3e38f);
     const int32_t history[] = {0};
-    EXPECT_NE(SampleRowOf(*backend, logits, {.temperature = 1, .repetition_penalty = 10, .history = history}).id, 0);
+    EXPECT_NE(SampleRowOf(*backend, logits,
+                          {.temperature = 1, .repetition_penalty = 10, .history = history})
+                  .id,
+              0);
   }
 }
 

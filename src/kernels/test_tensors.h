@@ -1,4 +1,5 @@
-// What the tests of ops share: random tensors, outputs with guard bytes around every row, and comparisons.
+// What the tests of ops share: random tensors, outputs with guard bytes around every row, and
+// comparisons.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -14,13 +15,14 @@
 
 namespace octavo {
 
-// A matrix of its own memory: rows `stride` apart, 64 bytes and the gaps between the rows filled with a pattern that
-// no op may touch.
+// A matrix of its own memory: rows `stride` apart, 64 bytes and the gaps between the rows filled
+// with a pattern that no op may touch.
 class TestTensor {
  public:
   TestTensor() = default;
   TestTensor(DType dtype, int64_t rows, int64_t columns, int64_t padding = 0)
-      : bytes_(kGuard * 2 + static_cast<size_t>(rows * (columns + padding)) * SizeOf(dtype), kPattern) {
+      : bytes_(kGuard * 2 + static_cast<size_t>(rows * (columns + padding)) * SizeOf(dtype),
+               kPattern) {
     tensor_ = Tensor(bytes_.data() + kGuard, dtype, {rows, columns});
     tensor_.row_stride = columns + padding;
   }
@@ -37,20 +39,31 @@ class TestTensor {
 
   double Get(int64_t row, int64_t column) const {
     switch (tensor_.dtype) {
-      case DType::kF32: return tensor_.Row<float>(row)[column];
-      case DType::kBF16: return BF16ToFloat(tensor_.Row<uint16_t>(row)[column]);
-      case DType::kF16: return Float16::Decode(tensor_.Row<uint16_t>(row)[column]);
-      default: return tensor_.Row<int32_t>(row)[column];
+      case DType::kF32:
+        return tensor_.Row<float>(row)[column];
+      case DType::kBF16:
+        return BF16ToFloat(tensor_.Row<uint16_t>(row)[column]);
+      case DType::kF16:
+        return Float16::Decode(tensor_.Row<uint16_t>(row)[column]);
+      default:
+        return tensor_.Row<int32_t>(row)[column];
     }
   }
 
   void Put(int64_t row, int64_t column, double value) {
     const float x = static_cast<float>(value);
     switch (tensor_.dtype) {
-      case DType::kF32: tensor_.Row<float>(row)[column] = x; break;
-      case DType::kBF16: tensor_.Row<uint16_t>(row)[column] = FloatToBF16(x); break;
-      case DType::kF16: tensor_.Row<uint16_t>(row)[column] = static_cast<uint16_t>(Float16::Encode(x)); break;
-      default: tensor_.Row<int32_t>(row)[column] = static_cast<int32_t>(value);
+      case DType::kF32:
+        tensor_.Row<float>(row)[column] = x;
+        break;
+      case DType::kBF16:
+        tensor_.Row<uint16_t>(row)[column] = FloatToBF16(x);
+        break;
+      case DType::kF16:
+        tensor_.Row<uint16_t>(row)[column] = static_cast<uint16_t>(Float16::Encode(x));
+        break;
+      default:
+        tensor_.Row<int32_t>(row)[column] = static_cast<int32_t>(value);
     }
   }
 
@@ -66,7 +79,8 @@ class TestTensor {
   bool GuardsIntact() const {
     std::vector<std::byte> copy = bytes_;
     for (int64_t r = 0; r < tensor_.rows(); ++r) {
-      std::memset(copy.data() + kGuard + r * tensor_.row_stride * SizeOf(tensor_.dtype), int(kPattern), RowBytes());
+      std::memset(copy.data() + kGuard + r * tensor_.row_stride * SizeOf(tensor_.dtype),
+                  int(kPattern), RowBytes());
     }
     for (std::byte b : copy) {
       if (b != kPattern) return false;
@@ -108,7 +122,8 @@ inline double Nmse(const TestTensor& got, const TestTensor& want) {
   return norm > 0 ? error / norm : error;
 }
 
-// The largest |got - want| in units of want's bfloat16 step, where want is not tiny beside its tensor.
+// The largest |got - want| in units of want's bfloat16 step, where want is not tiny beside its
+// tensor.
 inline double WorstBF16Steps(const TestTensor& got, const TestTensor& want) {
   double worst = 0, norm = 0;
   for (int64_t r = 0; r < want.tensor().rows(); ++r) {
@@ -116,7 +131,8 @@ inline double WorstBF16Steps(const TestTensor& got, const TestTensor& want) {
       if (std::isfinite(want.Get(r, c))) norm += want.Get(r, c) * want.Get(r, c);
     }
   }
-  const double rms = std::sqrt(norm / static_cast<double>(std::max<int64_t>(want.tensor().size(), 1)));
+  const double rms =
+      std::sqrt(norm / static_cast<double>(std::max<int64_t>(want.tensor().size(), 1)));
   for (int64_t r = 0; r < want.tensor().rows(); ++r) {
     for (int64_t c = 0; c < want.tensor().columns(); ++c) {
       const double w = want.Get(r, c);
@@ -129,7 +145,8 @@ inline double WorstBF16Steps(const TestTensor& got, const TestTensor& want) {
   return worst;
 }
 
-// float32 results: relative error 1e-6 in the 2-norm. bfloat16 results: one rounding apart at most, most not at all.
+// float32 results: relative error 1e-6 in the 2-norm. bfloat16 results: one rounding apart at most,
+// most not at all.
 inline void ExpectMatches(const TestTensor& got, const TestTensor& want, const std::string& what) {
   EXPECT_TRUE(got.GuardsIntact()) << what;
   const double nmse = Nmse(got, want);

@@ -1,4 +1,5 @@
-// In a steady state, the CPU backend's ops allocate nothing. (Scratch buffers grow, and attention's plan is a vector.)
+// In a steady state, the CPU backend's ops allocate nothing. (Scratch buffers grow, and attention's
+// plan is a vector.)
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -35,11 +36,14 @@ TEST(AllocationTest, SteadyStateAllocatesNothing) {
   const auto matrix = [&](DType dtype, int64_t rows, int64_t columns) {
     return TestTensor(dtype, rows, columns).Fill(random);
   };
-  const TestTensor x = matrix(DType::kBF16, kRows, kHidden), up = matrix(DType::kBF16, kRows, kHidden);
+  const TestTensor x = matrix(DType::kBF16, kRows, kHidden),
+                   up = matrix(DType::kBF16, kRows, kHidden);
   const TestTensor out(DType::kBF16, kRows, kHidden), router(DType::kF32, kRows, kExperts);
   const TestTensor ids(DType::kI32, kRows, kTopK), weights(DType::kF32, kRows, kTopK);
-  const TestTensor square = matrix(DType::kBF16, kHidden, kHidden), head = matrix(DType::kBF16, kVocab, kHidden);
-  const TestTensor gate = matrix(DType::kBF16, kExperts, kHidden), norm = matrix(DType::kBF16, 1, kHidden);
+  const TestTensor square = matrix(DType::kBF16, kHidden, kHidden),
+                   head = matrix(DType::kBF16, kVocab, kHidden);
+  const TestTensor gate = matrix(DType::kBF16, kExperts, kHidden),
+                   norm = matrix(DType::kBF16, 1, kHidden);
   const TestTensor logits(DType::kF32, 4, kVocab);
   const std::vector<Expert> experts(kExperts, Expert{.gate = square, .up = square, .down = square});
   const std::vector<int32_t> tokens(kRows, 5), history = {1, 2, 3, 4, 5};

@@ -18,7 +18,9 @@ class CpuBackend final : public Backend {
   void Gather(const GatherArgs& args) override { cpu::Gather(args, pool_); }
   void Norm(const NormArgs& args) override { cpu::Norm(args, pool_); }
   void MatMul(const MatMulArgs& args) override { cpu::MatMul(args, pool_, matmul_scratch_); }
-  void GatedActivation(const GatedActivationArgs& args) override { cpu::GatedActivation(args, pool_); }
+  void GatedActivation(const GatedActivationArgs& args) override {
+    cpu::GatedActivation(args, pool_);
+  }
   void Route(const RouteArgs& args) override { cpu::Route(args, pool_); }
   void Experts(const ExpertsArgs& args) override { cpu::Experts(args, pool_, experts_scratch_); }
   void RopeTable(const RopeTableArgs& args) override { cpu::RopeTable(args, pool_); }
@@ -26,7 +28,9 @@ class CpuBackend final : public Backend {
   AttentionPlan PlanAttention(const AttentionShape& shape, const BatchView& batch) override {
     return cpu::PlanAttention(shape, batch, pool_.threads());
   }
-  void Attention(const AttentionArgs& args) override { cpu::Attention(args, pool_, attention_workspace_); }
+  void Attention(const AttentionArgs& args) override {
+    cpu::Attention(args, pool_, attention_workspace_);
+  }
   void Sample(const SampleArgs& args) override { cpu::Sample(args, pool_, sample_workers_); }
 
  private:
@@ -39,6 +43,8 @@ class CpuBackend final : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> MakeCpuBackend(int threads) { return std::make_unique<CpuBackend>(threads); }
+std::unique_ptr<Backend> MakeCpuBackend(int threads) {
+  return std::make_unique<CpuBackend>(threads);
+}
 
 }  // namespace octavo

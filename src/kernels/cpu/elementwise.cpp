@@ -32,9 +32,12 @@ HWY_INLINE void GatherRow(const GatherArgs& args, int64_t row) {
   const int64_t id = args.ids[row], columns = args.table.columns();
   T* to = args.out.Row<T>(row);
   switch (args.table.dtype) {
-    case DType::kBF16: return ScaleRow(args.table.Row<BF16>(id), args.scale, columns, to);
-    case DType::kF16: return ScaleRow(args.table.Row<F16>(id), args.scale, columns, to);
-    default: return ScaleRow(args.table.Row<float>(id), args.scale, columns, to);
+    case DType::kBF16:
+      return ScaleRow(args.table.Row<BF16>(id), args.scale, columns, to);
+    case DType::kF16:
+      return ScaleRow(args.table.Row<F16>(id), args.scale, columns, to);
+    default:
+      return ScaleRow(args.table.Row<float>(id), args.scale, columns, to);
   }
 }
 
@@ -85,7 +88,8 @@ HWY_INLINE float SumSquares(const T* x, int64_t columns) {
 }
 
 template <class T, class W, class O>
-HWY_INLINE void NormRow(const T* x, const W* weight, float offset, float scale, int64_t columns, O* out) {
+HWY_INLINE void NormRow(const T* x, const W* weight, float offset, float scale, int64_t columns,
+                        O* out) {
   const V s = Set(scale), add = Set(offset);
   int64_t i = 0;
   for (; i + kStep <= columns; i += kStep) {
@@ -107,9 +111,12 @@ HWY_INLINE void NormRowOf(const NormArgs& args, int64_t row) {
   const float scale = 1.0f / sqrtf(mean + args.eps);
   O* out = args.out.Row<O>(row);
   switch (args.weight.dtype) {
-    case DType::kBF16: return NormRow(x, args.weight.Row<BF16>(0), args.offset, scale, columns, out);
-    case DType::kF16: return NormRow(x, args.weight.Row<F16>(0), args.offset, scale, columns, out);
-    default: return NormRow(x, args.weight.Row<float>(0), args.offset, scale, columns, out);
+    case DType::kBF16:
+      return NormRow(x, args.weight.Row<BF16>(0), args.offset, scale, columns, out);
+    case DType::kF16:
+      return NormRow(x, args.weight.Row<F16>(0), args.offset, scale, columns, out);
+    default:
+      return NormRow(x, args.weight.Row<float>(0), args.offset, scale, columns, out);
   }
 }
 
@@ -130,7 +137,8 @@ HWY_INLINE V Activate(V gate, V up, V limit) {
   if constexpr (kActivation == Activation::kSilu) {
     return hn::Mul(MulSigmoid(gate, gate), up);
   } else if constexpr (kActivation == Activation::kGeluTanh) {
-    // (1 + tanh(u)) / 2 = sigmoid(2u), without the cancellation at u << 0. 2 sqrt(2/pi), and that times 0.044715.
+    // (1 + tanh(u)) / 2 = sigmoid(2u), without the cancellation at u << 0. 2 sqrt(2/pi), and that
+    // times 0.044715.
     const V cubic = hn::MulAdd(hn::Mul(gate, gate), Set(0.07135481627159f), Set(1.59576912160573f));
     return hn::Mul(MulSigmoid(gate, hn::Mul(gate, cubic)), up);
   } else {
@@ -154,13 +162,14 @@ HWY_INLINE void ActivateRow(const T* gate, const T* up, float limit, int64_t col
 }
 
 template <Activation kActivation>
-HWY_INLINE void ActivateRowOf(const GatedActivationArgs& args, int64_t row, int64_t begin, int64_t end) {
+HWY_INLINE void ActivateRowOf(const GatedActivationArgs& args, int64_t row, int64_t begin,
+                              int64_t end) {
   if (args.out.dtype == DType::kBF16) {
-    ActivateRow<kActivation>(args.gate.Row<BF16>(row) + begin, args.up.Row<BF16>(row) + begin, args.limit,
-                             end - begin, args.out.Row<BF16>(row) + begin);
+    ActivateRow<kActivation>(args.gate.Row<BF16>(row) + begin, args.up.Row<BF16>(row) + begin,
+                             args.limit, end - begin, args.out.Row<BF16>(row) + begin);
   } else {
-    ActivateRow<kActivation>(args.gate.Row<float>(row) + begin, args.up.Row<float>(row) + begin, args.limit,
-                             end - begin, args.out.Row<float>(row) + begin);
+    ActivateRow<kActivation>(args.gate.Row<float>(row) + begin, args.up.Row<float>(row) + begin,
+                             args.limit, end - begin, args.out.Row<float>(row) + begin);
   }
 }
 
@@ -175,13 +184,16 @@ HWY_INLINE void ActivateRows(const GatedActivationArgs& args, const Rectangle& a
   }
 }
 
-void ActivateRectangle(const GatedActivationArgs& args, int64_t row_begin, int64_t row_end, int64_t begin,
-                       int64_t end) {
+void ActivateRectangle(const GatedActivationArgs& args, int64_t row_begin, int64_t row_end,
+                       int64_t begin, int64_t end) {
   const Rectangle at{row_begin, row_end, begin, end};
   switch (args.activation) {
-    case Activation::kSilu: return ActivateRows<Activation::kSilu>(args, at);
-    case Activation::kGeluTanh: return ActivateRows<Activation::kGeluTanh>(args, at);
-    case Activation::kSwigluOai: return ActivateRows<Activation::kSwigluOai>(args, at);
+    case Activation::kSilu:
+      return ActivateRows<Activation::kSilu>(args, at);
+    case Activation::kGeluTanh:
+      return ActivateRows<Activation::kGeluTanh>(args, at);
+    case Activation::kSwigluOai:
+      return ActivateRows<Activation::kSwigluOai>(args, at);
   }
 }
 
@@ -208,11 +220,12 @@ bool SameShape(const Tensor& a, const Tensor& b) {
 
 void Gather(const GatherArgs& args, ThreadPool& pool) {
   const int64_t rows = static_cast<int64_t>(args.ids.size());
-  OCTAVO_CHECK(args.out.rows() == rows && args.out.columns() == args.table.columns(), ShapeString(args.table),
-               ShapeString(args.out), rows);
+  OCTAVO_CHECK(args.out.rows() == rows && args.out.columns() == args.table.columns(),
+               ShapeString(args.table), ShapeString(args.out), rows);
   OCTAVO_CHECK(IsWeight(args.table.dtype) && IsActivation(args.out.dtype), ShapeString(args.table),
                ShapeString(args.out));
-  for (int32_t id : args.ids) OCTAVO_CHECK(0 <= id && id < args.table.rows(), id, ShapeString(args.table));
+  for (int32_t id : args.ids)
+    OCTAVO_CHECK(0 <= id && id < args.table.rows(), id, ShapeString(args.table));
   ForRows(pool, rows, args.out.columns(), [&](int64_t begin, int64_t end, int) {
     HWY_DYNAMIC_DISPATCH(GatherRows)(args, begin, end);
   });
@@ -232,7 +245,8 @@ void Norm(const NormArgs& args, ThreadPool& pool) {
 }
 
 void GatedActivation(const GatedActivationArgs& args, ThreadPool& pool) {
-  OCTAVO_CHECK(IsActivation(args.gate.dtype) && SameShape(args.gate, args.up) && SameShape(args.gate, args.out),
+  OCTAVO_CHECK(IsActivation(args.gate.dtype) && SameShape(args.gate, args.up) &&
+                   SameShape(args.gate, args.out),
                ShapeString(args.gate), ShapeString(args.up), ShapeString(args.out));
   const int64_t columns = args.gate.columns();
   // An exp costs some ten times what streaming an element does.

@@ -1,5 +1,5 @@
-// Gather, norm and gated activation on the CPU (Highway). A row is computed by one thread, in the same way wherever it
-// stands.
+// Gather, norm and gated activation on the CPU (Highway). A row is computed by one thread, in the
+// same way wherever it stands.
 #pragma once
 
 #include "base/thread_pool.h"

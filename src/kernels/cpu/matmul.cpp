@@ -19,14 +19,16 @@
 #define OCTAVO_UNROLL _Pragma("GCC unroll 16")
 
 namespace octavo::cpu {
-// Columns summed in one accumulator. A tile's part of x (6 rows x 4 KiB) stays in L1 while weights stream from L2.
+// Columns summed in one accumulator. A tile's part of x (6 rows x 4 KiB) stays in L1 while weights
+// stream from L2.
 inline constexpr int64_t kPanel = 1024;
-// Rows of x that one pass over the weights serves: bounds the scratch, and 240 rows are far past bandwidth-bound. One
-// thread, 128 outputs of 4096 columns: 219 GFLOP/s at 240 rows, 208 at 480 (sums then compete for L2).
+// Rows of x that one pass over the weights serves: bounds the scratch, and 240 rows are far past
+// bandwidth-bound. One thread, 128 outputs of 4096 columns: 219 GFLOP/s at 240 rows, 208 at 480
+// (sums then compete for L2).
 inline constexpr int64_t kRowChunk = 240;
 inline constexpr int64_t kMaxTileRows = 6;
-// Up to here, whole rows of x fit in L1, and each row of weights is read from end to end: 33 GB/s of a possible 41. With
-// more rows, panels of x stay in L1: 30 GB/s for 4 rows rather than 22.
+// Up to here, whole rows of x fit in L1, and each row of weights is read from end to end: 33 GB/s
+// of a possible 41. With more rows, panels of x stay in L1: 30 GB/s for 4 rows rather than 22.
 inline constexpr int64_t kOnePassRows = 2;
 }  // namespace octavo::cpu
 #endif
@@ -36,8 +38,9 @@ namespace octavo::cpu {
 namespace HWY_NAMESPACE {
 namespace {
 
-// Lane pairs at distance 1, 2, 4, ... of a and b: [a0+a1, b0+b1, a2+a3, b2+b3, ...] for distance 1. After all levels,
-// kLanes accumulators have become one vector of their sums, in order, each a tree of adjacent pairs.
+// Lane pairs at distance 1, 2, 4, ... of a and b: [a0+a1, b0+b1, a2+a3, b2+b3, ...] for distance 1.
+// After all levels, kLanes accumulators have become one vector of their sums, in order, each a tree
+// of adjacent pairs.
 template <size_t kDistance>
 HWY_INLINE V AddPairs(V a, V b) {
   const FloatTag d;
@@ -87,9 +90,9 @@ HWY_INLINE void ReduceAll(const V* acc, float* sums) {
   }
 }
 
-// Register tiles, rows x outs: accumulators + weights + one x within 32 (AVX-512, NEON) or 16 (AVX2) registers, and at
-// least 8 accumulators to cover the latency of the multiply-add; but one row is bound by memory, and four streams of
-// weights are better than eight (34 GB/s, 33).
+// Register tiles, rows x outs: accumulators + weights + one x within 32 (AVX-512, NEON) or 16
+// (AVX2) registers, and at least 8 accumulators to cover the latency of the multiply-add; but one
+// row is bound by memory, and four streams of weights are better than eight (34 GB/s, 33).
 template <size_t kRows>
 constexpr size_t TileOuts() {
   constexpr bool kManyRegisters = HWY_TARGET != HWY_AVX2;
@@ -106,14 +109,15 @@ HWY_INLINE void Clear(V* acc, std::index_sequence<kIndex...>) {
   ((acc[kIndex] = Zero()), ...);
 }
 
-// What a tile prefetches while it computes: the next tile's weights, as they come from memory when they are used for the
-// first time. The rows of a tile are 4 to 8 streams a page or more apart, which the hardware's prefetchers follow
-// badly: without this, one row reads 26 GB/s of the 41 that a Zen 5 core can, with it 33.
+// What a tile prefetches while it computes: the next tile's weights, as they come from memory when
+// they are used for the first time. The rows of a tile are 4 to 8 streams a page or more apart,
+// which the hardware's prefetchers follow badly: without this, one row reads 26 GB/s of the 41 that
+// a Zen 5 core can, with it 33.
 struct Ahead {
   const char* from;
-  // Bytes from one column to the next, from one vector of a cache line to the next, and between the cache lines that
-  // a step fetches. A tile of at most kOnePassRows rows takes row = 0 and line = 64 for granted: it has fewer
-  // instructions to spare between its loads (33 GB/s, 30 without).
+  // Bytes from one column to the next, from one vector of a cache line to the next, and between the
+  // cache lines that a step fetches. A tile of at most kOnePassRows rows takes row = 0 and line =
+  // 64 for granted: it has fewer instructions to spare between its loads (33 GB/s, 30 without).
   int64_t step, row, line;
 };
 
@@ -121,10 +125,12 @@ struct Ahead {
 template <class W>
 constexpr int64_t kLineVectors = HWY_MAX(64 / static_cast<int64_t>(kLanes * sizeof(W)), 1);
 
-// sums[r * kOuts + o] = x[r] . w[o] over `columns`; x is zero from there to the next multiple of kLanes.
+// sums[r * kOuts + o] = x[r] . w[o] over `columns`; x is zero from there to the next multiple of
+// kLanes.
 template <size_t kRows, size_t kOuts, class W>
-HWY_INLINE void Tile(const float* HWY_RESTRICT x, int64_t x_stride, const W* HWY_RESTRICT w, int64_t w_stride,
-                     int64_t columns, const Ahead& ahead, float* HWY_RESTRICT sums) {
+HWY_INLINE void Tile(const float* HWY_RESTRICT x, int64_t x_stride, const W* HWY_RESTRICT w,
+                     int64_t w_stride, int64_t columns, const Ahead& ahead,
+                     float* HWY_RESTRICT sums) {
   V acc[kRows * kOuts];
   Clear(acc, std::make_index_sequence<kRows * kOuts>());
   constexpr int64_t kStep = kLanes;
@@ -134,7 +140,8 @@ HWY_INLINE void Tile(const float* HWY_RESTRICT x, int64_t x_stride, const W* HWY
     const char* fetch = ahead.from + i * ahead.step;
     if constexpr (kRows > kOnePassRows) {
       fetch += i / kStep % kLineVectors<W> * ahead.row;
-      OCTAVO_UNROLL for (size_t line = 0; line < kLines; ++line) hwy::Prefetch(fetch + line * ahead.line);
+      OCTAVO_UNROLL for (size_t line = 0; line < kLines; ++line)
+          hwy::Prefetch(fetch + line * ahead.line);
     } else {
       OCTAVO_UNROLL for (size_t line = 0; line < kLines; ++line) hwy::Prefetch(fetch + line * 64);
     }
@@ -164,8 +171,9 @@ HWY_INLINE void Tile(const float* HWY_RESTRICT x, int64_t x_stride, const W* HWY
 
 // One panel of kRows rows with kOuts outputs, into (first panel) or onto `sums`.
 template <size_t kRows, size_t kOuts, class W>
-HWY_NOINLINE void AddTile(const float* x, int64_t x_stride, const W* w, int64_t w_stride, int64_t columns,
-                          const Ahead& ahead, bool first, float* sums, int64_t sums_stride) {
+HWY_NOINLINE void AddTile(const float* x, int64_t x_stride, const W* w, int64_t w_stride,
+                          int64_t columns, const Ahead& ahead, bool first, float* sums,
+                          int64_t sums_stride) {
   HWY_ALIGN float tile[kRows * kOuts + kLanes];
   Tile<kRows, kOuts>(x, x_stride, w, w_stride, columns, ahead, tile);
   if (first) {
@@ -208,24 +216,33 @@ struct BlockOf {
     const W* tile = w + o * w_stride;
     const W* next = tile + static_cast<int64_t>(kOuts) * w_stride;
     constexpr int64_t kSize = sizeof(W);
-    // By output, the next tile's weights follow in memory; by panel, they are the same columns of the next rows.
+    // By output, the next tile's weights follow in memory; by panel, they are the same columns of
+    // the next rows.
     Ahead ahead{reinterpret_cast<const char*>(next + kOuts * begin), kOuts * kSize, 0, 64};
     if (kRows > kOnePassRows) {
-      ahead = {reinterpret_cast<const char*>(next + begin), kSize, w_stride * kSize, kLineVectors<W> * w_stride * kSize};
+      ahead = {reinterpret_cast<const char*>(next + begin), kSize, w_stride * kSize,
+               kLineVectors<W> * w_stride * kSize};
     }
-    if (row > 0) ahead = {reinterpret_cast<const char*>(tile), 0, 0, 0};  // the first rows have fetched them all
+    // The first rows have fetched them for all: the same line again and again.
+    if (row > 0) ahead = {reinterpret_cast<const char*>(tile), 0, 0, 0};
     AddTile<kRows, kOuts>(x.data + row * x.stride + begin, x.stride, tile + begin, w_stride,
                           HWY_MIN(kPanel, columns - begin), ahead, p == 0, sums + o, outs);
   }
 
   void AddTileRows(int64_t row, int64_t rows, int64_t panel, int64_t panel_end, float* sums) const {
     switch (rows) {
-      case 1: return AddRows<1>(row, panel, panel_end, sums);
-      case 2: return AddRows<2>(row, panel, panel_end, sums);
-      case 3: return AddRows<3>(row, panel, panel_end, sums);
-      case 4: return AddRows<4>(row, panel, panel_end, sums);
-      case 5: return AddRows<5>(row, panel, panel_end, sums);
-      default: return AddRows<6>(row, panel, panel_end, sums);
+      case 1:
+        return AddRows<1>(row, panel, panel_end, sums);
+      case 2:
+        return AddRows<2>(row, panel, panel_end, sums);
+      case 3:
+        return AddRows<3>(row, panel, panel_end, sums);
+      case 4:
+        return AddRows<4>(row, panel, panel_end, sums);
+      case 5:
+        return AddRows<5>(row, panel, panel_end, sums);
+      default:
+        return AddRows<6>(row, panel, panel_end, sums);
     }
   }
 };
@@ -252,9 +269,12 @@ HWY_INLINE void FinishRowTo(const MatMulBlockArgs& args, const float* sums, int6
   const int64_t begin = args.begin, outs = args.end - args.begin;
   T* out = args.out.Row<T>(row) + begin;
   switch (args.bias ? args.bias.dtype : DType::kF32) {
-    case DType::kBF16: return FinishRow(sums, args.bias.Row<BF16>(0) + begin, outs, out);
-    case DType::kF16: return FinishRow(sums, args.bias.Row<F16>(0) + begin, outs, out);
-    default: return FinishRow(sums, args.bias ? args.bias.Row<float>(0) + begin : nullptr, outs, out);
+    case DType::kBF16:
+      return FinishRow(sums, args.bias.Row<BF16>(0) + begin, outs, out);
+    case DType::kF16:
+      return FinishRow(sums, args.bias.Row<F16>(0) + begin, outs, out);
+    default:
+      return FinishRow(sums, args.bias ? args.bias.Row<float>(0) + begin : nullptr, outs, out);
   }
 }
 
@@ -297,9 +317,12 @@ HWY_INLINE void MatMulBlockOf(const MatMulBlockArgs& args) {
 
 void MatMulBlockImpl(const MatMulBlockArgs& args) {
   switch (args.weight.dtype) {
-    case DType::kBF16: return MatMulBlockOf<BF16>(args);
-    case DType::kF16: return MatMulBlockOf<F16>(args);
-    default: return MatMulBlockOf<float>(args);
+    case DType::kBF16:
+      return MatMulBlockOf<BF16>(args);
+    case DType::kF16:
+      return MatMulBlockOf<F16>(args);
+    default:
+      return MatMulBlockOf<float>(args);
   }
 }
 
@@ -364,7 +387,8 @@ MatMulGrid PlanMatMul(int64_t rows, int64_t outs, int64_t columns, int threads) 
   MatMulGrid best = grid(std::max<int64_t>(rows, 1), 128);
   if (threads == 1 || !WorthThreads(rows, outs, columns)) return best;
   // Four items per thread level the load; below 32 outputs or 96 rows an item's fixed cost shows.
-  while (best.items() < 4 * threads && best.block_outs > 32) best = grid(best.block_rows, best.block_outs / 2);
+  while (best.items() < 4 * threads && best.block_outs > 32)
+    best = grid(best.block_rows, best.block_outs / 2);
   while (best.items() < 4 * threads && best.block_rows > 96) {
     best = grid(CeilDiv(CeilDiv(best.block_rows, 2), kMaxTileRows) * kMaxTileRows, best.block_outs);
   }
@@ -373,14 +397,18 @@ MatMulGrid PlanMatMul(int64_t rows, int64_t outs, int64_t columns, int threads) 
 
 void MatMul(const MatMulArgs& args, ThreadPool& pool, MatMulScratch& scratch) {
   const int64_t rows = args.x.rows(), columns = args.x.columns(), outs = args.weight.rows();
-  OCTAVO_CHECK(args.weight.columns() == columns && args.out.rows() == rows && args.out.columns() == outs,
-               ShapeString(args.x), ShapeString(args.weight), ShapeString(args.out));
-  OCTAVO_CHECK(IsActivation(args.x.dtype) && IsActivation(args.out.dtype) && IsWeight(args.weight.dtype),
-               ShapeString(args.x), ShapeString(args.weight), ShapeString(args.out));
-  OCTAVO_CHECK(!args.bias || (args.bias.size() == outs && IsWeight(args.bias.dtype)), ShapeString(args.bias));
+  OCTAVO_CHECK(
+      args.weight.columns() == columns && args.out.rows() == rows && args.out.columns() == outs,
+      ShapeString(args.x), ShapeString(args.weight), ShapeString(args.out));
+  OCTAVO_CHECK(
+      IsActivation(args.x.dtype) && IsActivation(args.out.dtype) && IsWeight(args.weight.dtype),
+      ShapeString(args.x), ShapeString(args.weight), ShapeString(args.out));
+  OCTAVO_CHECK(!args.bias || (args.bias.size() == outs && IsWeight(args.bias.dtype)),
+               ShapeString(args.bias));
   const int64_t stride = FloatRowStride(columns);
   const int64_t chunks = CeilDiv(rows, kRowChunk);
-  const int64_t chunk = chunks <= 1 ? rows : CeilDiv(CeilDiv(rows, chunks), kMaxTileRows) * kMaxTileRows;
+  const int64_t chunk =
+      chunks <= 1 ? rows : CeilDiv(CeilDiv(rows, chunks), kMaxTileRows) * kMaxTileRows;
   FloatRows x{scratch.x.Get<float>(chunk * stride), stride, chunk};
   for (int64_t begin = 0; begin < rows; begin += chunk) {
     x.rows = std::min(chunk, rows - begin);
@@ -388,7 +416,8 @@ void MatMul(const MatMulArgs& args, ThreadPool& pool, MatMulScratch& scratch) {
     const int64_t sums_size = MatMulSums(grid.block_rows, grid.block_outs);
     float* sums = scratch.sums.Get<float>(sums_size * pool.threads());
     const bool parallel = WorthThreads(x.rows, outs, columns);
-    const Tensor from = args.x.Rows(begin, begin + x.rows), to = args.out.Rows(begin, begin + x.rows);
+    const Tensor from = args.x.Rows(begin, begin + x.rows),
+                 to = args.out.Rows(begin, begin + x.rows);
     const auto widen = [&](int64_t block, int) {
       const int64_t row = block * kWidenRows, row_end = std::min(row + kWidenRows, x.rows);
       WidenRows(from.Rows(row, row_end), nullptr, x.Rows(row, row_end));

@@ -1,8 +1,8 @@
 // Matrix products on the CPU (Highway): one kernel for every number of rows.
 //
-// A result is a dot product: one vector accumulator along each panel of kPanel columns, lanes added as a tree of adjacent
-// pairs, panels added in order, then the bias. None of this depends on the tile, the block or the thread, so a row's
-// bits do not depend on what else is in the call.
+// A result is a dot product: one vector accumulator along each panel of kPanel columns, lanes added
+// as a tree of adjacent pairs, panels added in order, then the bias. None of this depends on the
+// tile, the block or the thread, so a row's bits do not depend on what else is in the call.
 #pragma once
 
 #include "base/tensor.h"
@@ -12,13 +12,16 @@
 
 namespace octavo::cpu {
 
-// Rows widened to float32, the form in which the kernel reads x: `stride` floats apart, zero behind the last column.
+// Rows widened to float32, the form in which the kernel reads x: `stride` floats apart, zero behind
+// the last column.
 struct FloatRows {
   float* data = nullptr;
   int64_t stride = 0;
   int64_t rows = 0;
 
-  FloatRows Rows(int64_t begin, int64_t end) const { return {data + begin * stride, stride, end - begin}; }
+  FloatRows Rows(int64_t begin, int64_t end) const {
+    return {data + begin * stride, stride, end - begin};
+  }
 };
 
 int64_t FloatRowStride(int64_t columns);  // columns, rounded up to a multiple of the longest vector
@@ -26,8 +29,8 @@ int64_t FloatRowStride(int64_t columns);  // columns, rounded up to a multiple o
 // out[i] = x[ids[i]], or x[i] without ids.
 void WidenRows(const Tensor& x, const int32_t* ids, const FloatRows& out);
 
-// out[r, o - begin] = x[r] . weight[o] + bias[o] for o in [begin, end). out: float32 or bfloat16, rows of its own
-// stride. `sums` holds MatMulSums(rows, end - begin) floats. One thread.
+// out[r, o - begin] = x[r] . weight[o] + bias[o] for o in [begin, end). out: float32 or bfloat16,
+// rows of its own stride. `sums` holds MatMulSums(rows, end - begin) floats. One thread.
 struct MatMulBlockArgs {
   FloatRows x;
   Tensor weight, bias;
@@ -46,8 +49,8 @@ struct MatMulGrid {
 };
 MatMulGrid PlanMatMul(int64_t rows, int64_t outs, int64_t columns, int threads);
 
-// Whether a product repays waking the pool, which takes 4 us: one thread does some 100 multiply-adds a ns, and reads some
-// 15 bf16 weights a ns from memory; from 15 us on.
+// Whether a product repays waking the pool, which takes 4 us: one thread does some 100
+// multiply-adds a ns, and reads some 15 bf16 weights a ns from memory; from 15 us on.
 inline constexpr bool WorthThreads(int64_t rows, int64_t outs, int64_t columns) {
   return outs * columns * (7 + rows) >= 1'500'000;
 }

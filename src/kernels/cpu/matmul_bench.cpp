@@ -1,5 +1,6 @@
-// Matrix products beside the two limits of the machine, measured in the same run: read bandwidth and the multiply-add
-// peak. Weights rotate through at least 160 MiB, four times a 32 MiB cache and more, so they come from memory.
+// Matrix products beside the two limits of the machine, measured in the same run: read bandwidth
+// and the multiply-add peak. Weights rotate through at least 160 MiB, four times a 32 MiB cache and
+// more, so they come from memory.
 //
 //   octavo_kernels_bench --benchmark_filter='Peak|MatMul'
 #include <benchmark/benchmark.h>
@@ -36,18 +37,24 @@ float ReadAll(const float* x, size_t n) {
   return hn::GetLane(hn::SumOfLanes(FloatTag(), hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3))));
 }
 
-// `rounds` times 12 independent multiply-adds; returns their number in FLOP. The chains start apart: equal ones would
-// be merged by the compiler.
+// `rounds` times 12 independent multiply-adds; returns their number in FLOP. The chains start
+// apart: equal ones would be merged by the compiler.
 double MultiplyAdds(size_t rounds, float* out) {
   const V a = Set(out[0]), b = Set(out[1]);
-  V s0 = Set(out[0]), s1 = Set(out[1]), s2 = Set(out[2]), s3 = Set(out[3]), s4 = Set(out[4]), s5 = Set(out[5]);
-  V s6 = Set(out[6]), s7 = Set(out[7]), s8 = Set(out[8]), s9 = Set(out[9]), s10 = Set(out[10]), s11 = Set(out[11]);
+  V s0 = Set(out[0]), s1 = Set(out[1]), s2 = Set(out[2]), s3 = Set(out[3]), s4 = Set(out[4]),
+    s5 = Set(out[5]);
+  V s6 = Set(out[6]), s7 = Set(out[7]), s8 = Set(out[8]), s9 = Set(out[9]), s10 = Set(out[10]),
+    s11 = Set(out[11]);
   for (size_t i = 0; i < rounds; ++i) {
-    s0 = hn::MulAdd(s0, b, a), s1 = hn::MulAdd(s1, b, a), s2 = hn::MulAdd(s2, b, a), s3 = hn::MulAdd(s3, b, a);
-    s4 = hn::MulAdd(s4, b, a), s5 = hn::MulAdd(s5, b, a), s6 = hn::MulAdd(s6, b, a), s7 = hn::MulAdd(s7, b, a);
-    s8 = hn::MulAdd(s8, b, a), s9 = hn::MulAdd(s9, b, a), s10 = hn::MulAdd(s10, b, a), s11 = hn::MulAdd(s11, b, a);
+    s0 = hn::MulAdd(s0, b, a), s1 = hn::MulAdd(s1, b, a), s2 = hn::MulAdd(s2, b, a),
+    s3 = hn::MulAdd(s3, b, a);
+    s4 = hn::MulAdd(s4, b, a), s5 = hn::MulAdd(s5, b, a), s6 = hn::MulAdd(s6, b, a),
+    s7 = hn::MulAdd(s7, b, a);
+    s8 = hn::MulAdd(s8, b, a), s9 = hn::MulAdd(s9, b, a), s10 = hn::MulAdd(s10, b, a),
+    s11 = hn::MulAdd(s11, b, a);
   }
-  s0 = hn::Add(hn::Add(hn::Add(s0, s1), hn::Add(s2, s3)), hn::Add(hn::Add(s4, s5), hn::Add(s6, s7)));
+  s0 =
+      hn::Add(hn::Add(hn::Add(s0, s1), hn::Add(s2, s3)), hn::Add(hn::Add(s4, s5), hn::Add(s6, s7)));
   out[0] = hn::GetLane(hn::Add(s0, hn::Add(hn::Add(s8, s9), hn::Add(s10, s11))));
   return 2.0 * 12 * kLanes * static_cast<double>(rounds);
 }
@@ -80,7 +87,8 @@ void PeakRead(benchmark::State& state) {
   std::memset(memory.data(), 1, memory.size());
   const auto read = [&](int64_t piece, int) {
     benchmark::DoNotOptimize(HWY_DYNAMIC_DISPATCH(ReadAll)(
-        reinterpret_cast<const float*>(memory.data()) + piece * static_cast<int64_t>(kFloats), kFloats));
+        reinterpret_cast<const float*>(memory.data()) + piece * static_cast<int64_t>(kFloats),
+        kFloats));
   };
   for (auto _ : state) pool.ForEach(kPieces, std::ref(read));
   state.counters["GB/s"] = Rate(static_cast<double>(kWorkingSet));
@@ -109,9 +117,10 @@ void MatMulOf(benchmark::State& state, DType weight_type) {
   const int64_t bytes = outs * columns * static_cast<int64_t>(SizeOf(weight_type));
   // Few rows stream weights from memory; many rows reuse one matrix as a model's layer would.
   const int64_t copies = rows < 64 ? std::max<int64_t>(1, kWorkingSet / bytes) : 1;
-  const Buffer weights(static_cast<size_t>(copies * bytes)), x(static_cast<size_t>(rows * columns * 4)),
-      out(static_cast<size_t>(rows * outs * 4));
-  for (size_t i = 1; i < weights.size(); i += 2) weights.data()[i] = std::byte{0x3C};  // small numbers
+  const Buffer weights(static_cast<size_t>(copies * bytes)),
+      x(static_cast<size_t>(rows * columns * 4)), out(static_cast<size_t>(rows * outs * 4));
+  for (size_t i = 1; i < weights.size(); i += 2)
+    weights.data()[i] = std::byte{0x3C};  // small numbers
   for (size_t i = 3; i < x.size(); i += 4) x.data()[i] = std::byte{0x3F};
   MatMulScratch scratch;
   int64_t copy = 0;
@@ -133,7 +142,9 @@ void Shapes(benchmark::internal::Benchmark* bench) {
   bench->ArgNames({"rows", "outs", "columns", "threads"})->UseRealTime();
   for (int threads : {1, Threads()}) {
     for (int64_t rows : {1, 2, 4, 8, 16}) bench->Args({rows, 4096, 4096, threads});
-    bench->Args({1, 768, 256, threads})->Args({512, 768, 256, threads})->Args({512, 4096, 4096, threads});
+    bench->Args({1, 768, 256, threads})
+        ->Args({512, 768, 256, threads})
+        ->Args({512, 4096, 4096, threads});
   }
 }
 BENCHMARK(MatMulBF16)->Apply(Shapes);

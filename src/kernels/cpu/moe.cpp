@@ -24,8 +24,8 @@ constexpr int64_t kStep = kLanes;
 
 // out = sum over k of weights[k] * y[places[k]], rounded once.
 template <class T>
-HWY_INLINE void CombineRow(const float* y, int64_t y_stride, const int32_t* places, const float* weights,
-                           int64_t top_k, int64_t columns, T* out) {
+HWY_INLINE void CombineRow(const float* y, int64_t y_stride, const int32_t* places,
+                           const float* weights, int64_t top_k, int64_t columns, T* out) {
   for (int64_t i = 0; i < columns; i += kStep) {  // y's rows are padded to whole vectors
     V sum = hn::Mul(Set(weights[0]), Load(y + places[0] * y_stride + i));
     for (int64_t k = 1; k < top_k; ++k) {
@@ -39,8 +39,8 @@ HWY_INLINE void CombineRow(const float* y, int64_t y_stride, const int32_t* plac
   }
 }
 
-void CombineRows(const ExpertsArgs& args, const float* y, int64_t y_stride, const int32_t* places, int64_t begin,
-                 int64_t end) {
+void CombineRows(const ExpertsArgs& args, const float* y, int64_t y_stride, const int32_t* places,
+                 int64_t begin, int64_t end) {
   const int64_t top_k = args.ids.columns(), columns = args.out.columns();
   for (int64_t r = begin; r < end; ++r) {
     const float* weights = args.weights.Row<float>(r);
@@ -106,10 +106,10 @@ void RouteRow(const RouteArgs& args, int64_t row) {
 // The (row, k) pairs of a chunk sorted by expert.
 struct Grouping {
   int64_t pairs = 0, active = 0, most_rows = 0;
-  int32_t* rows;    // [pairs] the row of each place
-  int32_t* places;  // [rows, top_k] where a pair's result stands
-  int32_t* experts; // [active]
-  int32_t* begins;  // [active + 1] first place of each active expert
+  int32_t* rows;     // [pairs] the row of each place
+  int32_t* places;   // [rows, top_k] where a pair's result stands
+  int32_t* experts;  // [active]
+  int32_t* begins;   // [active + 1] first place of each active expert
 };
 
 Grouping GroupByExpert(const Tensor& ids, int64_t experts, Scratch& scratch) {
@@ -161,21 +161,34 @@ Tensor AsTensor(const FloatRows& rows, int64_t begin, int64_t end, int64_t colum
 }
 
 // One block of outputs of one active expert: gate, up and the activation.
-void GateUpItem(const ExpertsArgs& args, const Grouping& group, const Matrices& m, int64_t active, int64_t begin,
-                float* sums) {
+void GateUpItem(const ExpertsArgs& args, const Grouping& group, const Matrices& m, int64_t active,
+                int64_t begin, float* sums) {
   const Expert& expert = args.experts[group.experts[active]];
   const int64_t from = group.begins[active], to = group.begins[active + 1];
   const int64_t columns = expert.gate.rows(), end = std::min(begin + kExpertBlockOuts, columns);
   const Tensor gate = AsTensor(m.gate, from, to, columns), up = AsTensor(m.up, from, to, columns);
   const FloatRows x = m.x.Rows(from, to);
-  MatMulBlock({.x = x, .weight = expert.gate, .bias = expert.gate_bias, .begin = begin, .end = end, .out = gate, .sums = sums});
-  MatMulBlock({.x = x, .weight = expert.up, .bias = expert.up_bias, .begin = begin, .end = end, .out = up, .sums = sums});
-  GatedActivationBlock({.activation = args.activation, .limit = args.limit, .gate = gate, .up = up, .out = gate}, begin,
-                       end);
+  MatMulBlock({.x = x,
+               .weight = expert.gate,
+               .bias = expert.gate_bias,
+               .begin = begin,
+               .end = end,
+               .out = gate,
+               .sums = sums});
+  MatMulBlock({.x = x,
+               .weight = expert.up,
+               .bias = expert.up_bias,
+               .begin = begin,
+               .end = end,
+               .out = up,
+               .sums = sums});
+  GatedActivationBlock(
+      {.activation = args.activation, .limit = args.limit, .gate = gate, .up = up, .out = gate},
+      begin, end);
 }
 
-void DownItem(const ExpertsArgs& args, const Grouping& group, const Matrices& m, int64_t active, int64_t begin,
-              float* sums) {
+void DownItem(const ExpertsArgs& args, const Grouping& group, const Matrices& m, int64_t active,
+              int64_t begin, float* sums) {
   const Expert& expert = args.experts[group.experts[active]];
   const int64_t from = group.begins[active], to = group.begins[active + 1];
   const int64_t columns = expert.down.rows();
@@ -189,13 +202,16 @@ void DownItem(const ExpertsArgs& args, const Grouping& group, const Matrices& m,
 }
 
 void ExpertsChunk(const ExpertsArgs& args, ThreadPool& pool, ExpertsScratch& scratch) {
-  const int64_t rows = args.x.rows(), hidden = args.x.columns(), intermediate = args.experts[0].gate.rows();
-  const Grouping group = GroupByExpert(args.ids, static_cast<int64_t>(args.experts.size()), scratch.order);
+  const int64_t rows = args.x.rows(), hidden = args.x.columns(),
+                intermediate = args.experts[0].gate.rows();
+  const Grouping group =
+      GroupByExpert(args.ids, static_cast<int64_t>(args.experts.size()), scratch.order);
   const int64_t x_stride = FloatRowStride(hidden), h_stride = FloatRowStride(intermediate);
-  const Matrices m{.x = {scratch.x.Get<float>(group.pairs * x_stride), x_stride, group.pairs},
-                   .gate = {scratch.gate.Get<float>(group.pairs * h_stride), h_stride, group.pairs},
-                   .up = {scratch.up.Get<float>(group.pairs * h_stride), h_stride, group.pairs},
-                   .down = {scratch.down.Get<float>(group.pairs * x_stride), x_stride, group.pairs}};
+  const Matrices m{
+      .x = {scratch.x.Get<float>(group.pairs * x_stride), x_stride, group.pairs},
+      .gate = {scratch.gate.Get<float>(group.pairs * h_stride), h_stride, group.pairs},
+      .up = {scratch.up.Get<float>(group.pairs * h_stride), h_stride, group.pairs},
+      .down = {scratch.down.Get<float>(group.pairs * x_stride), x_stride, group.pairs}};
   const int64_t sums_size = MatMulSums(group.most_rows, kExpertBlockOuts);
   float* sums = scratch.sums.Get<float>(sums_size * pool.threads());
   ForRows(pool, group.pairs, hidden, [&](int64_t begin, int64_t end, int) {
@@ -206,9 +222,11 @@ void ExpertsChunk(const ExpertsArgs& args, ThreadPool& pool, ExpertsScratch& scr
     }
   });
   const auto run = [&](int64_t outs, auto item_function) {
-    const int64_t blocks = (outs + kExpertBlockOuts - 1) / kExpertBlockOuts, items = group.active * blocks;
+    const int64_t blocks = (outs + kExpertBlockOuts - 1) / kExpertBlockOuts,
+                  items = group.active * blocks;
     const auto item = [&](int64_t i, int thread) {
-      item_function(args, group, m, i / blocks, i % blocks * kExpertBlockOuts, sums + thread * sums_size);
+      item_function(args, group, m, i / blocks, i % blocks * kExpertBlockOuts,
+                    sums + thread * sums_size);
     };
     if (!WorthThreads(group.pairs, intermediate, hidden)) {
       for (int64_t i = 0; i < items; ++i) item(i, 0);
@@ -227,11 +245,14 @@ void ExpertsChunk(const ExpertsArgs& args, ThreadPool& pool, ExpertsScratch& scr
 
 void Route(const RouteArgs& args, ThreadPool& pool) {
   const int64_t rows = args.logits.rows(), experts = args.logits.columns();
-  OCTAVO_CHECK(args.logits.dtype == DType::kF32 && 0 < args.top_k && args.top_k <= experts && args.top_k <= kMaxTopK,
+  OCTAVO_CHECK(args.logits.dtype == DType::kF32 && 0 < args.top_k && args.top_k <= experts &&
+                   args.top_k <= kMaxTopK,
                ShapeString(args.logits), args.top_k);
-  OCTAVO_CHECK(args.ids.rows() == rows && args.ids.columns() == args.top_k && args.ids.dtype == DType::kI32,
-               ShapeString(args.ids));
-  OCTAVO_CHECK(args.weights.rows() == rows && args.weights.columns() == args.top_k && args.weights.dtype == DType::kF32,
+  OCTAVO_CHECK(
+      args.ids.rows() == rows && args.ids.columns() == args.top_k && args.ids.dtype == DType::kI32,
+      ShapeString(args.ids));
+  OCTAVO_CHECK(args.weights.rows() == rows && args.weights.columns() == args.top_k &&
+                   args.weights.dtype == DType::kF32,
                ShapeString(args.weights));
   ForRows(pool, rows, 10 * experts, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) RouteRow(args, r);
@@ -240,14 +261,16 @@ void Route(const RouteArgs& args, ThreadPool& pool) {
 
 void Experts(const ExpertsArgs& args, ThreadPool& pool, ExpertsScratch& scratch) {
   const int64_t rows = args.x.rows();
-  OCTAVO_CHECK(args.out.rows() == rows && args.out.columns() == args.x.columns(), ShapeString(args.x),
-               ShapeString(args.out));
-  OCTAVO_CHECK(args.ids.rows() == rows && args.weights.rows() == rows && args.ids.columns() == args.weights.columns(),
+  OCTAVO_CHECK(args.out.rows() == rows && args.out.columns() == args.x.columns(),
+               ShapeString(args.x), ShapeString(args.out));
+  OCTAVO_CHECK(args.ids.rows() == rows && args.weights.rows() == rows &&
+                   args.ids.columns() == args.weights.columns(),
                ShapeString(args.ids), ShapeString(args.weights));
   for (const Expert& e : args.experts) {
     OCTAVO_CHECK(e.gate.rows() == e.up.rows() && e.gate.rows() == e.down.columns() &&
                      e.gate.columns() == args.x.columns() && e.up.columns() == args.x.columns() &&
-                     e.down.rows() == args.x.columns() && e.gate.rows() == args.experts[0].gate.rows(),
+                     e.down.rows() == args.x.columns() &&
+                     e.gate.rows() == args.experts[0].gate.rows(),
                  ShapeString(e.gate), ShapeString(e.up), ShapeString(e.down));
   }
   for (int64_t begin = 0; begin < rows; begin += kExpertChunk) {

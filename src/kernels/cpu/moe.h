@@ -1,4 +1,5 @@
-// Mixture of experts on the CPU: the router's choice, and the experts as matrix products over the rows that chose them.
+// Mixture of experts on the CPU: the router's choice, and the experts as matrix products over the
+// rows that chose them.
 #pragma once
 
 #include "base/thread_pool.h"

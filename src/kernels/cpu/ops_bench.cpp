@@ -1,5 +1,5 @@
-// The other ops of a layer at the sizes of real models. GB/s counts the bytes that must move: weights for experts, activations
-// for norm and activation, logits once for sampling.
+// The other ops of a layer at the sizes of real models. GB/s counts the bytes that must move:
+// weights for experts, activations for norm and activation, logits once for sampling.
 #include <benchmark/benchmark.h>
 
 #include <cstring>
@@ -15,7 +15,8 @@ benchmark::Counter Rate(double bytes) {
   return benchmark::Counter(bytes / 1e9, benchmark::Counter::kIsIterationInvariantRate);
 }
 
-// Qwen3-30B-A3B: hidden 2048, 128 experts of 768, 8 chosen. 128 experts are 1.2 GB: nothing stays in a cache.
+// Qwen3-30B-A3B: hidden 2048, 128 experts of 768, 8 chosen. 128 experts are 1.2 GB: nothing stays
+// in a cache.
 void Experts(benchmark::State& state) {
   constexpr int64_t kHidden = 2048, kIntermediate = 768, kExpertCount = 128, kTopK = 8;
   constexpr int64_t kBytes = kHidden * kIntermediate * 2;
@@ -58,14 +59,19 @@ void Experts(benchmark::State& state) {
                       .out = Tensor(out.data(), DType::kF32, {rows, kHidden})});
   }
   state.counters["GB/s"] = Rate(used / static_cast<double>(state.iterations()) * 3 * kBytes);
-  state.counters["GFLOP/s"] = Rate(2.0 * 3 * static_cast<double>(rows * kTopK * kHidden * kIntermediate));
+  state.counters["GFLOP/s"] =
+      Rate(2.0 * 3 * static_cast<double>(rows * kTopK * kHidden * kIntermediate));
 }
-BENCHMARK(Experts)->ArgNames({"rows", "threads"})->ArgsProduct({{1, 4, 256}, {1, 2}})->UseRealTime();
+BENCHMARK(Experts)
+    ->ArgNames({"rows", "threads"})
+    ->ArgsProduct({{1, 4, 256}, {1, 2}})
+    ->UseRealTime();
 
 void NormBF16(benchmark::State& state) {
   const int64_t rows = state.range(0), columns = 4096;
   const auto backend = MakeCpuBackend(1);
-  const Buffer x(rows * columns * 2), delta(rows * columns * 2), out(rows * columns * 2), weight(columns * 2);
+  const Buffer x(rows * columns * 2), delta(rows * columns * 2), out(rows * columns * 2),
+      weight(columns * 2);
   for (auto _ : state) {
     backend->Norm({.x = Tensor(x.data(), DType::kBF16, {rows, columns}),
                    .delta = Tensor(delta.data(), DType::kBF16, {rows, columns}),
@@ -81,9 +87,14 @@ void ActivationBF16(benchmark::State& state) {
   const int64_t rows = 64, columns = 8192;
   const auto backend = MakeCpuBackend(1);
   const Buffer gate(rows * columns * 2), up(rows * columns * 2);
-  const Tensor g(gate.data(), DType::kBF16, {rows, columns}), u(up.data(), DType::kBF16, {rows, columns});
+  const Tensor g(gate.data(), DType::kBF16, {rows, columns}),
+      u(up.data(), DType::kBF16, {rows, columns});
   for (auto _ : state) {
-    backend->GatedActivation({.activation = static_cast<Activation>(state.range(0)), .limit = 7, .gate = g, .up = u, .out = g});
+    backend->GatedActivation({.activation = static_cast<Activation>(state.range(0)),
+                              .limit = 7,
+                              .gate = g,
+                              .up = u,
+                              .out = g});
   }
   state.counters["GB/s"] = Rate(static_cast<double>(3 * rows * columns * 2));
 }
@@ -107,7 +118,8 @@ void SampleOneRow(benchmark::State& state, const SampleRow& row) {
 }
 BENCHMARK_CAPTURE(SampleOneRow, greedy, SampleRow{});
 BENCHMARK_CAPTURE(SampleOneRow, all, SampleRow{.temperature = 1});
-BENCHMARK_CAPTURE(SampleOneRow, top_k_50, SampleRow{.temperature = 0.7f, .top_k = 50, .top_p = 0.9f});
+BENCHMARK_CAPTURE(SampleOneRow, top_k_50,
+                  SampleRow{.temperature = 0.7f, .top_k = 50, .top_p = 0.9f});
 BENCHMARK_CAPTURE(SampleOneRow, top_p, SampleRow{.temperature = 0.7f, .top_p = 0.95f});
 BENCHMARK_CAPTURE(SampleOneRow, min_p, SampleRow{.temperature = 1, .min_p = 0.05f});
 

@@ -9,11 +9,12 @@
 
 namespace octavo::cpu {
 
-// Waking a pool costs some microseconds: less work than this (in elements streamed) is done by the caller alone.
+// Waking a pool costs some microseconds: less work than this (in elements streamed) is done by the
+// caller alone.
 inline constexpr int64_t kMinParallelElements = 32 * 1024;
 
-// f(begin, end, thread) for ranges of rows that cover [0, rows). Which ranges depends on the number of threads: f must
-// not care.
+// f(begin, end, thread) for ranges of rows that cover [0, rows). Which ranges depends on the number
+// of threads: f must not care.
 template <class F>
 void ForRows(ThreadPool& pool, int64_t rows, int64_t columns, const F& f) {
   if (rows <= 1 || pool.threads() == 1 || rows * columns < kMinParallelElements) {

@@ -90,7 +90,8 @@ size_t FindAtLeast(const float* x, size_t i, size_t n, float least) {
   return i;
 }
 
-// Sum of exp(x - max) over x >= least, added in double; if p, p[i] = exp(x[i] - max), or 0 for x < least.
+// Sum of exp(x - max) over x >= least, added in double; if p, p[i] = exp(x[i] - max), or 0 for x <
+// least.
 double SumExp(const float* x, size_t n, float max, float least, float* p) {
   const hn::Repartition<double, FloatTag> dd;
   const hn::Half<FloatTag> half;
@@ -162,7 +163,8 @@ void PenalizeHistory(std::span<float> x, const SampleRow& row, SampleWorker& wor
   for (const Candidate& c : worker.penalized) worker.seen[c.id / 64] = 0;
 }
 
-// The least float x with x - max >= MinPMargin: comparing with it is comparing with the margin in double.
+// The least float x with x - max >= MinPMargin: comparing with it is comparing with the margin in
+// double.
 float MinPBound(float max, float min_p) {
   if (min_p <= 0) return -kInfinity;
   const double margin = MinPMargin(min_p);
@@ -193,8 +195,8 @@ void KeepBest(std::span<const float> x, float least, size_t count, std::vector<C
   std::sort(best.begin(), best.end(), Better);
 }
 
-// Shortens `best` to the smallest set whose probability reaches top_p of `total` (in units of exp(-max)). False, and
-// whole, if even all of it does not.
+// Shortens `best` to the smallest set whose probability reaches top_p of `total` (in units of
+// exp(-max)). False, and whole, if even all of it does not.
 bool CutTopP(std::vector<Candidate>& best, float max, float top_p, double total) {
   double sum = 0;
   for (size_t i = 0; i < best.size(); ++i) {
@@ -221,16 +223,18 @@ int32_t RaceCandidates(const std::vector<Candidate>& candidates, const SampleRow
   return best;
 }
 
-// All tokens with x >= least. As -log(1 - v) >= v, a token can only win if v <= exp(x - best score): one multiplication
-// spares nearly all of them the logarithms.
-int32_t RaceAll(std::span<const float> x, float max, float least, const SampleRow& row, SampleWorker& worker) {
+// All tokens with x >= least. As -log(1 - v) >= v, a token can only win if v <= exp(x - best
+// score): one multiplication spares nearly all of them the logarithms.
+int32_t RaceAll(std::span<const float> x, float max, float least, const SampleRow& row,
+                SampleWorker& worker) {
   const size_t quads = (x.size() + 3) / 4;
   std::vector<float>& p = worker.probabilities;
   p.resize(std::max(p.size(), 4 * quads));
   std::fill(p.begin() + 4 * (quads - 1), p.begin() + 4 * quads, 0.0f);
   HWY_DYNAMIC_DISPATCH(SumExp)(x.data(), x.size(), max, least, p.data());
   double best_score = -std::numeric_limits<double>::infinity();
-  double bound = std::numeric_limits<double>::infinity();  // exp(max - best score), and a little for p's rounding
+  double bound = std::numeric_limits<double>::infinity();  // exp(max - best score), and a little
+                                                           // for p's rounding
   int32_t best = 0;
   for (size_t quad = 0; quad < quads; ++quad) {
     const float* q = p.data() + 4 * quad;
@@ -265,8 +269,7 @@ int32_t Draw(std::span<const float> x, const SampleRow& row, SampleWorker& worke
     for (const Candidate& c : best) total += std::exp(double{c.logit} - max);
     if (row.top_p < 1) CutTopP(best, max, row.top_p, total);
   } else {
-    const double total =
-        HWY_DYNAMIC_DISPATCH(SumExp)(x.data(), x.size(), max, least, nullptr);
+    const double total = HWY_DYNAMIC_DISPATCH(SumExp)(x.data(), x.size(), max, least, nullptr);
     // Nearly always the first 256 tokens hold top_p.
     for (size_t count = 256;; count *= 16) {
       KeepBest(x, least, count, best);
@@ -286,7 +289,8 @@ float RawLogit(std::span<const float> x, int32_t id, bool penalized, const Sampl
   return x[id];
 }
 
-SampledToken SampleOne(std::span<float> x, float soft_cap, const SampleRow& row, SampleWorker& worker) {
+SampledToken SampleOne(std::span<float> x, float soft_cap, const SampleRow& row,
+                       SampleWorker& worker) {
   LogitSummary raw = Summarize(x);
   SampledToken out{.top1 = ArgMax(x, raw.max), .finite = raw.finite};
   if (!raw.finite) {
@@ -319,7 +323,8 @@ SampledToken SampleOne(std::span<float> x, float soft_cap, const SampleRow& row,
 void Sample(const SampleArgs& args, ThreadPool& pool, std::vector<SampleWorker>& workers) {
   const int64_t vocab = args.logits.columns();
   OCTAVO_CHECK(args.logits.dtype == DType::kF32 && vocab > 0, ShapeString(args.logits));
-  OCTAVO_CHECK(args.rows.size() == static_cast<size_t>(args.logits.rows()) && args.out.size() == args.rows.size(),
+  OCTAVO_CHECK(args.rows.size() == static_cast<size_t>(args.logits.rows()) &&
+                   args.out.size() == args.rows.size(),
                ShapeString(args.logits), args.rows.size(), args.out.size());
   for (const SampleRow& row : args.rows) OCTAVO_CHECK(row.target < vocab, row.target, vocab);
   workers.resize(pool.threads());

@@ -19,7 +19,7 @@ struct SampleWorker {
   std::vector<Candidate> penalized;   // tokens with their logits before the penalty
   std::vector<float> scaled;          // logits over temperature
   std::vector<float> probabilities;   // exp(scaled - max)
-  std::vector<uint64_t> seen;  // a bit per token, all clear between rows
+  std::vector<uint64_t> seen;         // a bit per token, all clear between rows
 };
 
 void Sample(const SampleArgs& args, ThreadPool& pool, std::vector<SampleWorker>& workers);

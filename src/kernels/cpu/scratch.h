@@ -1,5 +1,5 @@
-// Memory that an op keeps between calls, so that a steady state allocates nothing: grown, never shrunk. Contents mean
-// nothing between calls.
+// Memory that an op keeps between calls, so that a steady state allocates nothing: grown, never
+// shrunk. Contents mean nothing between calls.
 #pragma once
 
 #include "base/tensor.h"

@@ -1,5 +1,5 @@
-// Vectors of float32 from and to memory of any element type, and the functions the hardware lacks. Included once per
-// SIMD target, inside no namespace (Highway's scheme).
+// Vectors of float32 from and to memory of any element type, and the functions the hardware lacks.
+// Included once per SIMD target, inside no namespace (Highway's scheme).
 //
 // Exp, Tanh: within 2 ulp of the true value over the whole range (vector_math_test), NaN stays NaN.
 #if defined(OCTAVO_KERNELS_CPU_VECTOR_MATH_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -86,14 +86,17 @@ HWY_INLINE V Exp(V x) {
   // Beyond these the result is infinity or 0; n below stays within two representable powers of two.
   x = ClampBelow(ClampAbove(x, Set(100.0f)), Set(-110.0f));
   const V n = hn::Round(hn::Mul(x, Set(1.44269504088896341f)));
-  const V r = hn::NegMulAdd(n, Set(-1.904654323e-9f), hn::NegMulAdd(n, Set(0.693147182464599609f), x));
-  // (exp(r) - 1 - r) / r^2 interpolated at the Chebyshev nodes of |r| <= ln(2)/2: relative error of exp 8e-9.
+  const V r =
+      hn::NegMulAdd(n, Set(-1.904654323e-9f), hn::NegMulAdd(n, Set(0.693147182464599609f), x));
+  // (exp(r) - 1 - r) / r^2 interpolated at the Chebyshev nodes of |r| <= ln(2)/2: relative error of
+  // exp 8e-9.
   V p = hn::MulAdd(Set(1.3926177501010365e-3f), r, Set(8.36317418011074e-3f));
   p = hn::MulAdd(p, r, Set(4.1666554653757494e-2f));
   p = hn::MulAdd(p, r, Set(1.6666577018959405e-1f));
   p = hn::MulAdd(p, r, Set(0.5f));
   p = hn::Add(hn::MulAdd(hn::Mul(r, r), p, r), Set(1.0f));
-  // 2^n in two factors, so that subnormal results are rounded once and n = 128 is not infinity too early.
+  // 2^n in two factors, so that subnormal results are rounded once and n = 128 is not infinity too
+  // early.
   const auto exponent = hn::ConvertTo(di, n);
   const auto half = hn::ShiftRight<1>(exponent);
   const auto bias = hn::Set(di, 127);
@@ -105,7 +108,8 @@ HWY_INLINE V Exp(V x) {
 
 HWY_INLINE V Tanh(V x) {
   const V a = hn::Abs(x);
-  // (tanh(a)/a - 1)/a^2 as a polynomial in a^2, Chebyshev nodes of a <= 0.625: relative error of tanh 5e-10.
+  // (tanh(a)/a - 1)/a^2 as a polynomial in a^2, Chebyshev nodes of a <= 0.625: relative error of
+  // tanh 5e-10.
   const V z = hn::Mul(a, a);
   V p = hn::MulAdd(Set(2.292744816178142e-3f), z, Set(-8.343945515839153e-3f));
   p = hn::MulAdd(p, z, Set(2.176891865102821e-2f));

@@ -1,4 +1,5 @@
-// The vector functions against the C library in double, and the conversions against base/float_bits.h, per SIMD target.
+// The vector functions against the C library in double, and the conversions against
+// base/float_bits.h, per SIMD target.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -103,7 +104,8 @@ TEST_F(VectorMathTest, Exp) {
   ForTargets([&] {
     HWY_DYNAMIC_DISPATCH(ExpOf)(x.data(), x.size(), y.data());
     double worst = 0;
-    for (size_t i = 0; i < x.size(); ++i) worst = std::max(worst, Ulps(y[i], std::exp(double{x[i]})));
+    for (size_t i = 0; i < x.size(); ++i)
+      worst = std::max(worst, Ulps(y[i], std::exp(double{x[i]})));
     EXPECT_LT(worst, 1.5);
     RecordProperty("worst_ulps", std::to_string(worst));
   });
@@ -124,8 +126,9 @@ TEST_F(VectorMathTest, Tanh) {
 }
 
 TEST_F(VectorMathTest, SpecialValues) {
-  const std::vector<float> x = {0.0f, -0.0f, INFINITY, -INFINITY, NAN,    88.73f, -103.0f, -104.1f,
-                                1e30f, -1e30f, 100.5f,  -150.0f,   1e-40f, -1e-40f, 9.5f,   -9.5f};
+  const std::vector<float> x = {0.0f,    -0.0f,   INFINITY, -INFINITY, NAN,    88.73f,
+                                -103.0f, -104.1f, 1e30f,    -1e30f,    100.5f, -150.0f,
+                                1e-40f,  -1e-40f, 9.5f,     -9.5f};
   std::vector<float> e(16), t(16);
   ForTargets([&] {
     HWY_DYNAMIC_DISPATCH(ExpOf)(x.data(), 16, e.data());
@@ -154,9 +157,11 @@ TEST_F(VectorMathTest, Conversions) {
   std::vector<uint16_t> codes(65536), back(65536);
   for (size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint16_t>(i);
   std::vector<float> wide(65536), half(65536), x;
-  for (uint32_t bits = 0; bits < 0xFFFF0000u; bits += 0x3FFF) x.push_back(std::bit_cast<float>(bits));
+  for (uint32_t bits = 0; bits < 0xFFFF0000u; bits += 0x3FFF)
+    x.push_back(std::bit_cast<float>(bits));
   for (uint32_t high = 0; high < 0x10000; high += 5) {  // ties and their neighbours
-    for (uint32_t low : {0x7FFFu, 0x8000u, 0x8001u}) x.push_back(std::bit_cast<float>(high << 16 | low));
+    for (uint32_t low : {0x7FFFu, 0x8000u, 0x8001u})
+      x.push_back(std::bit_cast<float>(high << 16 | low));
   }
   x.resize((x.size() + 15) / 16 * 16);
   std::vector<uint16_t> narrow(x.size());

@@ -12,7 +12,9 @@ class ReferenceBackend final : public Backend {
   void Gather(const GatherArgs& args) override { reference::Gather(args); }
   void Norm(const NormArgs& args) override { reference::Norm(args); }
   void MatMul(const MatMulArgs& args) override { reference::MatMul(args); }
-  void GatedActivation(const GatedActivationArgs& args) override { reference::GatedActivation(args); }
+  void GatedActivation(const GatedActivationArgs& args) override {
+    reference::GatedActivation(args);
+  }
   void Route(const RouteArgs& args) override { reference::Route(args); }
   void Experts(const ExpertsArgs& args) override { reference::Experts(args); }
   void RopeTable(const RopeTableArgs& args) override { reference::RopeTable(args); }

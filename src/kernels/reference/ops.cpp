@@ -15,19 +15,29 @@ namespace {
 
 double Get(const Tensor& tensor, int64_t row, int64_t column) {
   switch (tensor.dtype) {
-    case DType::kF32: return tensor.Row<float>(row)[column];
-    case DType::kBF16: return BF16ToFloat(tensor.Row<uint16_t>(row)[column]);
-    case DType::kF16: return Float16::Decode(tensor.Row<uint16_t>(row)[column]);
-    default: OCTAVO_CHECK(false, ShapeString(tensor)); return 0;
+    case DType::kF32:
+      return tensor.Row<float>(row)[column];
+    case DType::kBF16:
+      return BF16ToFloat(tensor.Row<uint16_t>(row)[column]);
+    case DType::kF16:
+      return Float16::Decode(tensor.Row<uint16_t>(row)[column]);
+    default:
+      OCTAVO_CHECK(false, ShapeString(tensor));
+      return 0;
   }
 }
 
 void Put(const Tensor& tensor, int64_t row, int64_t column, double value) {
   const float rounded = static_cast<float>(value);
   switch (tensor.dtype) {
-    case DType::kF32: tensor.Row<float>(row)[column] = rounded; return;
-    case DType::kBF16: tensor.Row<uint16_t>(row)[column] = FloatToBF16(rounded); return;
-    default: OCTAVO_CHECK(false, ShapeString(tensor));
+    case DType::kF32:
+      tensor.Row<float>(row)[column] = rounded;
+      return;
+    case DType::kBF16:
+      tensor.Row<uint16_t>(row)[column] = FloatToBF16(rounded);
+      return;
+    default:
+      OCTAVO_CHECK(false, ShapeString(tensor));
   }
 }
 
@@ -35,10 +45,13 @@ double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 double Activate(Activation activation, double limit, double gate, double up) {
   switch (activation) {
-    case Activation::kSilu: return gate / (1 + std::exp(-gate)) * up;
+    case Activation::kSilu:
+      return gate / (1 + std::exp(-gate)) * up;
     case Activation::kGeluTanh:
-      return 0.5 * gate * (1 + std::tanh(std::sqrt(2 / M_PI) * (gate + 0.044715 * gate * gate * gate))) * up;
-    case Activation::kSwigluOai: break;
+      return 0.5 * gate *
+             (1 + std::tanh(std::sqrt(2 / M_PI) * (gate + 0.044715 * gate * gate * gate))) * up;
+    case Activation::kSwigluOai:
+      break;
   }
   const double g = gate > limit ? limit : gate;
   const double u = up > limit ? limit : up < -limit ? -limit : up;
@@ -46,7 +59,8 @@ double Activate(Activation activation, double limit, double gate, double up) {
 }
 
 // weight[out] . x + bias[out]
-double Project(const Tensor& weight, const Tensor& bias, int64_t out, const std::vector<double>& x) {
+double Project(const Tensor& weight, const Tensor& bias, int64_t out,
+               const std::vector<double>& x) {
   double sum = 0;
   for (size_t i = 0; i < x.size(); ++i) sum += Get(weight, out, i) * x[i];
   return bias ? sum + Get(bias, 0, out) : sum;
@@ -74,7 +88,8 @@ std::vector<double> Softmax(const std::vector<double>& logits) {
 
 void Gather(const GatherArgs& args) {
   for (size_t r = 0; r < args.ids.size(); ++r) {
-    for (int64_t i = 0; i < args.table.columns(); ++i) Put(args.out, r, i, Get(args.table, args.ids[r], i) * args.scale);
+    for (int64_t i = 0; i < args.table.columns(); ++i)
+      Put(args.out, r, i, Get(args.table, args.ids[r], i) * args.scale);
   }
 }
 
@@ -82,7 +97,8 @@ void Norm(const NormArgs& args) {
   const int64_t columns = args.x.columns();
   for (int64_t r = 0; r < args.x.rows(); ++r) {
     if (args.delta) {
-      for (int64_t i = 0; i < columns; ++i) Put(args.x, r, i, Get(args.x, r, i) + Get(args.delta, r, i));
+      for (int64_t i = 0; i < columns; ++i)
+        Put(args.x, r, i, Get(args.x, r, i) + Get(args.delta, r, i));
     }
     if (!args.out) continue;
     double squares = 0;
@@ -97,14 +113,16 @@ void Norm(const NormArgs& args) {
 void MatMul(const MatMulArgs& args) {
   for (int64_t r = 0; r < args.x.rows(); ++r) {
     const std::vector<double> x = RowOf(args.x, r);
-    for (int64_t o = 0; o < args.weight.rows(); ++o) Put(args.out, r, o, Project(args.weight, args.bias, o, x));
+    for (int64_t o = 0; o < args.weight.rows(); ++o)
+      Put(args.out, r, o, Project(args.weight, args.bias, o, x));
   }
 }
 
 void GatedActivation(const GatedActivationArgs& args) {
   for (int64_t r = 0; r < args.gate.rows(); ++r) {
     for (int64_t i = 0; i < args.gate.columns(); ++i) {
-      Put(args.out, r, i, Activate(args.activation, args.limit, Get(args.gate, r, i), Get(args.up, r, i)));
+      Put(args.out, r, i,
+          Activate(args.activation, args.limit, Get(args.gate, r, i), Get(args.up, r, i)));
     }
   }
 }
@@ -142,8 +160,9 @@ void Experts(const ExpertsArgs& args) {
       const Expert& expert = args.experts[args.ids.Row<int32_t>(r)[k]];
       std::vector<double> hidden(expert.gate.rows());
       for (int64_t i = 0; i < expert.gate.rows(); ++i) {
-        hidden[i] = Activate(args.activation, args.limit, Project(expert.gate, expert.gate_bias, i, x),
-                             Project(expert.up, expert.up_bias, i, x));
+        hidden[i] =
+            Activate(args.activation, args.limit, Project(expert.gate, expert.gate_bias, i, x),
+                     Project(expert.up, expert.up_bias, i, x));
       }
       for (size_t i = 0; i < sum.size(); ++i) {
         sum[i] += args.weights.Row<float>(r)[k] * Project(expert.down, expert.down_bias, i, hidden);
@@ -175,7 +194,8 @@ double LogProb(const std::vector<float>& logits, int32_t id) {
 std::vector<int32_t> Kept(const std::vector<float>& logits, const SampleRow& row) {
   std::vector<int32_t> ids(logits.size());
   std::iota(ids.begin(), ids.end(), 0);
-  std::stable_sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+  std::stable_sort(ids.begin(), ids.end(),
+                   [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
   const double max = logits[ids[0]];
   if (row.min_p > 0) {
     std::erase_if(ids, [&](int32_t id) { return logits[id] - max < MinPMargin(row.min_p); });
@@ -221,17 +241,20 @@ int32_t Choose(std::vector<float> logits, const SampleRow& row) {
 void Sample(const SampleArgs& args) {
   for (size_t r = 0; r < args.rows.size(); ++r) {
     const SampleRow& row = args.rows[r];
-    std::vector<float> logits(args.logits.Row<float>(r), args.logits.Row<float>(r) + args.logits.columns());
+    std::vector<float> logits(args.logits.Row<float>(r),
+                              args.logits.Row<float>(r) + args.logits.columns());
     SampledToken& out = args.out[r];
-    out = {.top1 = ArgMax(logits),
-           .finite = std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })};
+    out = {.top1 = ArgMax(logits), .finite = std::all_of(logits.begin(), logits.end(), [](float x) {
+                                     return std::isfinite(x);
+                                   })};
     if (!out.finite) {
       out.id = out.top1;
       out.logprob = std::numeric_limits<float>::quiet_NaN();
       continue;
     }
     if (args.soft_cap > 0) {
-      for (float& x : logits) x = static_cast<float>(args.soft_cap * std::tanh(double{x} / args.soft_cap));
+      for (float& x : logits)
+        x = static_cast<float>(args.soft_cap * std::tanh(double{x} / args.soft_cap));
     }
     const bool penalized = row.repetition_penalty != 1 && !row.history.empty();
     const bool greedy = row.temperature <= kGreedyTemperature;

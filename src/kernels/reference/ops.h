@@ -1,5 +1,5 @@
-// Every op but attention (attention.h) as plain loops in double precision, rounded once where T is stored: the oracle
-// that every backend is compared with. One thread.
+// Every op but attention (attention.h) as plain loops in double precision, rounded once where T is
+// stored: the oracle that every backend is compared with. One thread.
 #pragma once
 
 #include "kernels/backend.h"
