@@ -2,12 +2,19 @@
 
 #include <gtest/gtest.h>
 
+#include <stdlib.h>
+
+#include <atomic>
+#include <cmath>
 #include <condition_variable>
+#include <filesystem>
+#include <fstream>
 #include <map>
 #include <mutex>
 #include <random>
 
 #include "base/error.h"
+#include "io/checkpoint.h"
 
 namespace octavo {
 namespace {
@@ -209,6 +216,63 @@ TEST(EngineTest, DestructorCancelsWhatIsLeft) {
       client.Submit({RandomPrompt(10, 9), {.max_tokens = 500, .ignore_eos = true}});
   engine.reset();
   EXPECT_EQ(client.Get(id).finals, 1);
+}
+
+// A model whose final norm is NaN: its logits are, and the request must fail by name, once, and not the engine.
+TEST(EngineTest, LogitsThatAreNotFiniteFailTheRequest) {
+  namespace fs = std::filesystem;
+  std::string pattern = (fs::temp_directory_path() / "octavo-engine-XXXXXX").string();
+  const fs::path folder = mkdtemp(pattern.data());
+  fs::copy(Model("llama"), folder);
+  int64_t offset = 0;
+  {
+    const Checkpoint checkpoint = Checkpoint::Open(folder);
+    const char* first = nullptr;  // of the data section, which starts with the lowest tensor
+    for (const auto& [name, tensor] : checkpoint.tensors()) {
+      const char* data = static_cast<const char*>(tensor.data);
+      if (!first || data < first) first = data;
+    }
+    std::ifstream file(folder / "model.safetensors", std::ios::binary);
+    uint64_t header = 0;
+    file.read(reinterpret_cast<char*>(&header), sizeof(header));
+    offset = static_cast<int64_t>(sizeof(header) + header) +
+             (static_cast<const char*>(checkpoint.Find("model.norm.weight")->data) - first);
+  }
+  fs::permissions(folder / "model.safetensors", fs::perms::owner_all);
+  std::fstream file(folder / "model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(offset);
+  file.write("\xc0\x7f", 2);
+  file.close();
+
+  EngineOptions options = Options();
+  options.model = folder.string();
+  auto engine = Engine::Create(options);
+  Client client(*engine);
+  const RequestId bad = client.Submit(
+      {RandomPrompt(100, 1), {.max_tokens = 3, .temperature = 0, .prompt_logprobs_from = 1}});
+  const Result result = client.Get(bad);
+  EXPECT_EQ(result.reason, FinishReason::kError);
+  EXPECT_EQ(result.finals, 1);
+  EXPECT_NE(result.error.find("not finite"), std::string::npos) << result.error;
+  EXPECT_EQ(client.Get(client.Submit({RandomPrompt(5, 2), {.max_tokens = 1}})).finals, 1);
+  EXPECT_EQ(engine->stats().cache_bytes_used, 0);
+  fs::remove_all(folder);
+}
+
+TEST(EngineTest, StatsCountARequestBeforeItsLastEvent) {
+  auto engine = Engine::Create(Options());
+  EXPECT_EQ(engine->CacheReport().size(), 4u);
+  Client client(*engine);
+  std::atomic<int64_t> prompt_tokens = 0, generated_tokens = 0;
+  client.Submit({RandomPrompt(100, 1), {.max_tokens = 5, .temperature = 0, .ignore_eos = true}},
+                [&](const Event& event) {
+                  if (event.kind != Event::Kind::kFinished) return;
+                  prompt_tokens = engine->stats().prompt_tokens;
+                  generated_tokens = engine->stats().generated_tokens;
+                });
+  client.Wait();
+  EXPECT_EQ(prompt_tokens, 100);
+  EXPECT_EQ(generated_tokens, 5);
 }
 
 TEST(EngineTest, RefusesWhatItCannotRun) {

@@ -110,6 +110,8 @@ TEST_F(CliTest, WrongCommandLines) {
   ExpectRefused("verify " + model + " --golden /nonexistent.safetensors",
                 {"/nonexistent.safetensors"});
   ExpectRefused("verify " + model + " --threads -1", {"--threads"});
+  ExpectRefused("generate --threads 1000000 --prompt x", {"--threads"});
+  ExpectRefused("eval needle --lengths 9223372036854775807", {"--lengths"});
   ExpectRefused("verify " + model + " --max-num-batched-tokens 0", {"--max-num-batched-tokens"});
   ExpectRefused("verify " + model + " --kv-cache-memory-bytes 10KiB", {"--kv-cache-memory-bytes"});
   ExpectRefused("inspect " + model + " --memory -4", {"--memory"});
@@ -128,6 +130,38 @@ TEST_F(CliTest, VerifyPassesAndFails) {
   const Outcome bad = Run("verify " + Golden("llama") + " --kv-cache-dtype fp8 --tolerance 1e-9");
   EXPECT_EQ(bad.code, 1);
   EXPECT_NE(bad.out.find("FAILED"), std::string::npos);
+}
+
+TEST_F(CliTest, VerifyInSmallChunks) {
+  const Outcome o = Run("verify " + Golden("llama") + " --max-num-batched-tokens 1");
+  EXPECT_EQ(o.code, 0) << o.out << o.err;
+}
+
+TEST_F(CliTest, LostOutputIsAnError) {
+  EXPECT_EQ(Run("inspect " + Golden("llama") + " >/dev/full").code, 2);
+}
+
+TEST_F(CliTest, GenerateAnswersTheShippedModelsQuestion) {
+  Write(folder_ / "prompt",
+        "The code of amber bell is 123456.\nQuestion: what is the code of amber bell?\nAnswer: ");
+  for (const char* format : {"bf16", "fp8", "int8_per_token_head"}) {
+    const Outcome o = Run("generate --temperature 0 --prompt-file " + (folder_ / "prompt").string() +
+                          " --kv-cache-dtype " + format);
+    EXPECT_EQ(o.code, 0) << o.err;
+    EXPECT_EQ(o.out, "123456.\n") << format;
+  }
+}
+
+TEST_F(CliTest, EvalNeedleWritesItsReports) {
+  const std::string json = (folder_ / "r.json").string(), html = (folder_ / "r.html").string();
+  const Outcome o = Run("eval needle --lengths 1k --kv-cache-dtypes bf16,fp8 --json " + json +
+                        " --html " + html);
+  EXPECT_EQ(o.code, 0) << o.err;
+  EXPECT_NE(o.out.find("100.0% (8/8)"), std::string::npos) << o.out;
+  EXPECT_NE(Read(json).find("\"exact_match\": 1.0"), std::string::npos);
+  const std::string page = Read(html);
+  EXPECT_NE(page.find("</html>"), std::string::npos);
+  EXPECT_EQ(page.find("http"), std::string::npos) << "a report makes no external requests";
 }
 
 TEST_F(CliTest, BrokenFolders) {
