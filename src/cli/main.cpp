@@ -8,8 +8,8 @@
 #include <filesystem>
 #include <map>
 #include <memory>
-#include <string>
 #include <new>
+#include <string>
 
 #include "base/error.h"
 #include "cli/commands.h"

@@ -48,7 +48,8 @@ struct Engine::Impl {
                                     options.enable_prefix_caching}),
         batch(executor.groups()) {
     const std::filesystem::path folder = options.model;
-    std::error_code ignored;  // a link that leads nowhere is there, and FromFolder says what is wrong with it
+    std::error_code
+        ignored;  // a link that leads nowhere is there, and FromFolder says what is wrong with it
     if (std::filesystem::symlink_status(folder / "tokenizer.json", ignored).type() !=
         std::filesystem::file_type::not_found)
       tokenizer = Tokenizer::FromFolder(folder);
@@ -165,7 +166,8 @@ void Engine::Impl::RunStep() {
   }
   try {
     RunStep(step);
-  } catch (const std::exception& error) {  // out of memory, most likely: these requests fail, the others go on
+  } catch (const std::exception&
+               error) {  // out of memory, most likely: these requests fail, the others go on
     for (const Chunk& chunk : step.chunks) Finish(chunk.id, FinishReason::kError, error.what());
   }
 }
@@ -218,7 +220,8 @@ void Engine::Impl::BuildBatch(const Step& step) {
     }
     const int64_t prompt_done = std::min(end, s.prompt_tokens);
     totals.prompt_tokens += std::max<int64_t>(0, prompt_done - std::max(s.prompt_done, *s.cached));
-    s.prompt_done = std::max(s.prompt_done, prompt_done);  // recomputation after preemption does not count
+    s.prompt_done =
+        std::max(s.prompt_done, prompt_done);  // recomputation after preemption does not count
   }
 }
 
@@ -266,7 +269,8 @@ void Engine::Impl::Finish(RequestId id, FinishReason reason, std::string error) 
   }
   const int64_t cached = sequence->cached.value_or(0);
   totals.cached_tokens += cached;
-  PublishStats();  // before the last event, so that whoever waits for it sees its own tokens counted
+  PublishStats();  // before the last event, so that whoever waits for it sees its own tokens
+                   // counted
   sequence->callback({.request = id,
                       .kind = Event::Kind::kFinished,
                       .finish_reason = reason,

@@ -218,7 +218,8 @@ TEST(EngineTest, DestructorCancelsWhatIsLeft) {
   EXPECT_EQ(client.Get(id).finals, 1);
 }
 
-// A model whose final norm is NaN: its logits are, and the request must fail by name, once, and not the engine.
+// A model whose final norm is NaN: its logits are, and the request must fail by name, once, and not
+// the engine.
 TEST(EngineTest, LogitsThatAreNotFiniteFailTheRequest) {
   namespace fs = std::filesystem;
   std::string pattern = (fs::temp_directory_path() / "octavo-engine-XXXXXX").string();

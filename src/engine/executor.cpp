@@ -85,7 +85,8 @@ std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
 
   int64_t bytes = options.kv_cache_memory_bytes;
   if (bytes == 0) {
-    // The geometry depends on the memory only through the slab length: ask with what would be plenty.
+    // The geometry depends on the memory only through the slab length: ask with what would be
+    // plenty.
     const GroupGeometry plenty = MakeGroups(facts.layers, policy_.layers, kMostCacheBytesUnasked);
     double wanted = 0;
     for (const KvGroup& group : plenty.groups) {
@@ -180,9 +181,10 @@ std::vector<std::string> Executor::StartupReport() const {
                           static_cast<double>(geometry_.PagesPerSlab(g));
   }
   const double sequences = static_cast<double>(arena_->slabs()) / slabs_per_sequence;
-  lines.push_back(fmt::format("KV cache: {:.0f} tokens in {}, {:.2f} sequences of {} tokens at a time",
-                              sequences * static_cast<double>(max_model_len_), MiB(cache_bytes()),
-                              sequences, max_model_len_));
+  lines.push_back(
+      fmt::format("KV cache: {:.0f} tokens in {}, {:.2f} sequences of {} tokens at a time",
+                  sequences * static_cast<double>(max_model_len_), MiB(cache_bytes()), sequences,
+                  max_model_len_));
   return lines;
 }
 

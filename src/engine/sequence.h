@@ -22,7 +22,8 @@ struct Sequence {
   std::vector<int32_t> tokens;  // prompt, then output
   int64_t prompt_tokens = 0;
   int64_t prompt_done = 0;  // of the prompt, computed at least once
-  // Of the prompt, from the prefix cache at first admission: later ones find the sequence's own pages.
+  // Of the prompt, from the prefix cache at first admission: later ones find the sequence's own
+  // pages.
   std::optional<int64_t> cached;
   // Position of the next prompt token whose log-probability is to be computed, and to be reported.
   int64_t next_prompt_logprob = 0, next_reported = 0;

@@ -193,7 +193,8 @@ class ModelDecode {
     for (const LayerSpec& layer : ReadModelSpec(model).layers) {
       page += KvLayout{f, f, layer.kv_heads, layer.head_dim}.ClaimBytes();
     }
-    return (tokens / kPageSize + 1) * page * 5 / 4;  // a quarter more than all layers at full length: slabs
+    return (tokens / kPageSize + 1) * page * 5 /
+           4;  // a quarter more than all layers at full length: slabs
   }
 
   ModelDecode(const std::string& model, const std::string& format, int64_t longest, int threads)

@@ -40,7 +40,8 @@ void CheckUtf8(std::string_view text) {
 std::vector<std::string> SplitPieces(std::string_view text) {
   std::vector<std::string> pieces;
   while (!text.empty()) {
-    // Only as far as a piece may reach: text without sentences would be scanned again for every line.
+    // Only as far as a piece may reach: text without sentences would be scanned again for every
+    // line.
     const std::string_view near = text.substr(0, kMaxPiece + 2);
     const size_t line = near.find('\n'), sentence = near.find(". ");
     const size_t end = std::min({text.size(), line == text.npos ? line : line + 1,

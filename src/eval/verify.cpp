@@ -310,8 +310,10 @@ VerifyReport Verify(const VerifyOptions& options) {
     const Logits whole = runner.Run(ids, engine.max_num_batched_tokens, reference.rows,
                                     i == 0 && y.exact_cache ? hidden.observer() : nullptr);
     Compare(whole, reference, result);
-    result.chunks_identical = runner.Run(ids, std::min(7, engine.max_num_batched_tokens), reference.rows).values == whole.values &&
-                              runner.Run(ids, 1, reference.rows).values == whole.values;
+    result.chunks_identical =
+        runner.Run(ids, std::min(7, engine.max_num_batched_tokens), reference.rows).values ==
+            whole.values &&
+        runner.Run(ids, 1, reference.rows).values == whole.values;
 
     if (options.tolerance > 0) {
       result.tolerance = options.tolerance;

@@ -1,12 +1,15 @@
-// Backend: everything a model needs from a machine. The op list is here; kernels/reference (double precision, the
-// oracle of every test), kernels/cpu (Highway) and, in a shared library, the CUDA backend implement it.
+// Backend: everything a model needs from a machine. The op list is here; kernels/reference (double
+// precision, the oracle of every test), kernels/cpu (Highway) and, in a shared library, the CUDA
+// backend implement it.
 //
-// Activations are float32 or bfloat16 ("T" below) as the caller's tensors say; inside an op everything is float32 (or better).
-// Weights are bfloat16, float16 or float32, [out, in] row-major. Shapes are checked by the caller once (models/decoder)
-// and CHECKed here; ops do not fail. Every op is ordered on the backend's one stream; the CPU's is immediate. A backend is
-// used by one thread at a time.
+// Activations are float32 or bfloat16 ("T" below) as the caller's tensors say; inside an op
+// everything is float32 (or better). Weights are bfloat16, float16 or float32, [out, in] row-major.
+// Shapes are checked by the caller once (models/decoder) and CHECKed here; ops do not fail. Every
+// op is ordered on the backend's one stream; the CPU's is immediate. A backend is used by one
+// thread at a time.
 //
-// Row invariance (CPU): a row's result does not depend on how many rows share the call, on the chunk, or on threads.
+// Row invariance (CPU): a row's result does not depend on how many rows share the call, on the
+// chunk, or on threads.
 #pragma once
 
 #include <cstdint>
@@ -28,19 +31,19 @@ struct GatherArgs {
   Tensor out;
 };
 
-// If delta: x += delta (rounded to x's type). out = x * rsqrt(mean(x^2) + eps) * (weight + offset). Rows of
-// [rows, columns]. Without `out`: only the addition.
+// If delta: x += delta (rounded to x's type). out = x * rsqrt(mean(x^2) + eps) * (weight + offset).
+// Rows of [rows, columns]. Without `out`: only the addition.
 struct NormArgs {
   Tensor x;       // [rows, hidden] T, updated in place when delta is given
   Tensor delta;   // [rows, hidden], x's type, optional
   Tensor weight;  // [hidden]
   float eps = 0;
   float offset = 0;  // 1 for Gemma
-  Tensor out;        // [rows, hidden], x's type, or bfloat16 of a float32 x; may be x or delta itself
+  Tensor out;  // [rows, hidden], x's type, or bfloat16 of a float32 x; may be x or delta itself
 };
 
-// out = x * weight^T + bias. x: [rows, in] T; weight: [out, in]; bias: [out], optional; out: [rows, out] T or float32.
-// Rows of x and out may be strided.
+// out = x * weight^T + bias. x: [rows, in] T; weight: [out, in]; bias: [out], optional; out: [rows,
+// out] T or float32. Rows of x and out may be strided.
 struct MatMulArgs {
   Tensor x, weight, bias, out;
 };
@@ -55,9 +58,9 @@ struct GatedActivationArgs {
   Tensor gate, up, out;
 };
 
-// Chooses top_k experts per row. softmax_first: softmax over all experts, then top-k (renormalised if `normalize`);
-// otherwise top-k of the logits, then softmax over those. Ties go to the lower expert.
-// ids [rows, top_k] int32 in ascending expert order; weights [rows, top_k] float32.
+// Chooses top_k experts per row. softmax_first: softmax over all experts, then top-k (renormalised
+// if `normalize`); otherwise top-k of the logits, then softmax over those. Ties go to the lower
+// expert. ids [rows, top_k] int32 in ascending expert order; weights [rows, top_k] float32.
 struct RouteArgs {
   Tensor logits;  // [rows, experts] float32
   int top_k = 0;
@@ -71,8 +74,8 @@ struct Expert {
   Tensor gate_bias, up_bias, down_bias;  // optional
 };
 
-// out[row] = sum over k of weights[row, k] * expert(ids[row, k])(x[row]), added in float32 in the order of k.
-// Values between gate, up and down are float32.
+// out[row] = sum over k of weights[row, k] * expert(ids[row, k])(x[row]), added in float32 in the
+// order of k. Values between gate, up and down are float32.
 struct ExpertsArgs {
   Tensor x;  // [rows, hidden] T
   Tensor ids, weights;
@@ -82,7 +85,8 @@ struct ExpertsArgs {
   Tensor out;  // [rows, hidden] T or float32
 };
 
-// cos_sin[i] = cos, then sin of positions[i] * inv_freq[j] (product in float32, accurate cos and sin), times scaling.
+// cos_sin[i] = cos, then sin of positions[i] * inv_freq[j] (product in float32, accurate cos and
+// sin), times scaling.
 struct RopeTableArgs {
   std::span<const int32_t> positions;
   std::span<const float> inv_freq;  // [rotary_dim / 2]
@@ -93,22 +97,26 @@ struct RopeTableArgs {
 // The sequences of a step as one page group sees them. Tokens of a sequence are consecutive rows.
 struct BatchView {
   int tokens = 0;
-  std::span<const int32_t> q_begin;   // [sequences + 1] first row of each sequence
-  std::span<const int32_t> kv_len;    // [sequences] tokens in the cache once this step's are appended
-  std::span<const int64_t> slots;     // [tokens] page * kPageSize + place in page, page in kPageUnits; -1: padding
-  Tensor block_table;                 // [sequences, max_pages] int32 (uint32 page entries), kNoPage behind a window
+  std::span<const int32_t> q_begin;  // [sequences + 1] first row of each sequence
+  std::span<const int32_t> kv_len;  // [sequences] tokens in the cache once this step's are appended
+  std::span<const int64_t>
+      slots;  // [tokens] page * kPageSize + place in page, page in kPageUnits; -1: padding
+  Tensor
+      block_table;  // [sequences, max_pages] int32 (uint32 page entries), kNoPage behind a window
 
   int sequences() const { return static_cast<int>(kv_len.size()); }
 };
 
-// q, k: per-head RMS norm (if weights), rotate pairs (i, i + rotary_dim / 2); then K and V are quantised from float32
-// into their slots, and Q is written back in place. Writing slot 0 of a page clears the rest of that page's V and scales.
+// q, k: per-head RMS norm (if weights), rotate pairs (i, i + rotary_dim / 2); then K and V are
+// quantised from float32 into their slots, and Q is written back in place. Writing slot 0 of a page
+// clears the rest of that page's V and scales.
 struct AppendArgs {
-  Tensor q, k, v;           // [tokens, heads * head_dim], [tokens, kv_heads * head_dim] x 2, T; rows may be strided
+  Tensor q, k,
+      v;  // [tokens, heads * head_dim], [tokens, kv_heads * head_dim] x 2, T; rows may be strided
   int heads = 0;
-  Tensor q_norm, k_norm;    // [head_dim], optional
+  Tensor q_norm, k_norm;  // [head_dim], optional
   float norm_eps = 0, norm_offset = 0;
-  Tensor cos_sin;           // [tokens, rotary_dim] float32
+  Tensor cos_sin;  // [tokens, rotary_dim] float32
   const BatchView* batch = nullptr;
   KvLayer cache;
 };
@@ -119,13 +127,14 @@ struct AttentionShape {
   bool operator==(const AttentionShape&) const = default;
 };
 
-// The work of one attention call, made on the host once per step for all layers of the same shape and group.
+// The work of one attention call, made on the host once per step for all layers of the same shape
+// and group.
 struct AttentionPlan {
   struct Item {
     int32_t sequence, kv_head;
     int32_t token_begin, token_end;  // query tokens of the sequence
     int32_t page_begin, page_end;    // KV pages
-    int32_t partial;                 // index into the partial results, or -1: writes the output itself
+    int32_t partial;  // index into the partial results, or -1: writes the output itself
   };
   struct Combine {
     int32_t sequence, kv_head, token_begin, token_end;
@@ -138,7 +147,8 @@ struct AttentionPlan {
   int64_t partial_floats = 0;  // workspace
 };
 
-// softmax(scale * q k^T, soft-capped, causal, windowed, with a sink per head) v over the pages of each sequence.
+// softmax(scale * q k^T, soft-capped, causal, windowed, with a sink per head) v over the pages of
+// each sequence.
 struct AttentionArgs {
   Tensor q, out;  // [tokens, heads * head_dim] T; rows may be strided
   const BatchView* batch = nullptr;
@@ -149,8 +159,8 @@ struct AttentionArgs {
   Tensor sinks;        // [heads], weights, optional: exp(sink) joins the softmax's denominator
 };
 
-// In this order: repetition_penalty, temperature, min_p, top_k, top_p, draw. kernels/sampling.h defines each to the bit.
-// Equals rank by id, lowest first, also where top_k or top_p cuts.
+// In this order: repetition_penalty, temperature, min_p, top_k, top_p, draw. kernels/sampling.h
+// defines each to the bit. Equals rank by id, lowest first, also where top_k or top_p cuts.
 struct SampleRow {
   float temperature = 0;  // 0 (at most 1e-5): greedy
   int32_t top_k = 0;      // 0: all
@@ -159,14 +169,14 @@ struct SampleRow {
   std::span<const int32_t> history;  // prompt and output so far, for the repetition penalty
   uint64_t seed = 0;
   uint32_t choice = 0, token_index = 0;  // with the seed: the whole state of the random number
-  int32_t target = -1;                   // report this token's log-probability instead of the sampled one's
+  int32_t target = -1;  // report this token's log-probability instead of the sampled one's
 };
 
 struct SampledToken {
   int32_t id = 0;
-  float logprob = 0;      // log softmax(raw logits) of `target` if given, else of `id`
-  int32_t top1 = 0;       // argmax of the raw logits, lowest id first; NaN never wins
-  bool finite = true;     // false: a NaN or infinity in the logits; then id = top1 and logprob is NaN
+  float logprob = 0;   // log softmax(raw logits) of `target` if given, else of `id`
+  int32_t top1 = 0;    // argmax of the raw logits, lowest id first; NaN never wins
+  bool finite = true;  // false: a NaN or infinity in the logits; then id = top1 and logprob is NaN
 };
 
 struct SampleArgs {
@@ -194,7 +204,7 @@ class Backend {
   virtual void Sample(const SampleArgs&) = 0;
 };
 
-std::unique_ptr<Backend> MakeReferenceBackend();         // double precision, obvious, slow
-std::unique_ptr<Backend> MakeCpuBackend(int threads);    // Highway; threads <= 0: all
+std::unique_ptr<Backend> MakeReferenceBackend();       // double precision, obvious, slow
+std::unique_ptr<Backend> MakeCpuBackend(int threads);  // Highway; threads <= 0: all
 
 }  // namespace octavo

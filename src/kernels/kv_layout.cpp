@@ -36,7 +36,8 @@ std::optional<KvFormat> KvFormatFromName(std::string_view name) {
   if (name == "fp8") return KvFormat::kFp8E4M3;
   for (const Row& row : kRows) {
     if (name == row.name) return row.format;
-    if (ElementSize(row.format) > 1 && name == Name(row.storage)) return row.format;  // "bfloat16", ...
+    if (ElementSize(row.format) > 1 && name == Name(row.storage))
+      return row.format;  // "bfloat16", ...
   }
   return std::nullopt;
 }

@@ -145,8 +145,8 @@ TEST_F(CliTest, GenerateAnswersTheShippedModelsQuestion) {
   Write(folder_ / "prompt",
         "The code of amber bell is 123456.\nQuestion: what is the code of amber bell?\nAnswer: ");
   for (const char* format : {"bf16", "fp8", "int8_per_token_head"}) {
-    const Outcome o = Run("generate --temperature 0 --prompt-file " + (folder_ / "prompt").string() +
-                          " --kv-cache-dtype " + format);
+    const Outcome o = Run("generate --temperature 0 --prompt-file " +
+                          (folder_ / "prompt").string() + " --kv-cache-dtype " + format);
     EXPECT_EQ(o.code, 0) << o.err;
     EXPECT_EQ(o.out, "123456.\n") << format;
   }
@@ -154,8 +154,8 @@ TEST_F(CliTest, GenerateAnswersTheShippedModelsQuestion) {
 
 TEST_F(CliTest, EvalNeedleWritesItsReports) {
   const std::string json = (folder_ / "r.json").string(), html = (folder_ / "r.html").string();
-  const Outcome o = Run("eval needle --lengths 1k --kv-cache-dtypes bf16,fp8 --json " + json +
-                        " --html " + html);
+  const Outcome o =
+      Run("eval needle --lengths 1k --kv-cache-dtypes bf16,fp8 --json " + json + " --html " + html);
   EXPECT_EQ(o.code, 0) << o.err;
   EXPECT_NE(o.out.find("100.0% (8/8)"), std::string::npos) << o.out;
   EXPECT_NE(Read(json).find("\"exact_match\": 1.0"), std::string::npos);

@@ -236,8 +236,10 @@ void Norm(const NormArgs& args, ThreadPool& pool) {
   OCTAVO_CHECK(IsActivation(x.dtype), ShapeString(x));
   OCTAVO_CHECK(!args.delta || SameShape(x, args.delta), ShapeString(x), ShapeString(args.delta));
   OCTAVO_CHECK(!args.out || (args.out.rows() == x.rows() && args.out.columns() == x.columns() &&
-                             (args.out.dtype == x.dtype || (x.dtype == DType::kF32 && IsActivation(args.out.dtype))) &&
-                             args.weight.size() == x.columns() && args.weight && IsWeight(args.weight.dtype)),
+                             (args.out.dtype == x.dtype ||
+                              (x.dtype == DType::kF32 && IsActivation(args.out.dtype))) &&
+                             args.weight.size() == x.columns() && args.weight &&
+                             IsWeight(args.weight.dtype)),
                ShapeString(x), ShapeString(args.out), ShapeString(args.weight));
   ForRows(pool, x.rows(), x.columns(), [&](int64_t begin, int64_t end, int) {
     HWY_DYNAMIC_DISPATCH(NormRows)(args, begin, end);
