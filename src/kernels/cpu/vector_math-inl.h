@@ -44,7 +44,7 @@ HWY_INLINE V Load(const F16* p) {
   return hn::PromoteTo(FloatTag(), hn::BitCast(df16, bits));
 }
 
-// The first n < kLanes lanes; the others are zero. Reads nothing behind them.
+// The first n lanes, 0 < n < kLanes; the others are zero. Reads nothing behind them.
 template <class T>
 HWY_INLINE V LoadN(const T* p, size_t n) {
   HWY_ALIGN T lanes[kLanes] = {};

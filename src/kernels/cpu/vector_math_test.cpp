@@ -181,7 +181,7 @@ TEST_F(VectorMathTest, Conversions) {
 TEST_F(VectorMathTest, PartialVectors) {
   ForTargets([] {
     const size_t lanes = HWY_DYNAMIC_DISPATCH(LanesOf)();
-    for (size_t n = 0; n < lanes; ++n) {
+    for (size_t n = 1; n < lanes; ++n) {
       const std::vector<float> x(n, 3.0f);  // exactly n: a sanitizer sees a longer read
       std::vector<float> y(lanes, -1.0f);
       HWY_DYNAMIC_DISPATCH(CopyN)(x.data(), n, y.data());
