@@ -10,7 +10,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
-th { font-weight: 600; } td.name { text-align: left; font-family: ui-monospace, monospace; }
+th { font-weight: 600; } th:first-child, td.name { text-align: left; } td.name { font-family: ui-monospace, monospace; }
 .maps { display: flex; flex-wrap: wrap; gap: 2rem; } figure { margin: 0; }
 figcaption { font-family: ui-monospace, monospace; margin-bottom: .4rem; }
 table.heat td { border: 1px solid #fff; text-align: center; min-width: 3.2rem; }
