@@ -19,7 +19,7 @@ struct DecodeBenchOptions {
 struct DecodePoint {
   int64_t context = 0;
   double microseconds =
-      0;  // per token (and per layer, for the synthetic layers); the fastest of several rounds
+      0;  // per token (and per layer, for the synthetic layers); the median of many calls
   double gigabytes_per_second = 0;  // cache bytes of the context over that time
 };
 
