@@ -29,7 +29,7 @@ Decoder::Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend
     return Buffer(rows * columns * SizeOf(dtype_));
   };
   hidden_ = Buffer(max_tokens * spec.hidden * sizeof(float));
-  normed_ = activations(max_tokens, spec.hidden);
+  normed_ = Buffer(max_tokens * spec.hidden * sizeof(float));
   delta_ = Buffer(max_tokens * spec.hidden * sizeof(float));
   query_ = Buffer(max_tokens * q * sizeof(float));
   key_ = Buffer(max_tokens * kv * sizeof(float));
@@ -54,7 +54,6 @@ void Decoder::Forward(const StepInput& input, const Observer& observer) {
   const int tokens = static_cast<int>(input.ids.size());
   OCTAVO_CHECK(tokens > 0 && tokens <= max_tokens_, tokens, max_tokens_);
   residual_ = Scratch(hidden_, DType::kF32, tokens, spec_.hidden);
-  block_in_ = Scratch(normed_, dtype_, tokens, spec_.hidden);
   block_out_ = Scratch(delta_, DType::kF32, tokens, spec_.hidden);
   plans_.clear();
 
@@ -90,10 +89,13 @@ void Decoder::Forward(const StepInput& input, const Observer& observer) {
                      .offset = spec_.norm_offset,
                      .out = out});
     };
+    block_in_ = Scratch(normed_, dtype_, tokens, spec_.hidden);
     norm(residual_, pending, w.input_norm, block_in_);
     if (observer) observer(static_cast<int>(l), residual_);
     Attend(layer, w, caches_[l], input);
     if (layer.post_norms) norm(block_out_, {}, w.post_attention_norm, block_out_);
+    // A routing decision should not hang on a rounding.
+    if (layer.ffn.experts > 0) block_in_ = Scratch(normed_, DType::kF32, tokens, spec_.hidden);
     norm(residual_, block_out_, layer.post_norms ? w.pre_ffn_norm : w.post_attention_norm,
          block_in_);
     FeedForward(layer, w, tokens);

@@ -35,7 +35,7 @@ class Decoder {
   // the two inputs of a block's matmuls are stored in: its normed input and the attention's output.
   // The residual stream, what is added to it, and what a fused GPU kernel would keep in registers
   // are float32 in both: queries, keys and values before the cache (so they are rounded once, not
-  // twice), and the FFN between its matmuls.
+  // twice), the FFN between its matmuls, and what a router and its experts read.
   Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend, DType dtype,
           std::vector<LayerCache> caches, int max_tokens);
 
