@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "base/tensor.h"
-#include "kernels/kv_layout.h"
+#include "octavo/kv_layout.h"
 
 namespace octavo {
 

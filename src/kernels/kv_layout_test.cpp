@@ -1,4 +1,4 @@
-#include "kernels/kv_layout.h"
+#include "octavo/kv_layout.h"
 
 #include <gtest/gtest.h>
 

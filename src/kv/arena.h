@@ -27,8 +27,8 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/kv_layout.h"
 #include "kv/policy.h"
+#include "octavo/kv_layout.h"
 
 namespace octavo {
 

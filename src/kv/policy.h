@@ -30,7 +30,7 @@
 #include <vector>
 
 #include "base/dtype.h"
-#include "kernels/kv_layout.h"
+#include "octavo/kv_layout.h"
 
 namespace octavo {
 

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "kernels/kv_layout.h"
 #include "models/spec.h"
+#include "octavo/kv_layout.h"
 
 namespace octavo {
 

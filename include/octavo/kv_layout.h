@@ -15,14 +15,14 @@
 #include <optional>
 #include <string_view>
 
-#include "base/dtype.h"
-
 namespace octavo {
 
 inline constexpr int kPageSize = 64;        // tokens
 inline constexpr int64_t kPageUnit = 1024;  // bytes; block tables count in these
 inline constexpr uint32_t kNoPage =
     0xFFFFFFFFu;  // block table entry of a page that is not there (behind a window)
+
+enum class DType : uint8_t;  // base/dtype.h
 
 enum class KvFormat : uint8_t {
   kF32,  // CPU only: verification
