@@ -1,11 +1,12 @@
-// Paged attention on a CUDA device of compute capability 9.0, usable without the rest of Octavo: link
-// liboctavo_cuda.so. Plan on the host once per step, then for every layer append the step's keys and values
-// to the cache and run. Appending and running allocate nothing, cannot fail for a planned batch, and may be captured in a
-// CUDA graph, which then serves every later plan with the same limits.
+// Paged attention on a CUDA device of compute capability 9.0, usable without the rest of Octavo:
+// link liboctavo_cuda.so. Plan on the host once per step, then for every layer append the step's
+// keys and values to the cache and run. Appending and running allocate nothing, cannot fail for a
+// planned batch, and may be captured in a CUDA graph, which then serves every later plan with the
+// same limits.
 //
-// Pages lie in an arena as octavo/kv_layout.h says. Pointers are to device memory unless marked "host". A
-// stream is a cudaStream_t. What a caller gets wrong throws std::invalid_argument naming the argument, found and
-// expected; a failing CUDA call throws std::runtime_error.
+// Pages lie in an arena as octavo/kv_layout.h says. Pointers are to device memory unless marked
+// "host". A stream is a cudaStream_t. What a caller gets wrong throws std::invalid_argument naming
+// the argument, found and expected; a failing CUDA call throws std::runtime_error.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +20,8 @@ namespace octavo::cuda {
 using Stream = void*;
 
 enum class AttentionMath : uint8_t {
-  k16Bit,  // queries and probabilities keep 16 bits; every format
-  kFp8,    // prefill on FP8 tensor cores with two-level accumulation; K and V in fp8_e4m3
+  k16Bit,          // queries and probabilities keep 16 bits; every format
+  kFp8,            // prefill on FP8 tensor cores with two-level accumulation; K and V in fp8_e4m3
   kFp8TensorCore,  // the same, accumulated in the tensor cores: loses precision with length
 };
 
@@ -46,11 +47,12 @@ class AttentionPlan {
   ~AttentionPlan();
   AttentionPlan(const AttentionPlan&) = delete;
 
-  // Sequence s has the query rows q_begin[s] to q_begin[s + 1] (host, [sequences + 1]) and, with them, kv_len[s]
-  // tokens (host, [sequences]). Copies the work lists to the device on `stream`.
+  // Sequence s has the query rows q_begin[s] to q_begin[s + 1] (host, [sequences + 1]) and, with
+  // them, kv_len[s] tokens (host, [sequences]). Copies the work lists to the device on `stream`.
   void Make(std::span<const int32_t> q_begin, std::span<const int32_t> kv_len, Stream stream);
 
-  // [limits.tokens] 1 where prefill in FP8 math will read this token's query, else 0. Append needs it.
+  // [limits.tokens] 1 where prefill in FP8 math will read this token's query, else 0. Append needs
+  // it.
   const uint8_t* fp8_queries() const;
 
   struct State;
@@ -66,8 +68,9 @@ struct BlockTable {
   int64_t stride = 0;
 };
 
-// q, k: RMS norm per head where there are weights, then rotation of pairs (i, i + rotary_dim / 2); K and V are
-// quantised from float32 into their slots. Writing slot 0 of a page clears the rest of that page's V and scales.
+// q, k: RMS norm per head where there are weights, then rotation of pairs (i, i + rotary_dim / 2);
+// K and V are quantised from float32 into their slots. Writing slot 0 of a page clears the rest of
+// that page's V and scales.
 struct AppendCall {
   enum class Input : uint8_t { kBF16, kF32 };
   int tokens = 0;
@@ -82,16 +85,16 @@ struct AppendCall {
   const int64_t* slots = nullptr;  // [tokens] page * kPageSize + place in page; -1: padding
   KvLayer cache;                   // device pointers
   void* q_out = nullptr;           // [tokens, heads, head_dim] bfloat16
-  // FP8 math: queries of tokens with fp8_queries[token] go to q_fp8 instead of q_out, e4m3 with one scale
-  // per token and head.
+  // FP8 math: queries of tokens with fp8_queries[token] go to q_fp8 instead of q_out, e4m3 with one
+  // scale per token and head.
   const uint8_t* fp8_queries = nullptr;
   void* q_fp8 = nullptr;     // [tokens, heads, head_dim] fp8_e4m3
   float* q_scale = nullptr;  // [tokens, heads]
 };
 void Append(const AppendCall& call, Stream stream);
 
-// softmax(scale * q k^T, soft-capped, causal, windowed, with a sink per head) v over the pages of each
-// sequence of the plan. Rows of no sequence are not written.
+// softmax(scale * q k^T, soft-capped, causal, windowed, with a sink per head) v over the pages of
+// each sequence of the plan. Rows of no sequence are not written.
 struct AttentionCall {
   const AttentionPlan* plan = nullptr;
   KvLayer cache;  // device pointers

@@ -1,5 +1,7 @@
 #include "octavo/kv_layout.h"
 
+#include "base/dtype.h"
+
 #include <iterator>
 
 namespace octavo {

@@ -3,9 +3,9 @@
 // device.
 //
 // An item is a block of query rows of one sequence against a range of its pages. A row is a (query
-// token, query head) pair: row r of an item is token r / pack, head `head` + r % pack, where `pack` is
-// the number of query heads that the item holds of each token (the whole group, or one).
-// Query token t of the item stands at `position` + t and sees keys up to itself.
+// token, query head) pair: row r of an item is token r / pack, head `head` + r % pack, where `pack`
+// is the number of query heads that the item holds of each token (the whole group, or one). Query
+// token t of the item stands at `position` + t and sees keys up to itself.
 #pragma once
 
 #include <cstdint>
@@ -13,13 +13,13 @@
 namespace octavo::cuda {
 
 struct WorkItem {
-  int32_t sequence;   // row of the block table
-  int32_t head;       // first query head
-  int32_t q_row;      // row of q and out of the first query token
-  int32_t q_tokens;   // query tokens
-  int32_t position;   // of the first query token in its sequence
+  int32_t sequence;              // row of the block table
+  int32_t head;                  // first query head
+  int32_t q_row;                 // row of q and out of the first query token
+  int32_t q_tokens;              // query tokens
+  int32_t position;              // of the first query token in its sequence
   int32_t page_begin, page_end;  // pages of this item
-  int32_t partial;    // index of a partial result, or -1: the item writes the output itself
+  int32_t partial;  // index of a partial result, or -1: the item writes the output itself
 };
 static_assert(sizeof(WorkItem) == 32);
 
@@ -33,8 +33,9 @@ struct CombineItem {
   int32_t partials;
 };
 
-// A partial result: for each row the weighted mean of the values it saw (without the v scale of static
-// formats, which is applied last) and the base-2 logarithm of the sum of its exponentials, -inf if it saw nothing.
+// A partial result: for each row the weighted mean of the values it saw (without the v scale of
+// static formats, which is applied last) and the base-2 logarithm of the sum of its exponentials,
+// -inf if it saw nothing.
 struct Partials {
   float* out;    // [partials, rows, head_dim]
   float* lse2;   // [partials, rows]
