@@ -31,8 +31,9 @@ struct AttentionShape {
 };
 
 struct AttentionLimits {
-  int tokens = 0;     // query tokens of a step
-  int sequences = 0;  // sequences of a step
+  int tokens = 0;           // query tokens of a step
+  int sequences = 0;        // sequences of a step
+  int sequence_tokens = 0;  // query tokens of one sequence; 0: as `tokens`
 };
 
 // How a step's work is shared out. Its device buffers have fixed addresses.

@@ -19,11 +19,11 @@ struct WorkItem {
   int32_t q_tokens;              // query tokens
   int32_t position;              // of the first query token in its sequence
   int32_t page_begin, page_end;  // pages of this item
-  int32_t partial;  // index of a partial result, or -1: the item writes the output itself
+  int32_t partial;  // first of its rows in Partials, or -1: the item writes the output itself
 };
 static_assert(sizeof(WorkItem) == 32);
 
-// Adds up the partial results [partial_begin, partial_begin + partials) of one block of rows.
+// Adds up the partial results of one block of rows: `partials` of them, `stride` rows apart.
 struct CombineItem {
   int32_t head;
   int32_t q_row;
@@ -31,15 +31,15 @@ struct CombineItem {
   int32_t pack;
   int32_t partial_begin;
   int32_t partials;
+  int32_t stride;
 };
 
-// A partial result: for each row the weighted mean of the values it saw (without the v scale of
+// Partial results: for each row the weighted mean of the values it saw (without the v scale of
 // static formats, which is applied last) and the base-2 logarithm of the sum of its exponentials,
 // -inf if it saw nothing.
 struct Partials {
-  float* out;    // [partials, rows, head_dim]
-  float* lse2;   // [partials, rows]
-  int32_t rows;  // per partial
+  float* out;   // [rows, head_dim]
+  float* lse2;  // [rows]
 };
 
 }  // namespace octavo::cuda

@@ -1,0 +1,20 @@
+# liboctavo_cuda.so: attention for compute capability 9.0, where a CUDA compiler is installed. The plan, being host
+# code, is in octavo_kernels too, and tested there.
+find_program(nvcc nvcc HINTS /usr/local/cuda/bin)
+if(NOT nvcc)
+  message(STATUS "No nvcc: no CUDA kernels")
+  return()
+endif()
+set(CMAKE_CUDA_COMPILER ${nvcc})
+set(CMAKE_CUDA_ARCHITECTURES 90a-real)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+enable_language(CUDA)
+# CMake 3.25 does not know that nvcc 13 speaks C++20.
+set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+
+file(GLOB cuda_sources CONFIGURE_DEPENDS src/kernels/cuda/*.cu)
+add_library(octavo_cuda SHARED ${cuda_sources} src/kernels/cuda/plan.cpp src/kernels/kv_layout.cpp src/base/dtype.cpp
+                               src/base/error.cpp)
+target_include_directories(octavo_cuda PUBLIC ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
+target_compile_options(octavo_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-O3 -Xcompiler=-Wall,-Wextra,-Werror>)

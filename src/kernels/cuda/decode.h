@@ -1,0 +1,40 @@
+// Decode: up to kDecodeRows query rows per item against the pages it names, at the speed of the
+// memory bus. One persistent grid takes items from a list; the last block to finish a part of a cut
+// sequence adds up the parts. docs/kernels/decode.md has the arithmetic behind the shapes.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/table.h"
+#include "kernels/cuda/work.h"
+#include "octavo/kv_layout.h"
+
+namespace octavo::cuda {
+
+struct DecodeParams {
+  const WorkItem* items = nullptr;
+  const int32_t* item_count = nullptr;
+  const int32_t* item_combine = nullptr;  // [items] of a partial result: index into combines
+  const CombineItem* combines = nullptr;
+  int32_t* arrivals = nullptr;  // [combines] zero before and after every launch, as are
+  int32_t* counters = nullptr;  // [2]
+  Partials partials;
+  const uint32_t* block_table = nullptr;
+  int64_t block_table_stride = 0;
+  const std::byte* claims = nullptr;  // arena + claim_offset
+  KvFormat k_format{}, v_format{};
+  int k_bytes = 0, v_bytes = 0;      // of one page and kv head; V follows K
+  int64_t k_token_scale_offset = 0;  // in a claim, of head 0; dynamic formats
+  int64_t v_token_scale_offset = 0;
+  const float* k_scale = nullptr;  // [kv_heads], optional
+  const float* v_scale = nullptr;
+  int heads = 0, group = 0;
+  int window = 0;
+  float scale = 0, soft_cap = 0;
+  const float* sinks = nullptr;  // [heads], optional
+  const void* q = nullptr;       // [tokens, heads, head_dim] bfloat16
+  void* out = nullptr;           // [tokens, heads, head_dim] bfloat16
+  float* lse = nullptr;          // [tokens, heads], optional
+};
+
+}  // namespace octavo::cuda

@@ -1,0 +1,109 @@
+// How a step's attention is cut into work items: pure host code, the same on any machine.
+//
+// Sequences with at most kDecodeRows rows (query tokens times group) become decode items, one per
+// kv head and range of pages; the others become blocks of rows for prefill. Where a machine has
+// more room than there are items, ranges of pages are cut at whole pages (prefill: whole KV tiles)
+// counted from page 0, and combine items say which partial results belong together.
+//
+// Decode items stand in the list in the order in which blocks of a persistent grid should take
+// them: large ones first and ever smaller ones behind, so that the last ones to finish finish
+// together. Prefill items stand in groups of heads whose K and V fit in L2, longest first within.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/cuda/work.h"
+#include "octavo/attention.h"
+
+namespace octavo::cuda {
+
+inline constexpr int kDecodeRows = 16;  // of an item, at most
+
+struct PlanConfig {
+  AttentionShape shape;
+  AttentionLimits limits;
+  bool deterministic = false;
+  bool fp8_prefill = false;    // prefill reads e4m3 queries
+  int64_t page_bytes = 0;      // K and V of one page and kv head
+  int workers = 0;             // items that the machine works on at a time
+  int prefill_rows = 0;        // of a block; 0: there is no prefill
+  int prefill_tile_pages = 1;  // of a KV tile
+};
+
+struct PlanCounts {
+  int32_t decode_items, prefill_items, prefill_combines;
+};
+
+// What is copied to the device: byte offsets of arrays in one buffer. What a step uses stands in
+// front wherever that is possible.
+struct PlanLayout {
+  int64_t counts = 0;            // PlanCounts
+  int64_t decode_items = 0;      // WorkItem []
+  int64_t decode_combine = 0;    // int32_t [decode items]: its CombineItem, or -1
+  int64_t decode_combines = 0;   // CombineItem []
+  int64_t fp8_queries = 0;       // uint8_t [limits.tokens]
+  int64_t prefill_items = 0;     // WorkItem []
+  int64_t prefill_combines = 0;  // CombineItem []
+  int64_t bytes = 0;
+};
+
+class Planner {
+ public:
+  explicit Planner(const PlanConfig& config);
+
+  const PlanConfig& config() const { return config_; }
+  const PlanLayout& layout() const { return layout_; }
+  // Rows of partial results and number of decode combine items that any step may need.
+  int64_t decode_partial_rows() const { return decode_partial_rows_; }
+  int64_t prefill_partial_rows() const { return prefill_partial_rows_; }
+  int64_t decode_combines() const { return decode_combines_; }
+  // Query heads that an item holds of each token.
+  int decode_pack() const { return group_; }
+  int prefill_pack() const { return 64 % group_ == 0 ? group_ : 1; }
+
+  // Writes a step's lists to `upload` ([layout().bytes], which it need not clear); returns how many
+  // of its bytes count. Arguments as in AttentionPlan::Make, already checked.
+  int64_t Make(std::span<const int32_t> q_begin, std::span<const int32_t> kv_len,
+               std::byte* upload);
+
+ private:
+  // Pages [begin, end) of a decoding sequence that are not yet in a chunk.
+  struct Decode {
+    int32_t sequence, begin, end;
+    int32_t pieces;
+    int32_t partial_begin, combine_begin;
+  };
+  struct Chunk {
+    int32_t decode, begin, end, piece;
+  };
+  struct Block {
+    int32_t sequence, first_token, tokens, begin, end;
+  };
+
+  int FirstPage(int position) const;
+  void CutDecodes();
+  void CutDecodesByLength();
+  void WriteDecodes(std::span<const int32_t> q_begin, std::span<const int32_t> kv_len,
+                    std::byte* upload);
+  void WritePrefills(std::span<const int32_t> q_begin, std::span<const int32_t> kv_len,
+                     std::byte* upload);
+
+  PlanConfig config_;
+  PlanLayout layout_;
+  PlanCounts counts_{};
+  int group_ = 1;
+  int64_t decode_pieces_ = 0;  // of cut sequences, times kv heads, at most
+  int64_t decode_partial_rows_ = 0, decode_combines_ = 0;
+  int64_t prefill_pieces_ = 0, prefill_partial_rows_ = 0, prefill_blocks_ = 0;
+
+  // Scratch, kept so that planning does not allocate.
+  std::vector<Decode> decodes_;
+  std::vector<Chunk> chunks_;
+  std::vector<int32_t> prefills_;
+  std::vector<Block> blocks_;
+};
+
+}  // namespace octavo::cuda
