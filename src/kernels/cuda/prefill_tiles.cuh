@@ -1,0 +1,218 @@
+// The memory side of prefill: what lies in shared memory, and the warp that fills it.
+//
+// A block is one producer warpgroup and kConsumers warpgroups of 64 query rows. K tiles [tokens, head_dim] and
+// V tiles [head_dim, tokens] arrive by TMA as the pages hold them, both K-major, in rows of at
+// most 128 bytes (panels), swizzled as wide as a row. Tiles go from an item's highest to its lowest.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/cuda/prefill.h"
+#include "kernels/cuda/wgmma.cuh"
+
+namespace octavo::cuda {
+
+struct Nothing {};
+
+// Extra: what a special producer keeps in shared memory, with an Init() of its own.
+template <int kHeadDim_, int kElementSize_, int kConsumers_, int kTileTokens_, int kStages_,
+          class Extra = Nothing>
+struct PrefillTiles {
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr int kElementSize = kElementSize_;  // of q, k and v in shared memory
+  static constexpr int kConsumers = kConsumers_;
+  static constexpr int kTileTokens = kTileTokens_;
+  static constexpr int kStages = kStages_;
+
+  static constexpr int kRows = 64 * kConsumers;
+  static constexpr int kThreads = 128 * (kConsumers + 1);
+  static constexpr int kTilePages = kTileTokens / kPageSize;
+  static constexpr int kRowBytes = kHeadDim * kElementSize;
+  static constexpr int kPanel = kRowBytes < 128 ? kRowBytes : 128;
+  static constexpr int kPanels = kRowBytes / kPanel;
+  static constexpr int kValueRowBytes = kPageSize * kElementSize;
+  static constexpr int kTileBytes = kTileTokens * kRowBytes;
+  // 64 Ki registers, shared by what the consumers and the producer need.
+  static constexpr bool kSpecial = !std::is_same_v<Extra, Nothing>;
+  static constexpr int kProducerRegisters = kSpecial ? 80 : kConsumers == 2 ? 24 : 32;
+  static constexpr int kConsumerRegisters =
+      (512 - kProducerRegisters) / kConsumers / 8 * 8 > 240 ? 240 : (512 - kProducerRegisters) / kConsumers / 8 * 8;
+
+  struct Shared {
+    alignas(1024) uint8_t q[kPanels][kRows][kPanel];
+    alignas(1024) uint8_t k[kStages][kPanels][kTileTokens][kPanel];
+    alignas(1024) uint8_t v[kStages][kTilePages][kHeadDim][kValueRowBytes];
+    WorkItem items[2];  // this one and the next
+    uint64_t q_full, q_empty;
+    uint64_t k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+    Extra extra;
+  };
+  static constexpr int kSharedBytes = sizeof(Shared) + 1024;  // to align it
+
+  static __device__ Shared& Init(uint8_t* memory) {
+    auto& shared = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(memory) + 1023) &
+                                              ~uintptr_t{1023});
+    if (threadIdx.x == 0) {
+      BarrierInit(&shared.q_full, 1);
+      BarrierInit(&shared.q_empty, kConsumers);
+      for (int stage = 0; stage < kStages; ++stage) {
+        BarrierInit(&shared.k_full[stage], 1);
+        BarrierInit(&shared.v_full[stage], 1);
+        BarrierInit(&shared.k_empty[stage], kConsumers);
+        BarrierInit(&shared.v_empty[stage], kConsumers);
+      }
+      if constexpr (kSpecial) shared.extra.Init();
+      BarrierInitFence();
+    }
+    __syncthreads();
+    return shared;
+  }
+};
+
+// A place in the ring of stages.
+template <int kStages>
+struct Ring {
+  int stage = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void Advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+// The items of a block: its own first, then whatever number the others have left. One warp.
+class ItemQueue {
+ public:
+  __device__ explicit ItemQueue(const PrefillParams& p)
+      : p_(p), count_(*p.item_count), index_(blockIdx.x) {}
+
+  // sequence -1: there is none.
+  __device__ WorkItem Current() const {
+    WorkItem none{};
+    none.sequence = -1;
+    return index_ < count_ ? p_.items[index_] : none;
+  }
+  // Between Fetch and Advance the next number may be under way.
+  __device__ void Fetch() {
+    if (threadIdx.x % 32 == 0) next_ = static_cast<int>(gridDim.x) + atomicAdd(p_.counters, 1);
+  }
+  __device__ void Advance() { index_ = __shfl_sync(~0u, next_, 0); }
+  // The last block to come here leaves the counters as it found them.
+  __device__ void Finish() {
+    if (threadIdx.x % 32 != 0) return;
+    if (atomicAdd(p_.counters + 1, 1) == static_cast<int>(gridDim.x) - 1) {
+      p_.counters[0] = 0;
+      p_.counters[1] = 0;
+    }
+  }
+
+ private:
+  const PrefillParams& p_;
+  int count_, index_, next_ = 0;
+};
+
+// Block table entries of an item, 32 at a time from the highest page down. Pages that the item does not
+// read are kNoPage: zeros to TMA.
+class PageReader {
+ public:
+  __device__ PageReader(const PrefillParams& p, const WorkItem& item)
+      : table_(p.block_table + item.sequence * p.block_table_stride),
+        begin_(item.page_begin),
+        end_(item.page_end) {}
+
+  // Pages [first, first + kPages); the whole warp.
+  template <int kPages>
+  __device__ void Read(int first, int (&pages)[kPages]) {
+    if (first < loaded_end_ - 32) {
+      loaded_end_ = first + kPages;
+      const int page = loaded_end_ - 1 - static_cast<int>(threadIdx.x % 32);
+      loaded_ = page >= begin_ && page < end_ ? table_[page] : kNoPage;
+    }
+#pragma unroll
+    for (int i = 0; i < kPages; ++i) {
+      pages[i] = static_cast<int>(__shfl_sync(~0u, loaded_, loaded_end_ - 1 - (first + i)));
+    }
+  }
+
+ private:
+  const uint32_t* table_;
+  int begin_, end_;
+  int loaded_end_ = INT32_MAX;
+  uint32_t loaded_ = kNoPage;
+};
+
+template <class Tiles>
+__device__ __forceinline__ void LoadQueries(const PrefillParams& p, typename Tiles::Shared& shared,
+                                            const WorkItem& item) {
+  BarrierArriveExpect(&shared.q_full, Tiles::kRows * Tiles::kRowBytes);
+  const int box_tokens = 64 >> p.pack_shift;
+  for (int panel = 0; panel < Tiles::kPanels; ++panel) {
+    for (int w = 0; w < Tiles::kConsumers; ++w) {
+      TmaLoad3(shared.q[panel][64 * w], &p.q, &shared.q_full, panel * Tiles::kPanel, item.head,
+               item.q_row + w * box_tokens);
+    }
+  }
+}
+
+template <class Tiles>
+__device__ __forceinline__ void LoadKeys(const PrefillParams& p, typename Tiles::Shared& shared,
+                                         int stage, int kv_head,
+                                         const int (&pages)[Tiles::kTilePages]) {
+  BarrierArriveExpect(&shared.k_full[stage], Tiles::kTileBytes);
+#pragma unroll
+  for (int i = 0; i < Tiles::kTilePages; ++i) {
+#pragma unroll
+    for (int panel = 0; panel < Tiles::kPanels; ++panel) {
+      TmaLoad4(shared.k[stage][panel][kPageSize * i], &p.k, &shared.k_full[stage],
+               panel * Tiles::kPanel, 0, kv_head, pages[i]);
+    }
+  }
+}
+
+template <class Tiles>
+__device__ __forceinline__ void LoadValues(const PrefillParams& p, typename Tiles::Shared& shared,
+                                           int stage, int kv_head,
+                                           const int (&pages)[Tiles::kTilePages]) {
+  BarrierArriveExpect(&shared.v_full[stage], Tiles::kTileBytes);
+#pragma unroll
+  for (int i = 0; i < Tiles::kTilePages; ++i) {
+    TmaLoad4(shared.v[stage][i], &p.v, &shared.v_full[stage], 0, 0, kv_head, pages[i]);
+  }
+}
+
+// One warp loads everything that the consumers of this block read.
+template <class Tiles>
+__device__ void Produce(const PrefillParams& p, typename Tiles::Shared& shared) {
+  const bool elected = threadIdx.x % 32 == 0;
+  ItemQueue queue(p);
+  Ring<Tiles::kStages> ring;
+  for (uint32_t item_phase = 0;; item_phase ^= 1) {
+    const WorkItem item = queue.Current();
+    BarrierWait(&shared.q_empty, item_phase ^ 1);
+    if (elected) shared.items[item_phase] = item;
+    if (item.sequence < 0) {
+      if (elected) BarrierArrive(&shared.q_full);
+      break;
+    }
+    if (elected) LoadQueries<Tiles>(p, shared, item);
+    queue.Fetch();
+    const int kv_head = item.head / p.group;
+    PageReader reader(p, item);
+    const int first_tile = item.page_begin / Tiles::kTilePages;
+    for (int tile = (item.page_end - 1) / Tiles::kTilePages; tile >= first_tile; --tile) {
+      int pages[Tiles::kTilePages];
+      reader.Read(tile * Tiles::kTilePages, pages);
+      BarrierWait(&shared.k_empty[ring.stage], ring.phase ^ 1);
+      if (elected) LoadKeys<Tiles>(p, shared, ring.stage, kv_head, pages);
+      BarrierWait(&shared.v_empty[ring.stage], ring.phase ^ 1);
+      if (elected) LoadValues<Tiles>(p, shared, ring.stage, kv_head, pages);
+      ring.Advance();
+    }
+    queue.Advance();
+  }
+  queue.Finish();
+}
+
+}  // namespace octavo::cuda
