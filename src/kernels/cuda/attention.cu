@@ -221,8 +221,6 @@ DecodeParams AttentionPlan::State::Decode(const AttentionCall& call) const {
       .claims = call.cache.arena + call.cache.claim_offset,
       .k_format = k_format,
       .v_format = v_format,
-      .k_bytes = static_cast<int>(layout.KBytes()),
-      .v_bytes = static_cast<int>(layout.VBytes()),
       .k_token_scale_offset = layout.KScaleOffset(0),
       .v_token_scale_offset = layout.VScaleOffset(0),
       .k_scale = HasTokenScales(k_format) ? nullptr : call.cache.k_scale,
