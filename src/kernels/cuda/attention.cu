@@ -262,11 +262,19 @@ void CheckCall(const AttentionCall& call) {
   }
 }
 
-void Launch(const KernelEntry& entry, int blocks, const void* params, cudaStream_t stream) {
+// The kernel may start while the one before it still runs: it waits for that one itself.
+void LaunchEarly(const KernelEntry& entry, int blocks, const void* params, cudaStream_t stream) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  const cudaLaunchConfig_t config{.gridDim = dim3(static_cast<unsigned>(blocks)),
+                                  .blockDim = dim3(static_cast<unsigned>(entry.threads)),
+                                  .dynamicSmemBytes = static_cast<size_t>(entry.shared_bytes),
+                                  .stream = stream,
+                                  .attrs = &early,
+                                  .numAttrs = 1};
   void* arguments[] = {const_cast<void*>(params)};
-  CUDA_CHECK(cudaLaunchKernel(entry.function, dim3(static_cast<unsigned>(blocks)),
-                              dim3(static_cast<unsigned>(entry.threads)), arguments,
-                              static_cast<size_t>(entry.shared_bytes), stream));
+  CUDA_CHECK(cudaLaunchKernelExC(&config, entry.function, arguments));
 }
 
 }  // namespace
@@ -281,7 +289,7 @@ void Attention(const AttentionCall& call, Stream stream_) {
   const bool all = capturing != cudaStreamCaptureStatusNone;
   if (all || s.counts.decode_items > 0) {
     const DecodeParams params = s.Decode(call);
-    Launch(*s.decode, s.planner.config().workers, &params, stream);
+    LaunchEarly(*s.decode, s.planner.config().workers, &params, stream);
   }
 }
 

@@ -6,22 +6,13 @@
 
 #include <cmath>
 
+#include "kernels/cuda/combine.h"
 #include "kernels/cuda/ptx.cuh"
-#include "kernels/cuda/work.h"
 
 namespace octavo::cuda {
 
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
-
-struct CombineOutput {
-  Partials partials;
-  int heads = 0, group = 0;
-  const float* v_scale = nullptr;  // [kv_heads], optional
-  const float* sinks = nullptr;    // [heads], optional
-  void* out = nullptr;
-  float* lse = nullptr;
-};
 
 __device__ __forceinline__ float WarpMax(float x) {
 #pragma unroll

@@ -50,6 +50,7 @@ struct DecodeShared {
   Item items[kItems];
   uint32_t pages[kMaxStages];   // what a stage holds: block table entry,
   uint32_t serial[kMaxStages];  // how many stages were filled before it
+  uint32_t items_done[kWarps];
   int32_t last_arrival;
   int32_t stages;
   uint64_t item_full[kItems], item_empty[kItems];
@@ -110,6 +111,15 @@ __device__ __forceinline__ void BulkLoad(void* to, const void* from, int bytes, 
       : "memory");
 }
 
+// Programmatic dependent launch: until the grid before this one is done; and leave for the next
+// grid to take the multiprocessors that this one gives up.
+__device__ __forceinline__ void GridDependencyWait() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+__device__ __forceinline__ void GridDependencyLaunch() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
 template <int kDim, int kK, int kV>
 __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim>& shared,
                                         const DecodeRing<kDim, kK, kV>& ring, int lane) {
@@ -126,6 +136,8 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
   int index = blockIdx.x;
   WorkItem item = p.items[index];
   int combine = p.item_combine[index];
+  // Items were copied before the kernel in front of this one began; all else may be its work.
+  GridDependencyWait();
   while (index < count) {
     BarrierWait(&shared.item_empty[slot], slot_phase ^ 1);
     int next = 0;
@@ -679,27 +691,35 @@ __global__ void __launch_bounds__(DecodeShared<kDim>::kThreads, 1)
     }
     BarrierInitFence();
   }
+  if (lane == 0 && warp < Shared::kWarps) shared.items_done[warp] = 0;
   __syncthreads();
+  GridDependencyLaunch();
   if (warp == Shared::kWarps) {
     Produce<kDim, kK, kV>(p, shared, ring, lane);
     return;
   }
-  for (uint32_t count = 0;; ++count) {
-    const uint32_t slot = count % Shared::kItems;
-    BarrierWait(&shared.item_full[slot], count / Shared::kItems % 2);
-    // Not copied: at head_dim 256 registers are short.
-    const typename Shared::Item& item = shared.items[slot];
-    if (item.work.sequence < 0) break;
-    LoadQueries<kDim, kK>(p, shared, item.work, shared.q[slot], warp, lane);
+  // What is needed only between items is in shared memory: at head_dim 256 registers are short.
+  volatile uint32_t& done = shared.items_done[warp];
+  const auto item = [&]() -> const typename Shared::Item& {
+    return shared.items[done % Shared::kItems];
+  };
+  for (;;) {
+    BarrierWait(&shared.item_full[done % Shared::kItems], done / Shared::kItems % 2);
+    if (item().work.sequence < 0) break;
+    LoadQueries<kDim, kK>(p, shared, item().work, shared.q[done % Shared::kItems], warp, lane);
     NamedBarrierSync(1, 32 * Shared::kWarps);
-    if (item.work.q_tokens * p.group <= 8) {
-      WorkOnItem<kDim, kK, kV, 1>(p, shared, ring, item, warp, lane);
+    if (item().work.q_tokens * p.group <= 8) {
+      WorkOnItem<kDim, kK, kV, 1>(p, shared, ring, item(), warp, lane);
     } else {
-      WorkOnItem<kDim, kK, kV, 2>(p, shared, ring, item, warp, lane);
+      WorkOnItem<kDim, kK, kV, 2>(p, shared, ring, item(), warp, lane);
     }
-    if (item.combine >= 0) CombineIfLast<kDim>(p, shared, item.combine, warp, lane);
+    if (item().combine >= 0) CombineIfLast<kDim>(p, shared, item().combine, warp, lane);
     __syncwarp();
-    if (lane == 0) BarrierArrive(&shared.item_empty[slot]);
+    if (lane == 0) {
+      BarrierArrive(&shared.item_empty[done % Shared::kItems]);
+      done = done + 1;
+    }
+    __syncwarp();
   }
 }
 

@@ -1,6 +1,7 @@
 #include "kernels/cuda/plan.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "base/error.h"
@@ -10,9 +11,12 @@ namespace {
 
 // No worker's share is less than this many pages, and no chunk less than half.
 constexpr int kMinSharePages = 2;
-// The last part of every share is a chunk of its own: what evens out workers of unequal speed.
-constexpr double kTail = 0.0;
-constexpr int kCutsPerWorker = 2;
+// Where a share is cut: a large chunk, and small ones for those who are done with theirs, since
+// multiprocessors do not get equal parts of the bandwidth.
+constexpr double kCutAt[] = {0.8125, 0.9375, 1.0};
+constexpr int kCutsPerWorker = std::size(kCutAt);
+// Shares of less than this many bytes stay whole.
+constexpr int64_t kMinCutShare = 256 << 10;
 // Chunks are sorted by size into this many classes.
 constexpr int kSizeClasses = 64;
 // --deterministic: pieces of a sequence, whatever else there is to do, and their smallest size.
@@ -161,10 +165,12 @@ void Planner::CutDecodes(std::span<const int32_t> q_begin, CombineItem* combines
   const double share = std::max<double>(kMinSharePages, static_cast<double>(all) / config_.workers);
   int64_t done = 0;  // pages before this head
   int64_t cuts = 0;
+  const bool whole = share * static_cast<double>(config_.page_bytes) < kMinCutShare;
   const auto cut_at = [&](int64_t i) {
-    if (kTail == 0) return static_cast<int64_t>(share * static_cast<double>(i + 1) + 0.5);
-    return static_cast<int64_t>(
-        share * (static_cast<double>(i / 2 + 1) - (i % 2 == 0 ? kTail : 0)) + 0.5);
+    const double shares =
+        whole ? static_cast<double>(i + 1)
+              : static_cast<double>(i / kCutsPerWorker) + kCutAt[i % kCutsPerWorker];
+    return static_cast<int64_t>(share * shares + 0.5);
   };
   for (int32_t i = 0; i < std::ssize(decodes_); ++i) {
     const Decode& d = decodes_[i];
