@@ -172,14 +172,20 @@ void Planner::CutDecodes(std::span<const int32_t> q_begin, CombineItem* combines
               : static_cast<double>(i / kCutsPerWorker) + kCutAt[i % kCutsPerWorker];
     return static_cast<int64_t>(share * shares + 0.5);
   };
+  int64_t next = cut_at(0);
   for (int32_t i = 0; i < std::ssize(decodes_); ++i) {
     const Decode& d = decodes_[i];
     const int64_t pages = d.end - d.begin;
     for (int head = 0; head < kv_heads; ++head) {
+      if (next >= done + pages) {  // as most are in a large batch
+        chunks_.push_back({i, head * group_, d.begin, d.end, -1, -1});
+        done += pages;
+        continue;
+      }
       cuts_.clear();
       int64_t last = 0;
-      for (; cut_at(cuts) < done + pages; ++cuts) {
-        const int64_t cut = cut_at(cuts) - done;
+      for (; next < done + pages; next = cut_at(++cuts)) {
+        const int64_t cut = next - done;
         if (cut - last < kMinSharePages / 2 || pages - cut < kMinSharePages / 2) continue;
         cuts_.push_back(d.begin + static_cast<int32_t>(cut));
         last = cut;
@@ -209,11 +215,12 @@ void Planner::CutDecodesByLength(std::span<const int32_t> q_begin, CombineItem* 
 // Chunks to items, large ones first.
 void Planner::WriteDecodes(std::span<const int32_t> q_begin, std::span<const int32_t> kv_len,
                            std::byte* upload) {
-  int32_t largest = 0;
+  int32_t largest = 1;
   for (const Chunk& chunk : chunks_) largest = std::max(largest, chunk.end - chunk.begin);
+  const float classes_per_page = (kSizeClasses - 1) / static_cast<float>(largest);
   const auto class_of = [&](const Chunk& chunk) {
-    return static_cast<int>(int64_t{largest - (chunk.end - chunk.begin)} * (kSizeClasses - 1) /
-                            std::max(1, largest));
+    return static_cast<int>(static_cast<float>(largest - (chunk.end - chunk.begin)) *
+                            classes_per_page);
   };
   int32_t next[kSizeClasses + 1] = {};
   for (const Chunk& chunk : chunks_) ++next[class_of(chunk) + 1];
