@@ -9,7 +9,7 @@ namespace {
 constexpr int kWarps = 8;
 
 template <int kDim>
-__global__ void __launch_bounds__(32 * kWarps)
+__global__ void __launch_bounds__(32 * kWarps, 2)
     combine_kernel(CombineOutput output, const CombineItem* items, const int32_t* count,
                    int blocks_per_item) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

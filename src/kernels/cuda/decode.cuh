@@ -102,6 +102,20 @@ struct DecodeRing {
   }
 };
 
+// A consumer warp's place in the list of items. At head_dim 256 registers are short: nothing of
+// this is kept in one while pages are worked on, so the compiler must not see that it is the same
+// again.
+template <class Shared>
+__device__ __forceinline__ volatile uint32_t& ItemsDone(Shared& shared) {
+  uint32_t thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return shared.items_done[thread / 32];
+}
+template <class Shared>
+__device__ __forceinline__ const typename Shared::Item& CurrentItem(Shared& shared) {
+  return shared.items[ItemsDone(shared) % Shared::kItems];
+}
+
 // Contiguous global to shared memory.
 __device__ __forceinline__ void BulkLoad(void* to, const void* from, int bytes, uint64_t* barrier) {
   asm volatile(
@@ -455,8 +469,7 @@ struct DecodeStage {
 // A warp's pages of an item: those with index warp, warp + kWarps, ... .
 template <int kDim, int kK, int kV, int kTiles>
 __device__ __forceinline__ void WorkOnPages(const DecodeParams& p, DecodeShared<kDim>& shared,
-                                            const DecodeRing<kDim, kK, kV>& ring,
-                                            const WorkItem& item, uint32_t ring_begin, int warp,
+                                            const DecodeRing<kDim, kK, kV>& ring, int warp,
                                             int lane, DecodeState<kDim, kTiles>& state) {
   using Shared = DecodeShared<kDim>;
   const KvFormat k_format = Resolve<kK>(p.k_format), v_format = Resolve<kV>(p.v_format);
@@ -477,8 +490,13 @@ __device__ __forceinline__ void WorkOnPages(const DecodeParams& p, DecodeShared<
       for (int i = 0; i < 4; ++i) state.o[c][tile][i] = 0;
     }
   }
-  DecodeStage stage(ring_begin + static_cast<uint32_t>(warp) * Shared::kParts, shared.stages);
-  for (int page = item.page_begin + warp; page < item.page_end; page += Shared::kWarps) {
+  DecodeStage stage(CurrentItem(shared).ring_begin + static_cast<uint32_t>(warp) * Shared::kParts,
+                    shared.stages);
+  const auto page_of = [&] {
+    const auto& item = CurrentItem(shared);
+    return item.work.page_begin + static_cast<int>(stage.serial - item.ring_begin) / Shared::kParts;
+  };
+  while (page_of() < CurrentItem(shared).work.page_end) {
     stage.Wait(shared);
     const bool present = shared.pages[stage.index] != kNoPage;
     float s[4][kTiles][4] = {};
@@ -486,8 +504,8 @@ __device__ __forceinline__ void WorkOnPages(const DecodeParams& p, DecodeShared<
       WithElements<kK>(k_format, [&](auto format) {
         Scores<kDim, kTiles>(format, ring.K(stage.index), keys, shared.q_fragments, lane, s);
       });
-      FinishScores<kDim, kTiles, kK>(p, shared, item, keys, ring.KScales(stage.index),
-                                     page * kPageSize, lane, s);
+      FinishScores<kDim, kTiles, kK>(p, shared, CurrentItem(shared).work, keys,
+                                     ring.KScales(stage.index), page_of() * kPageSize, lane, s);
     }
     if constexpr (Shared::kParts == 2) {
       __syncwarp();
@@ -662,12 +680,11 @@ __device__ __forceinline__ void CombineIfLast(const DecodeParams& p, DecodeShare
 
 template <int kDim, int kK, int kV, int kTiles>
 __device__ __forceinline__ void WorkOnItem(const DecodeParams& p, DecodeShared<kDim>& shared,
-                                           const DecodeRing<kDim, kK, kV>& ring,
-                                           const typename DecodeShared<kDim>::Item& item, int warp,
+                                           const DecodeRing<kDim, kK, kV>& ring, int warp,
                                            int lane) {
   DecodeState<kDim, kTiles> state;
-  WorkOnPages<kDim, kK, kV, kTiles>(p, shared, ring, item.work, item.ring_begin, warp, lane, state);
-  Merge<kDim, kTiles>(p, shared, item.work, warp, lane, state);
+  WorkOnPages<kDim, kK, kV, kTiles>(p, shared, ring, warp, lane, state);
+  Merge<kDim, kTiles>(p, shared, CurrentItem(shared).work, warp, lane, state);
 }
 
 template <int kDim, int kK, int kV>
@@ -698,26 +715,24 @@ __global__ void __launch_bounds__(DecodeShared<kDim>::kThreads, 1)
     Produce<kDim, kK, kV>(p, shared, ring, lane);
     return;
   }
-  // What is needed only between items is in shared memory: at head_dim 256 registers are short.
-  volatile uint32_t& done = shared.items_done[warp];
-  const auto item = [&]() -> const typename Shared::Item& {
-    return shared.items[done % Shared::kItems];
-  };
   for (;;) {
+    const uint32_t done = ItemsDone(shared);
     BarrierWait(&shared.item_full[done % Shared::kItems], done / Shared::kItems % 2);
-    if (item().work.sequence < 0) break;
-    LoadQueries<kDim, kK>(p, shared, item().work, shared.q[done % Shared::kItems], warp, lane);
+    if (CurrentItem(shared).work.sequence < 0) break;
+    LoadQueries<kDim, kK>(p, shared, CurrentItem(shared).work, shared.q[done % Shared::kItems],
+                          warp, lane);
     NamedBarrierSync(1, 32 * Shared::kWarps);
-    if (item().work.q_tokens * p.group <= 8) {
-      WorkOnItem<kDim, kK, kV, 1>(p, shared, ring, item(), warp, lane);
+    if (CurrentItem(shared).work.q_tokens * p.group <= 8) {
+      WorkOnItem<kDim, kK, kV, 1>(p, shared, ring, warp, lane);
     } else {
-      WorkOnItem<kDim, kK, kV, 2>(p, shared, ring, item(), warp, lane);
+      WorkOnItem<kDim, kK, kV, 2>(p, shared, ring, warp, lane);
     }
-    if (item().combine >= 0) CombineIfLast<kDim>(p, shared, item().combine, warp, lane);
+    const int combine = CurrentItem(shared).combine;
+    if (combine >= 0) CombineIfLast<kDim>(p, shared, combine, warp, lane);
     __syncwarp();
     if (lane == 0) {
-      BarrierArrive(&shared.item_empty[done % Shared::kItems]);
-      done = done + 1;
+      BarrierArrive(&shared.item_empty[ItemsDone(shared) % Shared::kItems]);
+      ItemsDone(shared) = ItemsDone(shared) + 1;
     }
     __syncwarp();
   }

@@ -123,36 +123,43 @@ __device__ __forceinline__ void Scores(FormatTag<kK>, const std::byte* k, const 
   constexpr int kSteps = kWide ? 2 : 4;  // of 16 dimensions in 64 bytes
   const std::byte* lane_k = k + keys.first * kRowBytes + 16 * (lane % 4);
   const int half_bytes = keys.half * kRowBytes;
+  // With 128 registers of sums there is room for half of the keys at a time.
+  constexpr int kTogether = kDim * kTiles == 512 ? 2 : 4;
 #pragma unroll
   for (int block = 0; block < kRowBytes / 64; ++block) {
-    uint4 rows[4][2];
 #pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      const std::byte* row = lane_k + 2 * m * kRowBytes + 64 * block;
-      rows[m][0] = Load16(row);
-      rows[m][1] = Load16(row + half_bytes);
-    }
+    for (int begin = 0; begin < 4; begin += kTogether) {
+      uint4 rows[kTogether][2];
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      uint2 b[kTiles];
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        b[tile] = q[((block * kSteps + step) * 2 + tile) * 32 + lane];
+      for (int m = 0; m < kTogether; ++m) {
+        const std::byte* row = lane_k + 2 * (begin + m) * kRowBytes + 64 * block;
+        rows[m][0] = Load16(row);
+        rows[m][1] = Load16(row + half_bytes);
       }
 #pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        uint32_t a0, a1, a2, a3;
-        if constexpr (kWide) {
-          a0 = Word(rows[m][0], 2 * step);
-          a2 = Word(rows[m][0], 2 * step + 1);
-          a1 = Word(rows[m][1], 2 * step);
-          a3 = Word(rows[m][1], 2 * step + 1);
-        } else {
-          Widen<kK>(Word(rows[m][0], step), a0, a2);
-          Widen<kK>(Word(rows[m][1], step), a1, a3);
+      for (int step = 0; step < kSteps; ++step) {
+        uint2 b[kTiles];
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          b[tile] = q[((block * kSteps + step) * 2 + tile) * 32 + lane];
         }
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) Mma<kK>(s[m][tile], a0, a1, a2, a3, b[tile]);
+        for (int m = 0; m < kTogether; ++m) {
+          uint32_t a0, a1, a2, a3;
+          if constexpr (kWide) {
+            a0 = Word(rows[m][0], 2 * step);
+            a2 = Word(rows[m][0], 2 * step + 1);
+            a1 = Word(rows[m][1], 2 * step);
+            a3 = Word(rows[m][1], 2 * step + 1);
+          } else {
+            Widen<kK>(Word(rows[m][0], step), a0, a2);
+            Widen<kK>(Word(rows[m][1], step), a1, a3);
+          }
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile) {
+            Mma<kK>(s[begin + m][tile], a0, a1, a2, a3, b[tile]);
+          }
+        }
       }
     }
   }
