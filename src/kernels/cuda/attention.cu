@@ -221,8 +221,6 @@ DecodeParams AttentionPlan::State::Decode(const AttentionCall& call) const {
       .claims = call.cache.arena + call.cache.claim_offset,
       .k_format = k_format,
       .v_format = v_format,
-      .k_bytes = static_cast<int>(layout.KBytes()),
-      .v_bytes = static_cast<int>(layout.VBytes()),
       .k_token_scale_offset = layout.KScaleOffset(0),
       .v_token_scale_offset = layout.VScaleOffset(0),
       .k_scale = HasTokenScales(k_format) ? nullptr : call.cache.k_scale,
@@ -264,11 +262,19 @@ void CheckCall(const AttentionCall& call) {
   }
 }
 
-void Launch(const KernelEntry& entry, int blocks, const void* params, cudaStream_t stream) {
+// The kernel may start while the one before it still runs: it waits for that one itself.
+void LaunchEarly(const KernelEntry& entry, int blocks, const void* params, cudaStream_t stream) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  const cudaLaunchConfig_t config{.gridDim = dim3(static_cast<unsigned>(blocks)),
+                                  .blockDim = dim3(static_cast<unsigned>(entry.threads)),
+                                  .dynamicSmemBytes = static_cast<size_t>(entry.shared_bytes),
+                                  .stream = stream,
+                                  .attrs = &early,
+                                  .numAttrs = 1};
   void* arguments[] = {const_cast<void*>(params)};
-  CUDA_CHECK(cudaLaunchKernel(entry.function, dim3(static_cast<unsigned>(blocks)),
-                              dim3(static_cast<unsigned>(entry.threads)), arguments,
-                              static_cast<size_t>(entry.shared_bytes), stream));
+  CUDA_CHECK(cudaLaunchKernelExC(&config, entry.function, arguments));
 }
 
 }  // namespace
@@ -283,7 +289,7 @@ void Attention(const AttentionCall& call, Stream stream_) {
   const bool all = capturing != cudaStreamCaptureStatusNone;
   if (all || s.counts.decode_items > 0) {
     const DecodeParams params = s.Decode(call);
-    Launch(*s.decode, s.planner.config().workers, &params, stream);
+    LaunchEarly(*s.decode, s.planner.config().workers, &params, stream);
   }
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "kernels/cuda/table.h"
 #include "kernels/cuda/work.h"
@@ -23,7 +24,6 @@ struct DecodeParams {
   int64_t block_table_stride = 0;
   const std::byte* claims = nullptr;  // arena + claim_offset
   KvFormat k_format{}, v_format{};
-  int k_bytes = 0, v_bytes = 0;      // of one page and kv head; V follows K
   int64_t k_token_scale_offset = 0;  // in a claim, of head 0; dynamic formats
   int64_t v_token_scale_offset = 0;
   const float* k_scale = nullptr;  // [kv_heads], optional
@@ -36,5 +36,9 @@ struct DecodeParams {
   void* out = nullptr;           // [tokens, heads, head_dim] bfloat16
   float* lse = nullptr;          // [tokens, heads], optional
 };
+
+std::vector<KernelEntry> DecodeKernels64();
+std::vector<KernelEntry> DecodeKernels128();
+std::vector<KernelEntry> DecodeKernels256();
 
 }  // namespace octavo::cuda

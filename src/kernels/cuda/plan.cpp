@@ -1,6 +1,7 @@
 #include "kernels/cuda/plan.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "base/error.h"
@@ -8,14 +9,16 @@
 namespace octavo::cuda {
 namespace {
 
-// Items of cut sequences for each worker, at most: bounds the partial results.
-constexpr int kPiecesPerWorker = 8;
-// A chunk takes this share of what is left for one worker, as in guided self-scheduling: large
-// chunks first, so that partial results are few, and a tail that no worker waits for long.
-constexpr double kChunkShare = 0.75;
-// No smaller chunks than this many bytes of K and V, unless workers would have nothing to do.
-constexpr int64_t kChunkBytes = 128 << 10;
-constexpr int kMinChunkPages = 2;
+// No worker's share is less than this many pages, and no chunk less than half.
+constexpr int kMinSharePages = 2;
+// Where a share is cut: a large chunk, and small ones for those who are done with theirs, since
+// multiprocessors do not get equal parts of the bandwidth.
+constexpr double kCutAt[] = {0.8125, 0.9375, 1.0};
+constexpr int kCutsPerWorker = std::size(kCutAt);
+// Shares of less than this many bytes stay whole.
+constexpr int64_t kMinCutShare = 256 << 10;
+// Chunks are sorted by size into this many classes.
+constexpr int kSizeClasses = 64;
 // --deterministic: pieces of a sequence, whatever else there is to do, and their smallest size.
 constexpr int kFixedPieces = 16;
 constexpr int kFixedPiecePages = 32;
@@ -55,12 +58,14 @@ Planner::Planner(const PlanConfig& config) : config_(config) {
     decode_pieces_ = sequences * shape.kv_heads * kFixedPieces;
     decode_partial_rows_ = rows * kFixedPieces;
   } else {
-    decode_pieces_ = int64_t{config_.workers} * kPiecesPerWorker;
+    decode_pieces_ = int64_t{config_.workers} * kCutsPerWorker * 2;
     decode_partial_rows_ =
         decode_pieces_ * std::min<int64_t>(kDecodeRows, int64_t{limits.tokens} * group_);
   }
   decode_combines_ = std::min(sequences * shape.kv_heads, decode_pieces_ / 2);
-  const int64_t decode_items = int64_t{limits.sequences} * shape.kv_heads + decode_pieces_;
+  // Blocks read their first item before they know how many there are.
+  const int64_t decode_items = std::max<int64_t>(
+      int64_t{limits.sequences} * shape.kv_heads + decode_pieces_, config_.workers);
 
   if (config_.prefill_rows > 0) {
     // Every sequence may end with a block that is not full.
@@ -102,11 +107,15 @@ int64_t Planner::Make(std::span<const int32_t> q_begin, std::span<const int32_t>
     decodes_.push_back({.sequence = s, .begin = begin, .end = pages});
   }
   chunks_.clear();
+  combine_count_ = partial_rows_ = 0;
+  auto* combines = ArrayAt<CombineItem>(upload, layout_.decode_combines);
   if (config_.deterministic) {
-    CutDecodesByLength();
+    CutDecodesByLength(q_begin, combines);
   } else {
-    CutDecodes();
+    CutDecodes(q_begin, combines);
   }
+  OCTAVO_CHECK(combine_count_ <= decode_combines_ && partial_rows_ <= decode_partial_rows_,
+               combine_count_, partial_rows_);
   WriteDecodes(q_begin, kv_len, upload);
   WritePrefills(q_begin, kv_len, upload);
   *ArrayAt<PlanCounts>(upload, layout_.counts) = counts_;
@@ -119,110 +128,121 @@ int64_t Planner::Make(std::span<const int32_t> q_begin, std::span<const int32_t>
   return layout_.prefill_items;
 }
 
-// Rounds over the sequences; in each round a sequence gives one chunk per kv head, of a size that
-// shrinks with what is left of all. Long sequences are cut often and evenly, short ones never.
-void Planner::CutDecodes() {
-  const int kv_heads = config_.shape.kv_heads;
-  int64_t left = 0;
-  for (const Decode& d : decodes_) left += int64_t{d.end - d.begin} * kv_heads;
-  const int64_t per_worker = CeilDiv(left, config_.workers);
-  const auto smallest =
-      std::max<int64_t>(kMinChunkPages, std::min(kChunkBytes / config_.page_bytes, per_worker));
-  int64_t pieces_left = decode_pieces_ / kv_heads;
+void Planner::AddChunks(int32_t decode, int head, std::span<const int32_t> q_begin,
+                        CombineItem* combines) {
+  const Decode& d = decodes_[decode];
+  const auto pieces = static_cast<int32_t>(cuts_.size());
+  Chunk chunk{
+      .decode = decode, .head = head * group_, .begin = d.begin, .partial = -1, .combine = -1};
+  int32_t rows = 0;
+  if (pieces > 1) {
+    const int tokens = q_begin[d.sequence + 1] - q_begin[d.sequence];
+    rows = tokens * group_;
+    chunk.combine = combine_count_++;
+    chunk.partial = partial_rows_;
+    partial_rows_ += pieces * rows;
+    combines[chunk.combine] = {.head = chunk.head,
+                               .q_row = q_begin[d.sequence],
+                               .q_tokens = tokens,
+                               .pack = group_,
+                               .partial_begin = chunk.partial,
+                               .partials = pieces,
+                               .stride = rows};
+  }
+  for (const int32_t cut : cuts_) {
+    chunk.end = cut;
+    chunks_.push_back(chunk);
+    chunk.begin = cut;
+    chunk.partial += rows;
+  }
+}
 
-  const auto count = static_cast<int32_t>(decodes_.size());
-  for (bool more = count > 0, first = true; more; first = false) {
-    more = false;
-    for (int32_t i = 0; i < count; ++i) {
-      Decode& d = decodes_[i];
-      const int64_t pages = d.end - d.begin;
-      if (pages == 0 && !first) continue;
-      const auto share =
-          static_cast<int64_t>(kChunkShare * static_cast<double>(left) / config_.workers);
-      int64_t take = std::max(smallest, share);
-      // What would be left behind is worth a chunk; the first cut makes two of them.
-      const int needs = d.pieces == 0 ? 2 : 1;
-      if (take + take / 4 >= pages || pieces_left < needs) {
-        take = pages;
-      } else {
-        pieces_left -= needs;
-        more = true;
+// All pages of all heads in a row, cut where a worker's share ends.
+void Planner::CutDecodes(std::span<const int32_t> q_begin, CombineItem* combines) {
+  const int kv_heads = config_.shape.kv_heads;
+  int64_t all = 0;
+  for (const Decode& d : decodes_) all += int64_t{d.end - d.begin} * kv_heads;
+  const double share = std::max<double>(kMinSharePages, static_cast<double>(all) / config_.workers);
+  int64_t done = 0;  // pages before this head
+  int64_t cuts = 0;
+  const bool whole = share * static_cast<double>(config_.page_bytes) < kMinCutShare;
+  const auto cut_at = [&](int64_t i) {
+    const double shares =
+        whole ? static_cast<double>(i + 1)
+              : static_cast<double>(i / kCutsPerWorker) + kCutAt[i % kCutsPerWorker];
+    return static_cast<int64_t>(share * shares + 0.5);
+  };
+  int64_t next = cut_at(0);
+  for (int32_t i = 0; i < std::ssize(decodes_); ++i) {
+    const Decode& d = decodes_[i];
+    const int64_t pages = d.end - d.begin;
+    for (int head = 0; head < kv_heads; ++head) {
+      if (next >= done + pages) {  // as most are in a large batch
+        chunks_.push_back({i, head * group_, d.begin, d.end, -1, -1});
+        done += pages;
+        continue;
       }
-      chunks_.push_back({.decode = i,
-                         .begin = d.begin,
-                         .end = d.begin + static_cast<int32_t>(take),
-                         .piece = d.pieces++});
-      d.begin += static_cast<int32_t>(take);
-      left -= take * kv_heads;
+      cuts_.clear();
+      int64_t last = 0;
+      for (; next < done + pages; next = cut_at(++cuts)) {
+        const int64_t cut = next - done;
+        if (cut - last < kMinSharePages / 2 || pages - cut < kMinSharePages / 2) continue;
+        cuts_.push_back(d.begin + static_cast<int32_t>(cut));
+        last = cut;
+      }
+      cuts_.push_back(d.end);
+      AddChunks(i, head, q_begin, combines);
+      done += pages;
     }
   }
 }
 
-// Chunks whose boundaries follow from the sequence's own length. Long sequences first.
-void Planner::CutDecodesByLength() {
-  const auto count = static_cast<int32_t>(decodes_.size());
-  for (int32_t i = 0; i < count; ++i) {
-    Decode& d = decodes_[i];
-    const int pages = d.end - d.begin;
-    const int size = std::max(kFixedPiecePages, static_cast<int>(CeilDiv(pages, kFixedPieces)));
-    do {
-      const int end = std::min(d.end, d.begin + size);
-      chunks_.push_back({.decode = i, .begin = d.begin, .end = end, .piece = d.pieces++});
-      d.begin = end;
-    } while (d.begin < d.end);
+// Cuts that follow from the sequence's own length.
+void Planner::CutDecodesByLength(std::span<const int32_t> q_begin, CombineItem* combines) {
+  for (int32_t i = 0; i < std::ssize(decodes_); ++i) {
+    const Decode& d = decodes_[i];
+    const int size =
+        std::max(kFixedPiecePages, static_cast<int>(CeilDiv(d.end - d.begin, kFixedPieces)));
+    cuts_.clear();
+    for (int cut = d.begin + size; cut < d.end; cut += size) cuts_.push_back(cut);
+    cuts_.push_back(d.end);
+    for (int head = 0; head < config_.shape.kv_heads; ++head) {
+      AddChunks(i, head, q_begin, combines);
+    }
   }
-  std::stable_sort(chunks_.begin(), chunks_.end(), [](const Chunk& a, const Chunk& b) {
-    return a.end - a.begin > b.end - b.begin;
-  });
 }
 
+// Chunks to items, large ones first.
 void Planner::WriteDecodes(std::span<const int32_t> q_begin, std::span<const int32_t> kv_len,
                            std::byte* upload) {
+  int32_t largest = 1;
+  for (const Chunk& chunk : chunks_) largest = std::max(largest, chunk.end - chunk.begin);
+  const float classes_per_page = (kSizeClasses - 1) / static_cast<float>(largest);
+  const auto class_of = [&](const Chunk& chunk) {
+    return static_cast<int>(static_cast<float>(largest - (chunk.end - chunk.begin)) *
+                            classes_per_page);
+  };
+  int32_t next[kSizeClasses + 1] = {};
+  for (const Chunk& chunk : chunks_) ++next[class_of(chunk) + 1];
+  for (int c = 0; c < kSizeClasses; ++c) next[c + 1] += next[c];
+
   auto* items = ArrayAt<WorkItem>(upload, layout_.decode_items);
   auto* item_combine = ArrayAt<int32_t>(upload, layout_.decode_combine);
-  auto* combines = ArrayAt<CombineItem>(upload, layout_.decode_combines);
-  const int kv_heads = config_.shape.kv_heads;
-  int32_t combine_count = 0, partial_rows = 0;
-  for (Decode& d : decodes_) {
-    if (d.pieces < 2) continue;
-    const int tokens = q_begin[d.sequence + 1] - q_begin[d.sequence];
-    const int rows = tokens * group_;
-    d.combine_begin = combine_count;
-    d.partial_begin = partial_rows;
-    for (int head = 0; head < kv_heads; ++head) {
-      combines[combine_count++] = {.head = head * group_,
-                                   .q_row = q_begin[d.sequence],
-                                   .q_tokens = tokens,
-                                   .pack = group_,
-                                   .partial_begin = partial_rows,
-                                   .partials = d.pieces,
-                                   .stride = rows};
-      partial_rows += d.pieces * rows;
-    }
-  }
-  OCTAVO_CHECK(combine_count <= decode_combines_ && partial_rows <= decode_partial_rows_,
-               combine_count, partial_rows);
-
-  int32_t count = 0;
   for (const Chunk& chunk : chunks_) {
-    const Decode& d = decodes_[chunk.decode];
-    const int tokens = q_begin[d.sequence + 1] - q_begin[d.sequence];
-    const int rows = tokens * group_;
-    const bool cut = d.pieces > 1;
-    for (int head = 0; head < kv_heads; ++head) {
-      items[count] = {
-          .sequence = d.sequence,
-          .head = head * group_,
-          .q_row = q_begin[d.sequence],
-          .q_tokens = tokens,
-          .position = kv_len[d.sequence] - tokens,
-          .page_begin = chunk.begin,
-          .page_end = chunk.end,
-          .partial = cut ? d.partial_begin + (head * d.pieces + chunk.piece) * rows : -1};
-      item_combine[count++] = cut ? d.combine_begin + head : -1;
-    }
+    const int32_t s = decodes_[chunk.decode].sequence;
+    const int tokens = q_begin[s + 1] - q_begin[s];
+    const int32_t index = next[class_of(chunk)]++;
+    items[index] = {.sequence = s,
+                    .head = chunk.head,
+                    .q_row = q_begin[s],
+                    .q_tokens = tokens,
+                    .position = kv_len[s] - tokens,
+                    .page_begin = chunk.begin,
+                    .page_end = chunk.end,
+                    .partial = chunk.partial};
+    item_combine[index] = chunk.combine;
   }
-  counts_.decode_items = count;
+  counts_.decode_items = static_cast<int32_t>(chunks_.size());
 }
 
 void Planner::WritePrefills(std::span<const int32_t> q_begin, std::span<const int32_t> kv_len,

@@ -6,8 +6,9 @@
 // counted from page 0, and combine items say which partial results belong together.
 //
 // Decode items stand in the list in the order in which blocks of a persistent grid should take
-// them: large ones first and ever smaller ones behind, so that the last ones to finish finish
-// together. Prefill items stand in groups of heads whose K and V fit in L2, longest first within.
+// them, large ones first. Every worker's equal share of all pages is cut off, wherever that falls,
+// so that they can finish together. Prefill items stand in groups of heads whose K and V fit in L2,
+// longest first within.
 #pragma once
 
 #include <cstddef>
@@ -70,22 +71,22 @@ class Planner {
                std::byte* upload);
 
  private:
-  // Pages [begin, end) of a decoding sequence that are not yet in a chunk.
   struct Decode {
-    int32_t sequence, begin, end;
-    int32_t pieces;
-    int32_t partial_begin, combine_begin;
+    int32_t sequence, begin, end;  // pages that any of its rows sees
   };
   struct Chunk {
-    int32_t decode, begin, end, piece;
+    int32_t decode, head, begin, end;
+    int32_t partial, combine;  // or -1
   };
   struct Block {
     int32_t sequence, first_token, tokens, begin, end;
   };
 
   int FirstPage(int position) const;
-  void CutDecodes();
-  void CutDecodesByLength();
+  void CutDecodes(std::span<const int32_t> q_begin, CombineItem* combines);
+  void CutDecodesByLength(std::span<const int32_t> q_begin, CombineItem* combines);
+  // Adds the chunks of one kv head that end at the pages in cuts_.
+  void AddChunks(int32_t decode, int head, std::span<const int32_t> q_begin, CombineItem* combines);
   void WriteDecodes(std::span<const int32_t> q_begin, std::span<const int32_t> kv_len,
                     std::byte* upload);
   void WritePrefills(std::span<const int32_t> q_begin, std::span<const int32_t> kv_len,
@@ -102,6 +103,8 @@ class Planner {
   // Scratch, kept so that planning does not allocate.
   std::vector<Decode> decodes_;
   std::vector<Chunk> chunks_;
+  std::vector<int32_t> cuts_;
+  int32_t combine_count_ = 0, partial_rows_ = 0;
   std::vector<int32_t> prefills_;
   std::vector<Block> blocks_;
 };

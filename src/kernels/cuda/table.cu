@@ -2,10 +2,18 @@
 
 #include <vector>
 
+#include "kernels/cuda/decode.h"
+
 namespace octavo::cuda {
 
 std::span<const KernelEntry> KernelTable() {
-  static const std::vector<KernelEntry> table;
+  static const std::vector<KernelEntry> table = [] {
+    std::vector<KernelEntry> rows;
+    for (const auto& kernels : {DecodeKernels64(), DecodeKernels128(), DecodeKernels256()}) {
+      rows.insert(rows.end(), kernels.begin(), kernels.end());
+    }
+    return rows;
+  }();
   return table;
 }
 

@@ -1,0 +1,759 @@
+// The decode kernel. One block per multiprocessor: a producer warp fills a ring of pages in shared
+// memory by bulk copies, running ahead of item boundaries, and kWarps consumer warps work on a page
+// each. The ring holds about 190 KB, so the bus is busy while results are merged and written.
+//
+// A stage is a page of one kv head: K, V, then 64 scales of each where the format has them. At
+// head_dim 256, where a page can be a third of the ring, K and V are stages of their own.
+#pragma once
+
+#include <cmath>
+
+#include "kernels/cuda/combine.cuh"
+#include "kernels/cuda/decode.h"
+#include "kernels/cuda/decode_page.cuh"
+#include "kernels/cuda/plan.h"
+
+namespace octavo::cuda {
+
+// All that a block may have.
+inline constexpr int kDecodeSharedBytes = 227 << 10;
+inline constexpr int kMaxStages = 32;
+
+// exp2 arguments are raised by this much, which keeps small probabilities out of float16's
+// subnormal numbers.
+inline constexpr float kProbabilityShift = 12;
+
+template <int kDim>
+struct DecodeShared {
+  // Registers are dealt out to four warps at a time: 8 with the producer may have 255 each, 9 only
+  // 168.
+  static constexpr int kWarps = kDim == 256 ? 4 : 7;
+  static constexpr int kParts = kDim == 256 ? 2 : 1;  // of a page
+  static constexpr int kItems = kDim == 256 ? 2 : 4;
+  static constexpr int kThreads = 32 * (kWarps + 1);
+  // Merged at a time: 8 rows of 64 columns or 16 of 32, rows padded by 4.
+  static constexpr int kMergeColumns = 64;
+  static constexpr int kMergeFloats = 16 * (kMergeColumns / 2 + 4);
+
+  struct alignas(16) Item {
+    WorkItem work;  // sequence -1: there are no more
+    int32_t combine;
+    uint32_t ring_begin;  // stages of all items before
+  };
+
+  alignas(128) std::byte q[kItems][kDecodeRows * kDim * 2];  // as in memory
+  uint2 q_fragments[kDim / 16 * 2 * 32];
+  float merge[kWarps][kMergeFloats];
+  float row_scale[kDecodeRows];
+  int32_t row_last[kDecodeRows];  // position of the last key that a row sees
+  float max[kWarps][kDecodeRows], sum[kWarps][kDecodeRows];
+  Item items[kItems];
+  uint32_t pages[kMaxStages];   // what a stage holds: block table entry,
+  uint32_t serial[kMaxStages];  // how many stages were filled before it
+  uint32_t items_done[kWarps];
+  int32_t last_arrival;
+  int32_t stages;
+  uint64_t item_full[kItems], item_empty[kItems];
+  uint64_t full[kMaxStages], empty[kMaxStages];
+};
+
+// Where stages and their parts lie; constants where the formats are, since registers are short.
+template <int kDim, int kK, int kV>
+struct DecodeRing {
+  static constexpr int kBegin = (sizeof(DecodeShared<kDim>) + 127) / 128 * 128;
+  static constexpr int kScaleBytes = kPageSize * static_cast<int>(sizeof(float));
+
+  const DecodeParams& p;
+  std::byte* shared;
+
+  __device__ __forceinline__ int KBytes() const {
+    return kPageSize * kDim * (IsWide(Resolve<kK>(p.k_format)) ? 2 : 1);
+  }
+  __device__ __forceinline__ int VBytes() const {
+    return kPageSize * kDim * (IsWide(Resolve<kV>(p.v_format)) ? 2 : 1);
+  }
+  __device__ __forceinline__ int KScaleBytes() const {
+    return HasScaleInPage(Resolve<kK>(p.k_format)) ? kScaleBytes : 0;
+  }
+  __device__ __forceinline__ int VScaleBytes() const {
+    return HasScaleInPage(Resolve<kV>(p.v_format)) ? kScaleBytes : 0;
+  }
+  __device__ __forceinline__ int StageBytes() const {
+    const int k = KBytes() + KScaleBytes(), v = VBytes() + VScaleBytes();
+    return DecodeShared<kDim>::kParts == 1 ? k + v : max(k, v);
+  }
+  __device__ __forceinline__ int Stages() const {
+    return min(kMaxStages, (kDecodeSharedBytes - kBegin) / StageBytes());
+  }
+  // Of the stage that holds K, or V; the same one if a page is one stage.
+  __device__ __forceinline__ std::byte* K(int stage) const {
+    return shared + kBegin + stage * StageBytes();
+  }
+  __device__ __forceinline__ std::byte* V(int stage) const {
+    return K(stage) + (DecodeShared<kDim>::kParts == 1 ? KBytes() : 0);
+  }
+  __device__ __forceinline__ float* VScales(int stage) const {
+    return reinterpret_cast<float*>(V(stage) + VBytes());
+  }
+  __device__ __forceinline__ float* KScales(int stage) const {
+    return reinterpret_cast<float*>(DecodeShared<kDim>::kParts == 1
+                                        ? V(stage) + VBytes() + VScaleBytes()
+                                        : K(stage) + KBytes());
+  }
+};
+
+// A consumer warp's place in the list of items. At head_dim 256 registers are short: nothing of
+// this is kept in one while pages are worked on, so the compiler must not see that it is the same
+// again.
+template <class Shared>
+__device__ __forceinline__ volatile uint32_t& ItemsDone(Shared& shared) {
+  uint32_t thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return shared.items_done[thread / 32];
+}
+template <class Shared>
+__device__ __forceinline__ const typename Shared::Item& CurrentItem(Shared& shared) {
+  return shared.items[ItemsDone(shared) % Shared::kItems];
+}
+
+// Contiguous global to shared memory.
+__device__ __forceinline__ void BulkLoad(void* to, const void* from, int bytes, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(SharedAddress(to)),
+      "l"(from), "r"(bytes), "r"(SharedAddress(barrier))
+      : "memory");
+}
+
+// Programmatic dependent launch: until the grid before this one is done; and leave for the next
+// grid to take the multiprocessors that this one gives up.
+__device__ __forceinline__ void GridDependencyWait() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+__device__ __forceinline__ void GridDependencyLaunch() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+template <int kDim, int kK, int kV>
+__device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim>& shared,
+                                        const DecodeRing<kDim, kK, kV>& ring, int lane) {
+  using Shared = DecodeShared<kDim>;
+  const bool elected = lane == 0;
+  const int k_bytes = ring.KBytes(), v_bytes = ring.VBytes();
+  const int k_scale_bytes = ring.KScaleBytes(), v_scale_bytes = ring.VScaleBytes();
+  const int stages = shared.stages;
+  const int row_bytes = p.group * kDim * 2;  // of a token's queries
+  const int count = *p.item_count;
+  int stage = 0, slot = 0;
+  uint32_t phase = 0, slot_phase = 0, serial = 0;
+  // There is room for an item of every block, so that this need not wait for the count.
+  int index = blockIdx.x;
+  WorkItem item = p.items[index];
+  int combine = p.item_combine[index];
+  // Items were copied before the kernel in front of this one began; all else may be its work.
+  GridDependencyWait();
+  while (index < count) {
+    BarrierWait(&shared.item_empty[slot], slot_phase ^ 1);
+    int next = 0;
+    if (elected) {
+      shared.items[slot].work = item;
+      shared.items[slot].combine = combine;
+      shared.items[slot].ring_begin = serial;
+      BarrierArriveExpect(&shared.item_full[slot], item.q_tokens * row_bytes);
+      for (int t = 0; t < item.q_tokens; ++t) {
+        const int64_t row = int64_t{item.q_row + t} * p.heads + item.head;
+        BulkLoad(shared.q[slot] + t * row_bytes,
+                 static_cast<const std::byte*>(p.q) + row * kDim * 2, row_bytes,
+                 &shared.item_full[slot]);
+      }
+      // Known by the time that this item's pages are on their way.
+      next = static_cast<int>(gridDim.x) + atomicAdd(p.counters, 1);
+    }
+    const int head = item.head / p.group;
+    const std::byte* claims = p.claims + int64_t{head} * (k_bytes + v_bytes);
+    const std::byte* k_scales = p.claims + p.k_token_scale_offset + head * k_scale_bytes;
+    const std::byte* v_scales = p.claims + p.v_token_scale_offset + head * v_scale_bytes;
+    const uint32_t* table = p.block_table + item.sequence * p.block_table_stride;
+    for (int begin = item.page_begin; begin < item.page_end; begin += 32) {
+      const uint32_t entries = begin + lane < item.page_end ? __ldg(table + begin + lane) : kNoPage;
+      const int end = min(32, item.page_end - begin);
+      for (int i = 0; i < end; ++i) {
+        const uint32_t page = __shfl_sync(~0u, entries, i);
+        const int64_t at = int64_t{page} * kPageUnit;
+#pragma unroll
+        for (int part = 0; part < Shared::kParts; ++part) {
+          const bool has_k = part == 0, has_v = part == Shared::kParts - 1;
+          if (elected) {
+            uint64_t* full = &shared.full[stage];
+            BarrierWait(&shared.empty[stage], phase ^ 1);
+            shared.pages[stage] = page;
+            *const_cast<volatile uint32_t*>(&shared.serial[stage]) = serial;
+            if (page == kNoPage) {
+              BarrierArrive(full);
+            } else {
+              BarrierArriveExpect(full, (has_k ? k_bytes + k_scale_bytes : 0) +
+                                            (has_v ? v_bytes + v_scale_bytes : 0));
+              BulkLoad(ring.K(stage), claims + at + (has_k ? 0 : k_bytes),
+                       (has_k ? k_bytes : 0) + (has_v ? v_bytes : 0), full);
+              if (has_k && k_scale_bytes > 0) {
+                BulkLoad(ring.KScales(stage), k_scales + at, k_scale_bytes, full);
+              }
+              if (has_v && v_scale_bytes > 0) {
+                BulkLoad(ring.VScales(stage), v_scales + at, v_scale_bytes, full);
+              }
+            }
+          }
+          __syncwarp();
+          ++serial;
+          if (++stage == stages) {
+            stage = 0;
+            phase ^= 1;
+          }
+        }
+      }
+    }
+    if (++slot == Shared::kItems) {
+      slot = 0;
+      slot_phase ^= 1;
+    }
+    index = __shfl_sync(~0u, next, 0);
+    if (index < count) {
+      item = p.items[index];
+      combine = p.item_combine[index];
+    }
+  }
+  BarrierWait(&shared.item_empty[slot], slot_phase ^ 1);
+  if (elected) {
+    shared.items[slot].work.sequence = -1;
+    BarrierArrive(&shared.item_full[slot]);
+  }
+  // The last block to come here leaves the counters as it found them.
+  if (elected && atomicAdd(p.counters + 1, 1) == static_cast<int>(gridDim.x) - 1) {
+    p.counters[0] = 0;
+    p.counters[1] = 0;
+  }
+}
+
+// The item's queries to fragments, each row a power of two away from float16's largest numbers (16-
+// bit K: bfloat16 stays as it is), and what its scores are to be multiplied by.
+template <int kDim, int kK>
+__device__ __forceinline__ void LoadQueries(const DecodeParams& p, DecodeShared<kDim>& shared,
+                                            const WorkItem& item, const std::byte* from, int warp,
+                                            int lane) {
+  constexpr int kWarps = DecodeShared<kDim>::kWarps;
+  const KvFormat k = Resolve<kK>(p.k_format);
+  const int rows = item.q_tokens * p.group;
+  const int padded = rows > 8 ? 16 : 8;
+  for (int row = warp; row < padded; row += kWarps) {
+    uint2 raw[(kDim + 127) / 128];
+    float amax = 0;
+#pragma unroll
+    for (int j = 0; j < (kDim + 127) / 128; ++j) {
+      const int dim = 4 * (lane + 32 * j);
+      raw[j] = {0, 0};
+      if (row < rows && dim < kDim) {
+        raw[j] = *reinterpret_cast<const uint2*>(from + (row * kDim + dim) * 2);
+      }
+#pragma unroll
+      for (const uint32_t two : {raw[j].x, raw[j].y}) {
+        amax = fmaxf(amax, fmaxf(fabsf(__uint_as_float(two << 16)),
+                                 fabsf(__uint_as_float(two & 0xFFFF0000u))));
+      }
+    }
+    float factor = 1, inverse = 1;
+    if (k != KvFormat::kBF16) {
+      amax = WarpMax(amax);
+      // 2^14 divided by the power of two in amax; both factors are normal numbers.
+      const int exponent = static_cast<int>(__float_as_uint(amax) >> 23) - 127;
+      const int shift = amax == 0 ? 0 : max(-112, min(126, 14 - exponent));
+      factor = __uint_as_float(static_cast<uint32_t>(127 + shift) << 23);
+      inverse = __uint_as_float(static_cast<uint32_t>(127 - shift) << 23);
+    }
+#pragma unroll
+    for (int j = 0; j < (kDim + 127) / 128; ++j) {
+      const int dim = 4 * (lane + 32 * j);
+      if (dim >= kDim) break;
+      uint2 two = raw[j];
+      if (k != KvFormat::kBF16) {
+        two.x = PackF16(__uint_as_float(raw[j].x << 16) * factor,
+                        __uint_as_float(raw[j].x & 0xFFFF0000u) * factor);
+        two.y = PackF16(__uint_as_float(raw[j].y << 16) * factor,
+                        __uint_as_float(raw[j].y & 0xFFFF0000u) * factor);
+      }
+      const int step = QueryStep(IsWide(k), dim), t = QueryLane(IsWide(k), dim);
+      shared.q_fragments[(step * 2 + row / 8) * 32 + 4 * (row % 8) + t] = two;
+    }
+    if (lane == 0) {
+      shared.row_last[row] = item.position + row / p.group;
+      float scale = p.scale * inverse;
+      if (p.k_scale) scale *= p.k_scale[item.head / p.group];
+      // The argument of exp2 for probabilities, or for the tanh of a soft cap.
+      shared.row_scale[row] = scale * (p.soft_cap > 0 ? 2 * kLog2E / p.soft_cap : kLog2E);
+    }
+  }
+}
+
+template <int kDim, int kTiles>
+struct DecodeState {
+  float o[kDim / 16][kTiles][4];
+  float max[kTiles][2], sum[kTiles][2];  // of the two rows of a tile that a lane holds
+};
+
+// Scores to base-2 logarithms of probabilities; keys that a row does not see to -inf.
+template <int kDim, int kTiles, int kK>
+__device__ __forceinline__ void FinishScores(const DecodeParams& p,
+                                             const DecodeShared<kDim>& shared, const WorkItem& item,
+                                             const LaneKeys& keys, const float* k_scales,
+                                             int first_key, int lane, float (&s)[4][kTiles][4]) {
+  float scale[kTiles][2];
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      scale[tile][i] = shared.row_scale[8 * tile + 2 * (lane % 4) + i];
+    }
+  }
+  const float cap = p.soft_cap * kLog2E;
+#pragma unroll
+  for (int m = 0; m < 4; ++m) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float token_scale = 1;
+      if (HasScaleInPage(Resolve<kK>(p.k_format))) token_scale = k_scales[keys.Key(m, i / 2)];
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        s[m][tile][i] *= scale[tile][i % 2] * token_scale;
+      }
+    }
+  }
+  if (p.soft_cap > 0) {
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          s[m][tile][i] = cap - __fdividef(2 * cap, Exp2(s[m][tile][i]) + 1);
+        }
+      }
+    }
+  }
+  const bool all_seen = first_key + kPageSize - 1 <= item.position &&
+                        (p.window == 0 || first_key > item.position + item.q_tokens - 1 - p.window);
+  if (all_seen) return;
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int last = shared.row_last[8 * tile + 2 * (lane % 4) + i % 2];
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        const int key = first_key + keys.Key(m, i / 2);
+        if (key > last || (p.window > 0 && key <= last - p.window)) s[m][tile][i] = -INFINITY;
+      }
+    }
+  }
+}
+
+// Online softmax: logarithms to probabilities, times the values' scales where those are dynamic;
+// then the maximum is that of probability times scale, so that the product fits in float16.
+template <int kDim, int kTiles, int kV>
+__device__ __forceinline__ void Softmax(const DecodeParams& p, const LaneKeys& keys,
+                                        const float* v_scales, float (&s)[4][kTiles][4],
+                                        DecodeState<kDim, kTiles>& state) {
+  const bool scaled = HasScaleInPage(Resolve<kV>(p.v_format));
+  float max[kTiles][2];
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) max[tile][i] = state.max[tile][i];
+  }
+#pragma unroll
+  for (int m = 0; m < 4; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float v_log = scaled ? Log2(v_scales[keys.Key(m, h)]) : 0.0f;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          max[tile][i] = fmaxf(max[tile][i], s[m][tile][2 * h + i] + v_log);
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int lanes = 4; lanes < 32; lanes *= 2) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        max[tile][i] = fmaxf(max[tile][i], __shfl_xor_sync(~0u, max[tile][i], lanes));
+      }
+    }
+  }
+  float base[kTiles][2], rescale[kTiles][2];
+  bool moved = false;
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      base[tile][i] = max[tile][i] == -INFINITY ? 0.0f : max[tile][i];
+      rescale[tile][i] = Exp2(state.max[tile][i] - base[tile][i]);
+      moved |= max[tile][i] != state.max[tile][i];
+      state.max[tile][i] = max[tile][i];
+    }
+  }
+  if (__any_sync(~0u, moved)) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        state.sum[tile][i] *= rescale[tile][i];
+#pragma unroll
+        for (int c = 0; c < kDim / 16; ++c) {
+          state.o[c][tile][i] *= rescale[tile][i];
+          state.o[c][tile][2 + i] *= rescale[tile][i];
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < 4; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float v_scale = scaled ? v_scales[keys.Key(m, h)] : 1.0f;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float& x = s[m][tile][2 * h + i];
+          const float e = Exp2(x - (base[tile][i] - kProbabilityShift));
+          state.sum[tile][i] += e;
+          x = e * v_scale;
+        }
+      }
+    }
+  }
+}
+
+// A consumer's place in the ring.
+struct DecodeStage {
+  uint32_t serial;
+  int index;
+  uint32_t phase;
+
+  __device__ __forceinline__ DecodeStage(uint32_t serial_, int stages)
+      : serial(serial_),
+        index(static_cast<int>(serial_ % static_cast<uint32_t>(stages))),
+        phase(serial_ / static_cast<uint32_t>(stages) % 2) {}
+
+  __device__ __forceinline__ void Advance(int by, int stages) {
+    serial += static_cast<uint32_t>(by);
+    index += by;
+    while (index >= stages) {
+      index -= stages;
+      phase ^= 1;
+    }
+  }
+  // A stage's parity tells this filling from the one before only once that has happened: some other
+  // warp may not have seen it yet.
+  template <class Shared>
+  __device__ __forceinline__ void Wait(Shared& shared) const {
+    while (*const_cast<volatile uint32_t*>(&shared.serial[index]) != serial) {
+    }
+    BarrierWait(&shared.full[index], phase);
+  }
+};
+
+// A warp's pages of an item: those with index warp, warp + kWarps, ... .
+template <int kDim, int kK, int kV, int kTiles>
+__device__ __forceinline__ void WorkOnPages(const DecodeParams& p, DecodeShared<kDim>& shared,
+                                            const DecodeRing<kDim, kK, kV>& ring, int warp,
+                                            int lane, DecodeState<kDim, kTiles>& state) {
+  using Shared = DecodeShared<kDim>;
+  const KvFormat k_format = Resolve<kK>(p.k_format), v_format = Resolve<kV>(p.v_format);
+  const LaneKeys keys(IsWide(v_format), lane);
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      state.max[tile][i] = -INFINITY;
+      state.sum[tile][i] = 0;
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < kDim / 16; ++c) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) state.o[c][tile][i] = 0;
+    }
+  }
+  DecodeStage stage(CurrentItem(shared).ring_begin + static_cast<uint32_t>(warp) * Shared::kParts,
+                    shared.stages);
+  const auto page_of = [&] {
+    const auto& item = CurrentItem(shared);
+    return item.work.page_begin + static_cast<int>(stage.serial - item.ring_begin) / Shared::kParts;
+  };
+  while (page_of() < CurrentItem(shared).work.page_end) {
+    stage.Wait(shared);
+    const bool present = shared.pages[stage.index] != kNoPage;
+    float s[4][kTiles][4] = {};
+    if (present) {
+      WithElements<kK>(k_format, [&](auto format) {
+        Scores<kDim, kTiles>(format, ring.K(stage.index), keys, shared.q_fragments, lane, s);
+      });
+      FinishScores<kDim, kTiles, kK>(p, shared, CurrentItem(shared).work, keys,
+                                     ring.KScales(stage.index), page_of() * kPageSize, lane, s);
+    }
+    if constexpr (Shared::kParts == 2) {
+      __syncwarp();
+      if (lane == 0) BarrierArrive(&shared.empty[stage.index]);
+      stage.Advance(1, shared.stages);
+      stage.Wait(shared);
+    }
+    if (present) {
+      Softmax<kDim, kTiles, kV>(p, keys, ring.VScales(stage.index), s, state);
+      WithElements<kV>(v_format, [&](auto format) {
+        uint2 probabilities[kTiles][4];
+        Probabilities<kTiles>(format, s, probabilities);
+        Values<kDim, kTiles>(format, ring.V(stage.index), lane, probabilities, state.o);
+      });
+    }
+    __syncwarp();
+    if (lane == 0) BarrierArrive(&shared.empty[stage.index]);
+    stage.Advance((Shared::kWarps - 1) * Shared::kParts + 1, shared.stages);
+  }
+}
+
+// Adds up what the warps have, and writes the result of the item or its part of one.
+template <int kDim, int kTiles>
+__device__ __forceinline__ void Merge(const DecodeParams& p, DecodeShared<kDim>& shared,
+                                      const WorkItem& item, int warp, int lane,
+                                      DecodeState<kDim, kTiles>& state) {
+  using Shared = DecodeShared<kDim>;
+  constexpr int kConsumers = 32 * Shared::kWarps;
+  constexpr int kColumns = Shared::kMergeColumns / kTiles;
+  constexpr int kStride = kColumns + 4;
+  const int warps = min(Shared::kWarps, item.page_end - item.page_begin);  // that had pages
+  const int row_count = item.q_tokens * p.group;
+  const int thread = threadIdx.x;
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int lanes = 4; lanes < 32; lanes *= 2) {
+        state.sum[tile][i] += __shfl_xor_sync(~0u, state.sum[tile][i], lanes);
+      }
+      if (lane < 4) {
+        shared.max[warp][8 * tile + 2 * lane + i] = state.max[tile][i];
+        shared.sum[warp][8 * tile + 2 * lane + i] = state.sum[tile][i];
+      }
+    }
+  }
+  NamedBarrierSync(1, kConsumers);
+  float weight[kTiles][2];
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = 8 * tile + 2 * (lane % 4) + i;
+      float max = -INFINITY;
+      for (int w = 0; w < warps; ++w) max = fmaxf(max, shared.max[w][row]);
+      weight[tile][i] = Exp2(state.max[tile][i] - (max == -INFINITY ? 0.0f : max));
+    }
+  }
+  for (int begin = 0; begin < kDim; begin += kColumns) {
+    if (warp < warps) {
+#pragma unroll
+      for (int c = 0; c < kDim / 16; ++c) {
+        if (16 * c < begin || 16 * c >= begin + kColumns) continue;
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int row = 8 * tile + 2 * (lane % 4) + i % 2;
+            const int column = 16 * c - begin + lane / 4 + 8 * (i / 2);
+            shared.merge[warp][row * kStride + column] = state.o[c][tile][i] * weight[tile][i % 2];
+          }
+        }
+      }
+    }
+    NamedBarrierSync(1, kConsumers);
+    for (int e = thread; e < row_count * kColumns / 4; e += kConsumers) {
+      const int row = e / (kColumns / 4), column = 4 * (e % (kColumns / 4));
+      float max = -INFINITY;
+      for (int w = 0; w < warps; ++w) max = fmaxf(max, shared.max[w][row]);
+      const float base = max == -INFINITY ? 0.0f : max;
+      float sum = 0;
+      float4 x = {0, 0, 0, 0};
+      for (int w = 0; w < warps; ++w) {
+        sum = fmaf(shared.sum[w][row], Exp2(shared.max[w][row] - base), sum);
+        const auto y = *reinterpret_cast<const float4*>(&shared.merge[w][row * kStride + column]);
+        x = {x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w};
+      }
+      const bool writes_sum = begin + column == 0;
+      if (item.partial >= 0) {
+        const float factor = sum == 0 ? 0.0f : 1.0f / sum;
+        const int64_t at = int64_t{item.partial} + row;
+        __stcg(reinterpret_cast<float4*>(p.partials.out + at * kDim + begin + column),
+               {x.x * factor, x.y * factor, x.z * factor, x.w * factor});
+        if (writes_sum) {
+          __stcg(p.partials.lse2 + at, sum == 0 ? -INFINITY : base - kProbabilityShift + Log2(sum));
+        }
+      } else {
+        const int token = item.q_row + row / p.group, head = item.head + row % p.group;
+        const int64_t at = int64_t{token} * p.heads + head;
+        if (p.sinks) sum += Exp2(fmaf(p.sinks[head], kLog2E, kProbabilityShift - base));
+        const float v_scale = p.v_scale ? p.v_scale[item.head / p.group] : 1.0f;
+        const float factor = sum == 0 ? 0.0f : v_scale / sum;
+        StoreBF16x4(p.out, at * kDim + begin + column,
+                    {x.x * factor, x.y * factor, x.z * factor, x.w * factor});
+        if (p.lse && writes_sum) {
+          p.lse[at] = sum == 0 ? -INFINITY : kLn2 * (base - kProbabilityShift + Log2(sum));
+        }
+      }
+    }
+    NamedBarrierSync(1, kConsumers);
+  }
+}
+
+// Whoever writes the last part of a cut sequence adds up all of them.
+template <int kDim>
+__device__ __forceinline__ void CombineIfLast(const DecodeParams& p, DecodeShared<kDim>& shared,
+                                              int combine, int warp, int lane) {
+  constexpr int kWarps = DecodeShared<kDim>::kWarps;
+  constexpr int kConsumers = 32 * kWarps;
+  const CombineItem item = p.combines[combine];
+  // Merge ended with a barrier.
+  if (threadIdx.x == 0) {
+    __threadfence();
+    const bool last = atomicAdd(p.arrivals + combine, 1) == item.partials - 1;
+    shared.last_arrival = last;
+    if (last) p.arrivals[combine] = 0;
+  }
+  NamedBarrierSync(1, kConsumers);
+  if (!shared.last_arrival) return;
+  __threadfence();
+  const CombineOutput output{.partials = p.partials,
+                             .heads = p.heads,
+                             .group = p.group,
+                             .v_scale = p.v_scale,
+                             .sinks = p.sinks,
+                             .out = p.out,
+                             .lse = p.lse};
+  // Few rows: several warps share one.
+  const int rows = item.q_tokens * item.pack;
+  const int slices = max(1, kWarps / rows);
+  const int rows_together = kWarps / slices;
+  constexpr int kParts = (kDim + 127) / 128;
+  static_assert(DecodeShared<kDim>::kMergeFloats >= (kDim < 128 ? 128 : kDim));
+  for (int first = 0; first < rows; first += rows_together) {
+    const bool busy = warp < rows_together * slices && first + warp / slices < rows;
+    const int row = first + warp / slices, slice = warp % slices;
+    float4 sum[kParts] = {};
+    if (busy) CombineRow<kDim>(output, item, row, slice, slices, lane, sum);
+    if (slices > 1) {
+#pragma unroll
+      for (int j = 0; j < kParts; ++j) {
+        const int column = 4 * (lane + 32 * j);
+        if (column < kDim) *reinterpret_cast<float4*>(&shared.merge[warp][column]) = sum[j];
+      }
+      NamedBarrierSync(1, kConsumers);
+      if (busy && slice == 0) {
+        for (int other = 1; other < slices; ++other) {
+#pragma unroll
+          for (int j = 0; j < kParts; ++j) {
+            const auto y =
+                *reinterpret_cast<const float4*>(&shared.merge[warp + other][4 * (lane + 32 * j)]);
+            sum[j] = {sum[j].x + y.x, sum[j].y + y.y, sum[j].z + y.z, sum[j].w + y.w};
+          }
+        }
+      }
+      NamedBarrierSync(1, kConsumers);
+    }
+    if (busy && slice == 0) StoreCombinedRow<kDim>(output, item, row, lane, sum);
+  }
+}
+
+template <int kDim, int kK, int kV, int kTiles>
+__device__ __forceinline__ void WorkOnItem(const DecodeParams& p, DecodeShared<kDim>& shared,
+                                           const DecodeRing<kDim, kK, kV>& ring, int warp,
+                                           int lane) {
+  DecodeState<kDim, kTiles> state;
+  WorkOnPages<kDim, kK, kV, kTiles>(p, shared, ring, warp, lane, state);
+  Merge<kDim, kTiles>(p, shared, CurrentItem(shared).work, warp, lane, state);
+}
+
+template <int kDim, int kK, int kV>
+__global__ void __launch_bounds__(DecodeShared<kDim>::kThreads, 1)
+    decode_kernel(const __grid_constant__ DecodeParams p) {
+  using Shared = DecodeShared<kDim>;
+  extern __shared__ __align__(128) std::byte shared_bytes[];
+  auto& shared = *reinterpret_cast<Shared*>(shared_bytes);
+  const DecodeRing<kDim, kK, kV> ring{p, shared_bytes};
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Shared::kItems; ++i) {
+      BarrierInit(&shared.item_full[i], 1);
+      BarrierInit(&shared.item_empty[i], Shared::kWarps);
+    }
+    shared.stages = ring.Stages();
+    for (int i = 0; i < shared.stages; ++i) {
+      BarrierInit(&shared.full[i], 1);
+      BarrierInit(&shared.empty[i], 1);
+      shared.serial[i] = ~0u;
+    }
+    BarrierInitFence();
+  }
+  if (lane == 0 && warp < Shared::kWarps) shared.items_done[warp] = 0;
+  __syncthreads();
+  GridDependencyLaunch();
+  if (warp == Shared::kWarps) {
+    Produce<kDim, kK, kV>(p, shared, ring, lane);
+    return;
+  }
+  for (;;) {
+    const uint32_t done = ItemsDone(shared);
+    BarrierWait(&shared.item_full[done % Shared::kItems], done / Shared::kItems % 2);
+    if (CurrentItem(shared).work.sequence < 0) break;
+    LoadQueries<kDim, kK>(p, shared, CurrentItem(shared).work, shared.q[done % Shared::kItems],
+                          warp, lane);
+    NamedBarrierSync(1, 32 * Shared::kWarps);
+    if (CurrentItem(shared).work.q_tokens * p.group <= 8) {
+      WorkOnItem<kDim, kK, kV, 1>(p, shared, ring, warp, lane);
+    } else {
+      WorkOnItem<kDim, kK, kV, 2>(p, shared, ring, warp, lane);
+    }
+    const int combine = CurrentItem(shared).combine;
+    if (combine >= 0) CombineIfLast<kDim>(p, shared, combine, warp, lane);
+    __syncwarp();
+    if (lane == 0) {
+      BarrierArrive(&shared.item_empty[ItemsDone(shared) % Shared::kItems]);
+      ItemsDone(shared) = ItemsDone(shared) + 1;
+    }
+    __syncwarp();
+  }
+}
+
+// The table's row of one instantiation.
+template <int kDim, int kK, int kV>
+KernelEntry DecodeEntry() {
+  const auto format = [](int f) {
+    return f == kAnyFormat ? std::nullopt : std::optional(static_cast<KvFormat>(f));
+  };
+  return {.phase = Phase::kDecode,
+          .head_dim = kDim,
+          .k = format(kK),
+          .v = format(kV),
+          .math = AttentionMath::k16Bit,
+          .function = reinterpret_cast<const void*>(&decode_kernel<kDim, kK, kV>),
+          .rows = kDecodeRows,
+          .tile_tokens = kPageSize,
+          .threads = DecodeShared<kDim>::kThreads,
+          .shared_bytes = kDecodeSharedBytes};
+}
+
+}  // namespace octavo::cuda

@@ -1,0 +1,311 @@
+#include "kernels/cuda/plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+#include <random>
+#include <set>
+#include <tuple>
+
+namespace octavo::cuda {
+namespace {
+
+PlanConfig Config(int heads, int kv_heads, int window = 0) {
+  return {.shape = {.heads = heads, .kv_heads = kv_heads, .head_dim = 128, .window = window},
+          .limits = {.tokens = 8192, .sequences = 256},
+          .page_bytes = 16384,
+          .workers = 132,
+          .prefill_rows = 128,
+          .prefill_tile_pages = 2};
+}
+
+struct Batch {
+  std::vector<int32_t> q_begin = {0}, kv_len;
+  void Add(int tokens, int length) {
+    q_begin.push_back(q_begin.back() + tokens);
+    kv_len.push_back(length);
+  }
+};
+
+// A made plan, as a device would see it.
+struct Made {
+  Made(Planner& planner, const Batch& batch)
+      : bytes(static_cast<size_t>(planner.layout().bytes), std::byte{0xEE}) {
+    used = planner.Make(batch.q_begin, batch.kv_len, bytes.data());
+    const PlanLayout& l = planner.layout();
+    counts = *At<PlanCounts>(l.counts);
+    const auto* items = At<WorkItem>(l.decode_items);
+    decode.assign(items, items + counts.decode_items);
+    combine_of = At<int32_t>(l.decode_combine);
+    decode_combines = At<CombineItem>(l.decode_combines);
+    items = At<WorkItem>(l.prefill_items);
+    prefill.assign(items, items + counts.prefill_items);
+    const auto* combines = At<CombineItem>(l.prefill_combines);
+    prefill_combines.assign(combines, combines + counts.prefill_combines);
+    fp8 = At<uint8_t>(l.fp8_queries);
+  }
+  template <typename T>
+  const T* At(int64_t offset) const {
+    return reinterpret_cast<const T*>(bytes.data() + offset);
+  }
+
+  std::vector<std::byte> bytes;
+  int64_t used;
+  PlanCounts counts;
+  std::vector<WorkItem> decode, prefill;
+  const int32_t* combine_of;
+  const CombineItem* decode_combines;
+  std::vector<CombineItem> prefill_combines;
+  const uint8_t* fp8;
+};
+
+// Every (query token, head) of the batch is covered by items whose pages lie end to end from the
+// first page that a row sees (rounded down to `align`) to the last one.
+void ExpectCovers(const PlanConfig& config, const Batch& batch, const std::vector<WorkItem>& items,
+                  bool decode, int pack, int align) {
+  const int group = config.shape.heads / config.shape.kv_heads;
+  std::map<std::pair<int, int>, std::vector<WorkItem>> by_row;  // (token row, head)
+  for (const WorkItem& item : items) {
+    ASSERT_GE(item.q_tokens, 1);
+    for (int t = 0; t < item.q_tokens; ++t) {
+      for (int h = 0; h < pack; ++h) by_row[{item.q_row + t, item.head + h}].push_back(item);
+    }
+  }
+  size_t rows = 0;
+  for (int s = 0; s < std::ssize(batch.kv_len); ++s) {
+    const int begin = batch.q_begin[s], tokens = batch.q_begin[s + 1] - begin;
+    if ((tokens * group <= kDecodeRows) != decode) continue;
+    for (int t = 0; t < tokens; ++t) {
+      for (int head = 0; head < config.shape.heads; ++head, ++rows) {
+        auto& parts = by_row[{begin + t, head}];
+        ASSERT_FALSE(parts.empty()) << "row " << begin + t << " head " << head;
+        std::sort(parts.begin(), parts.end(),
+                  [](const WorkItem& a, const WorkItem& b) { return a.page_begin < b.page_begin; });
+        const WorkItem& first = parts.front();
+        EXPECT_EQ(first.sequence, s);
+        EXPECT_EQ(first.position, batch.kv_len[s] - tokens + first.q_row - begin);
+        const int window = config.shape.window;
+        const int seen = window > 0 ? std::max(0, first.position - window + 1) : 0;
+        EXPECT_EQ(first.page_begin, std::min(seen / kPageSize / align * align,
+                                             (batch.kv_len[s] + kPageSize - 1) / kPageSize));
+        const int last = first.position + first.q_tokens - 1;
+        EXPECT_EQ(parts.back().page_end, (last + kPageSize) / kPageSize);
+        for (size_t i = 1; i < parts.size(); ++i) {
+          EXPECT_EQ(parts[i].page_begin, parts[i - 1].page_end);
+          EXPECT_EQ(parts[i].page_begin % align, 0);
+          EXPECT_GE(parts[i].partial, 0);
+          EXPECT_EQ(parts[i].partial - parts[i - 1].partial, parts[1].partial - parts[0].partial);
+        }
+        EXPECT_EQ(first.partial < 0, parts.size() == 1);
+      }
+    }
+  }
+  EXPECT_EQ(rows, by_row.size());
+}
+
+// Partial results do not overlap and stay in the buffer.
+void ExpectPartialsFit(const std::vector<WorkItem>& items, int rows_per_token, int fixed_rows,
+                       int64_t capacity) {
+  std::vector<std::pair<int64_t, int64_t>> ranges;
+  for (const WorkItem& item : items) {
+    if (item.partial < 0) continue;
+    const int rows = fixed_rows > 0 ? fixed_rows : item.q_tokens * rows_per_token;
+    ranges.emplace_back(item.partial, item.partial + rows);
+  }
+  std::sort(ranges.begin(), ranges.end());
+  for (size_t i = 0; i < ranges.size(); ++i) {
+    if (i > 0) {
+      EXPECT_GE(ranges[i].first, ranges[i - 1].second);
+    }
+    EXPECT_LE(ranges[i].second, capacity);
+  }
+}
+
+Batch RandomBatch(std::mt19937& rng, int group) {
+  Batch batch;
+  const int sequences = static_cast<int>(rng() % 256) + 1;
+  for (int s = 0; s < sequences; ++s) {
+    const int left = 8192 - batch.q_begin.back() - (sequences - s);
+    int tokens = 1;
+    if (rng() % 4 == 0) tokens = static_cast<int>(rng() % (2 * kDecodeRows / group + 2));
+    if (rng() % 32 == 0) tokens = static_cast<int>(rng() % 3000);
+    tokens = std::clamp(tokens, 0, left);
+    int length = tokens + static_cast<int>(rng() % (1 << rng() % 18));
+    if (rng() % 16 == 0) length = (length + 63) / 64 * 64;
+    if (tokens == 1 && rng() % 16 == 0) length = 0;
+    batch.Add(tokens, length);
+  }
+  return batch;
+}
+
+TEST(CudaPlanTest, CoversRandomBatches) {
+  std::mt19937 rng(1);
+  for (const bool deterministic : {false, true}) {
+    for (const int group : {1, 4, 5, 8, 16}) {
+      for (const int window : {0, 1, 100, 128, 5000}) {
+        PlanConfig config = Config(8 * group, 8, window);
+        config.deterministic = deterministic;
+        config.fp8_prefill = true;
+        Planner planner(config);
+        for (int round = 0; round < 2; ++round) {
+          const Batch batch = RandomBatch(rng, group);
+          const Made made(planner, batch);
+          ExpectCovers(config, batch, made.decode, true, group, 1);
+          ExpectCovers(config, batch, made.prefill, false, planner.prefill_pack(), 2);
+          ExpectPartialsFit(made.decode, group, 0, planner.decode_partial_rows());
+          ExpectPartialsFit(made.prefill, 0, 128, planner.prefill_partial_rows());
+          for (int s = 0; s < std::ssize(batch.kv_len); ++s) {
+            const bool prefill = (batch.q_begin[s + 1] - batch.q_begin[s]) * group > kDecodeRows;
+            for (int row = batch.q_begin[s]; row < batch.q_begin[s + 1]; ++row) {
+              EXPECT_EQ(made.fp8[row], prefill);
+            }
+          }
+          if (HasFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaPlanTest, CombinesNameTheirParts) {
+  Planner planner(Config(32, 8));
+  Batch batch;
+  batch.Add(1, 131072);
+  batch.Add(3, 40000);
+  batch.Add(1, 70);
+  const Made made(planner, batch);
+  std::map<int, std::set<int>> parts;
+  for (size_t i = 0; i < made.decode.size(); ++i) {
+    const WorkItem& item = made.decode[i];
+    ASSERT_EQ(item.partial < 0, made.combine_of[i] < 0);
+    if (item.partial < 0) continue;
+    const CombineItem& combine = made.decode_combines[made.combine_of[i]];
+    EXPECT_EQ(combine.head, item.head);
+    EXPECT_EQ(combine.q_row, item.q_row);
+    EXPECT_EQ(combine.q_tokens, item.q_tokens);
+    EXPECT_EQ(combine.stride, item.q_tokens * combine.pack);
+    EXPECT_EQ((item.partial - combine.partial_begin) % combine.stride, 0);
+    parts[made.combine_of[i]].insert((item.partial - combine.partial_begin) / combine.stride);
+  }
+  EXPECT_GE(parts.size(), 8u);
+  for (const auto& [combine, found] : parts) {
+    EXPECT_EQ(std::ssize(found), made.decode_combines[combine].partials);
+    EXPECT_EQ(*found.rbegin(), made.decode_combines[combine].partials - 1);
+  }
+}
+
+// What the grid would need, workers taking items in order, against an equal share of the pages.
+double Imbalance(const std::vector<WorkItem>& items, int workers) {
+  std::multiset<int64_t> busy;
+  for (int i = 0; i < workers; ++i) busy.insert(0);
+  int64_t all = 0;
+  for (const WorkItem& item : items) {
+    const int64_t pages = item.page_end - item.page_begin;
+    all += pages;
+    const int64_t start = *busy.begin();
+    busy.erase(busy.begin());
+    busy.insert(start + pages);
+  }
+  return static_cast<double>(*busy.rbegin()) * workers / static_cast<double>(all);
+}
+
+TEST(CudaPlanTest, DecodesAreBalanced) {
+  Planner planner(Config(32, 8));
+  const auto batch_of = [](int count, int length) {
+    Batch batch;
+    for (int i = 0; i < count; ++i) batch.Add(1, length);
+    return batch;
+  };
+  Batch skewed = batch_of(31, 4096);
+  skewed.Add(1, 131072);
+  for (const Batch& batch :
+       {batch_of(1, 131072), batch_of(8, 32768), batch_of(64, 8192), batch_of(7, 50000), skewed}) {
+    EXPECT_LT(Imbalance(Made(planner, batch).decode, 132), 1.03);
+  }
+}
+
+TEST(CudaPlanTest, DeterministicCutsIgnoreTheBatch) {
+  PlanConfig config = Config(32, 8);
+  config.deterministic = true;
+  Planner planner(config);
+  const auto cuts = [&](const Batch& batch, int sequence) {
+    std::set<std::pair<int, int>> ranges;
+    for (const WorkItem& item : Made(planner, batch).decode) {
+      if (item.sequence == sequence) ranges.emplace(item.page_begin, item.page_end);
+    }
+    return ranges;
+  };
+  Batch alone, together;
+  alone.Add(1, 100000);
+  for (int i = 0; i < 200; ++i) together.Add(1, 1000 * i);
+  together.Add(1, 100000);
+  EXPECT_EQ(cuts(alone, 0), cuts(together, 200));
+  EXPECT_GT(cuts(alone, 0).size(), 8u);
+}
+
+TEST(CudaPlanTest, AnyBatchWithinTheLimitsFits) {
+  for (const bool deterministic : {false, true}) {
+    PlanConfig config = Config(32, 8);
+    config.deterministic = deterministic;
+    Planner planner(config);
+    Batch long_ones, short_ones, one_block;
+    for (int s = 0; s < 256; ++s) {
+      long_ones.Add(4, 1 << 20);
+      short_ones.Add(5, 5);
+    }
+    one_block.Add(8192, 1 << 20);
+    for (const Batch& batch : {long_ones, short_ones, one_block}) {
+      const Made made(planner, batch);
+      EXPECT_LE(made.used, planner.layout().bytes);
+      EXPECT_GT(made.counts.decode_items + made.counts.prefill_items, 0);
+    }
+  }
+}
+
+TEST(CudaPlanTest, PrefillWorksOnHeadsThatFitInL2LongestFirst) {
+  Planner planner(Config(32, 8));
+  Batch batch;
+  batch.Add(4096, 65536);  // 16 MiB of K and V per head
+  const Made made(planner, batch);
+  ASSERT_FALSE(made.prefill.empty());
+  int last_group = 0, last_pages = 1 << 30;
+  for (const WorkItem& item : made.prefill) {
+    const int head_group = item.head / 4 / 2;
+    if (head_group != last_group) {
+      EXPECT_EQ(head_group, last_group + 1);
+      last_pages = 1 << 30;
+    }
+    EXPECT_LE(item.page_end - item.page_begin, last_pages);
+    last_pages = item.page_end - item.page_begin;
+    last_group = head_group;
+  }
+  EXPECT_EQ(last_group, 3);
+}
+
+TEST(CudaPlanTest, OneLongPrefillBlockIsCut) {
+  Planner planner(Config(8, 8));
+  Batch batch;
+  batch.Add(17, 1 << 20);
+  const Made made(planner, batch);
+  EXPECT_GE(made.prefill.size(), 100u);
+  EXPECT_EQ(made.prefill_combines.size(), 8u);
+  int pieces = 0;
+  for (const CombineItem& combine : made.prefill_combines) {
+    EXPECT_EQ(combine.stride, 128);
+    pieces += combine.partials;
+  }
+  EXPECT_EQ(pieces, std::ssize(made.prefill));
+}
+
+TEST(CudaPlanTest, EmptyStep) {
+  Planner planner(Config(32, 8));
+  const Made made(planner, Batch{});
+  EXPECT_EQ(made.counts.decode_items, 0);
+  EXPECT_EQ(made.counts.prefill_items, 0);
+  EXPECT_GT(made.used, 0);
+}
+
+}  // namespace
+}  // namespace octavo::cuda
