@@ -120,6 +120,12 @@ __device__ __forceinline__ uint32_t PackE4M3(float a, float b, float c, float d)
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(d), "f"(c));
   return low | (static_cast<uint32_t>(high) << 16);
 }
+__device__ __forceinline__ uint32_t PackE5M2(float a, float b, float c, float d) {
+  uint16_t low, high;
+  asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(low) : "f"(b), "f"(a));
+  asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(high) : "f"(d), "f"(c));
+  return low | (static_cast<uint32_t>(high) << 16);
+}
 __device__ __forceinline__ uint32_t PackBF16(float low, float high) {
   uint32_t r;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));

@@ -1,0 +1,144 @@
+// Rounding sixteen elements of one head to a cache format, as base/float_bits.h defines it: divide
+// in float32, round to nearest even, saturate 8-bit floats, keep NaN. Dynamic scales come from the
+// whole head, whose elements are spread over `kLanes` neighbouring lanes of a warp.
+#pragma once
+
+#include <cfloat>
+#include <cstdint>
+
+#include "kernels/cuda/ptx.cuh"
+#include "octavo/kv_layout.h"
+
+namespace octavo::cuda {
+
+__device__ __forceinline__ bool IsDynamic(KvFormat format) {
+  return format == KvFormat::kFp8PerTokenHead || format == KvFormat::kInt8PerTokenHead;
+}
+__device__ __forceinline__ bool IsStaticFp8(KvFormat format) {
+  return format == KvFormat::kFp8E4M3 || format == KvFormat::kFp8E5M2;
+}
+__device__ __forceinline__ bool Is16Bit(KvFormat format) {
+  return format == KvFormat::kBF16 || format == KvFormat::kF16;
+}
+
+// The larger; NaN if either is.
+__device__ __forceinline__ float MaxNaN(float a, float b) {
+  float r;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+}
+
+__device__ __forceinline__ float LargestMagnitude(const float (&x)[16]) {
+  float r = fabsf(x[0]);
+#pragma unroll
+  for (int i = 1; i < 16; ++i) r = MaxNaN(r, fabsf(x[i]));
+  return r;
+}
+
+template <int kLanes>
+__device__ __forceinline__ float MaxOverLanes(float x) {
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2)
+    x = MaxNaN(x, __shfl_xor_sync(0xFFFFFFFF, x, step));
+  return x;
+}
+
+// A head's dynamic scale; NaN if any of its elements is NaN or infinite.
+__device__ __forceinline__ float DynamicScale(float amax, float largest_code) {
+  return amax <= FLT_MAX ? fmaxf(__fdiv_rn(amax, largest_code), 1e-6f) : __int_as_float(0x7FC00000);
+}
+
+// x / scale as __fdiv_rn rounds it, for any scale and without a branch per element. The remainder
+// of the second correction is exact, so its sum is the rounded quotient (Markstein); quotients
+// beyond 2^100 are left uncorrected, the corrections of infinity being NaN. `factor` brings an
+// extreme scale to where reciprocal and remainder are normal numbers.
+struct Divisor {
+  float scale, reciprocal, factor;
+};
+__device__ __forceinline__ Divisor MakeDivisor(float scale) {
+  const float magnitude = fabsf(scale);
+  const float factor = magnitude < 0x1p-60f ? 0x1p80f : magnitude > 0x1p60f ? 0x1p-80f : 1.0f;
+  return {scale * factor, __frcp_rn(scale * factor), factor};
+}
+__device__ __forceinline__ float Divide(float x, const Divisor& by) {
+  const float first = x * by.reciprocal;
+  const float second = fmaf(fmaf(-by.scale, first, x), by.reciprocal, first);
+  const float third = fmaf(fmaf(-by.scale, second, x), by.reciprocal, second);
+  return fabsf(first) < 0x1p100f ? third : first;
+}
+
+// What a thread saw of K or of V.
+struct Statistics {
+  float amax = 0;
+  uint32_t saturated = 0;
+};
+
+// Sixteen codes: 8-bit in word[0] to word[3], 16-bit in all.
+struct Codes {
+  uint32_t word[8];
+};
+
+__device__ __forceinline__ uint32_t PackInt8(float a, float b, float c, float d) {
+  // NaN becomes 0. A dynamic scale leaves nothing beyond 127.
+  const uint32_t low = __byte_perm(__float2int_rn(a), __float2int_rn(b), 0x0040);
+  const uint32_t high = __byte_perm(__float2int_rn(c), __float2int_rn(d), 0x0040);
+  return __byte_perm(low, high, 0x5410);
+}
+
+// *scale: of a static format its scale, of a dynamic format set here. All lanes of the warp call.
+template <int kLanes>
+__device__ __forceinline__ Codes Quantize(KvFormat format, float (&x)[16], float* scale,
+                                          Statistics& statistics) {
+  Codes codes;
+  const float largest = LargestMagnitude(x);
+  if (Is16Bit(format)) {
+    *scale = 1.0f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      codes.word[i] = format == KvFormat::kBF16 ? PackBF16(x[2 * i], x[2 * i + 1])
+                                                : PackF16(x[2 * i], x[2 * i + 1]);
+    }
+  }
+  const bool is_int8 = format == KvFormat::kInt8PerTokenHead;
+  if (IsDynamic(format)) *scale = DynamicScale(MaxOverLanes<kLanes>(largest), is_int8 ? 127 : 448);
+  const Divisor by = MakeDivisor(*scale);
+
+  // Of a dynamic format the elements themselves count; |x| / |scale| rises with |x|.
+  const Divisor seen_by = IsDynamic(format) ? MakeDivisor(1.0f) : by;
+  const float limit = format == KvFormat::kFp8E4M3   ? 464.0f      // this tie goes to 448
+                      : format == KvFormat::kFp8E5M2 ? 61439.996f  // a tie at 61440 goes beyond
+                                                     : FLT_MAX;
+  const float seen = fabsf(Divide(largest * seen_by.factor, seen_by));
+  if (seen <= limit) {
+    statistics.amax = fmaxf(statistics.amax, seen);
+  } else {  // something saturates or is not finite: rare, so a small loop
+#pragma unroll 1
+    for (int i = 0; i < 16; ++i) {
+      float one = x[0];
+#pragma unroll
+      for (int j = 1; j < 16; ++j) one = i == j ? x[j] : one;
+      if (!(fabsf(one) <= FLT_MAX)) continue;
+      one = fabsf(Divide(one * seen_by.factor, seen_by));
+      if (one > limit) ++statistics.saturated;
+      if (one <= FLT_MAX) statistics.amax = fmaxf(statistics.amax, one);
+    }
+  }
+  if (Is16Bit(format)) return codes;
+
+  if (by.factor != 1.0f) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) x[i] *= by.factor;
+  }
+#pragma unroll
+  for (int i = 0; i < 16; ++i) x[i] = Divide(x[i], by);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float a = x[4 * i], b = x[4 * i + 1], c = x[4 * i + 2], d = x[4 * i + 3];
+    codes.word[i] = is_int8                        ? PackInt8(a, b, c, d)
+                    : format == KvFormat::kFp8E5M2 ? PackE5M2(a, b, c, d)
+                                                   : PackE4M3(a, b, c, d);
+  }
+  return codes;
+}
+
+}  // namespace octavo::cuda
