@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/quantize.cuh"
 #include "octavo/attention.h"
 
@@ -566,8 +567,7 @@ void Launch(Params p, cudaStream_t stream) {
   const dim3 grid(p.kv_heads + ceil_div(p.tile * p.shares, kWarps), ceil_div(p.tokens, p.tile));
   const int staged = p.tile * kHeadDim * ElementSize(p.v_format) + 128;
   append_kernel<kHeadDim, Input><<<grid, kThreads, staged, stream>>>(p);
-  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess)
-    throw std::runtime_error(std::string("Append: launch: ") + cudaGetErrorString(error));
+  CUDA_CHECK(cudaGetLastError());
 }
 
 template <class Input>
