@@ -43,7 +43,8 @@ struct AppendWork {
     saturated = DeviceMemory(std::vector<uint64_t>(2));
     amax = DeviceMemory(std::vector<float>(2));
     const KvLayout layout = Layout();
-    const int pages = tokens >= kPageSize ? (tokens + kPageSize - 1) / kPageSize : tokens;
+    const bool prompt = tokens >= 4 * kPageSize;
+    const int pages = prompt ? (tokens + kPageSize - 1) / kPageSize : tokens;
     const int64_t page_units = layout.ClaimBytes() / kPageUnit;
     const int64_t row = int64_t{tokens} * head_dim;
     const int count = static_cast<int>(int64_t{240 << 20} / Bytes()) + 2;
@@ -63,8 +64,8 @@ struct AppendWork {
       std::vector<int64_t> slots(tokens);
       for (int t = 0; t < tokens; ++t) {
         // A prompt takes whole pages, out of order; decodes stand somewhere in a page each.
-        const int64_t page = tokens >= kPageSize * 4 ? int64_t{t / kPageSize} * 37 % pages : t;
-        const int place = tokens >= kPageSize * 4 ? t % kPageSize : (t * 29 + 5) % kPageSize;
+        const int64_t page = prompt ? int64_t{t / kPageSize} * 37 % pages : t;
+        const int place = prompt ? t % kPageSize : (t * 29 + 5) % kPageSize;
         slots[t] = page * page_units * kPageSize + place;
       }
       set.slots = DeviceMemory(slots);

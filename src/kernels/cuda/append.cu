@@ -66,17 +66,16 @@ struct Raw<float> {
 };
 
 template <class Input>
-__device__ __forceinline__ Raw<Input> Load(const void* base, int64_t first, int64_t second) {
-  const auto* p = static_cast<const Input*>(base);
+__device__ __forceinline__ Raw<Input> Load(const Input* first, const Input* second) {
   Raw<Input> raw;
   if constexpr (sizeof(Input) == 2) {
-    raw.run[0] = LoadStreaming(p + first);
-    raw.run[1] = LoadStreaming(p + second);
+    raw.run[0] = LoadStreaming(first);
+    raw.run[1] = LoadStreaming(second);
   } else {
-    raw.run[0] = LoadStreaming(p + first);
-    raw.run[1] = LoadStreaming(p + first + 4);
-    raw.run[2] = LoadStreaming(p + second);
-    raw.run[3] = LoadStreaming(p + second + 4);
+    raw.run[0] = LoadStreaming(first);
+    raw.run[1] = LoadStreaming(first + 4);
+    raw.run[2] = LoadStreaming(second);
+    raw.run[3] = LoadStreaming(second + 4);
   }
   return raw;
 }
@@ -179,23 +178,27 @@ __device__ __forceinline__ Angles LoadAngles(const Params& p, int token, const R
   return angles;
 }
 
+// `weights`: [head_dim] in shared memory, the offset already added.
 template <int kHeadDim>
-__device__ __forceinline__ void Normalise(const Params& p, const __nv_bfloat16* weight,
-                                          const Runs& runs, float (&x)[16]) {
-  float squares = 0;
+__device__ __forceinline__ void Normalise(const float* weights, float eps, const Runs& runs,
+                                          float (&x)[16]) {
+  float parts[4] = {};
 #pragma unroll
-  for (int i = 0; i < 16; ++i) squares = fmaf(x[i], x[i], squares);
+  for (int i = 0; i < 16; ++i) parts[i % 4] = fmaf(x[i], x[i], parts[i % 4]);
+  float squares = (parts[0] + parts[1]) + (parts[2] + parts[3]);
 #pragma unroll
   for (int step = kHeadDim / 32; step > 0; step /= 2)
     squares += __shfl_xor_sync(0xFFFFFFFF, squares, step);
-  const float inverse = __frsqrt_rn(squares / kHeadDim + p.norm_eps);
-  Raw<__nv_bfloat16> raw;
-  raw.run[0] = *reinterpret_cast<const uint4*>(weight + runs.first);
-  raw.run[1] = *reinterpret_cast<const uint4*>(weight + runs.second);
-  float w[16];
-  Widen(raw, w);
+  const float inverse = ReciprocalRoot(squares * (1.0f / kHeadDim) + eps);
 #pragma unroll
-  for (int i = 0; i < 16; ++i) x[i] *= inverse * (w[i] + p.norm_offset);
+  for (int i = 0; i < 16; i += 4) {
+    const auto w =
+        *reinterpret_cast<const float4*>(weights + (i < 8 ? runs.first + i : runs.second + i - 8));
+    x[i] *= inverse * w.x;
+    x[i + 1] *= inverse * w.y;
+    x[i + 2] *= inverse * w.z;
+    x[i + 3] *= inverse * w.w;
+  }
 }
 
 __device__ __forceinline__ void Rotate(const Angles& angles, float (&x)[16]) {
@@ -211,8 +214,8 @@ template <int kHeadDim>
 __device__ __forceinline__ void StoreQuery(const Params& p, int64_t row, bool active,
                                            const Runs& runs, bool leads, bool fp8, float (&x)[16]) {
   if (fp8) {
-    const float scale = DynamicScale(MaxOverLanes<kHeadDim / 16>(LargestMagnitude(x)), 448);
-    const float reciprocal = __frcp_rn(scale);
+    const float scale = DynamicScale(MaxOverLanes<kHeadDim / 16>(LargestMagnitude(x)), false);
+    const float reciprocal = Reciprocal(scale);
 #pragma unroll
     for (int i = 0; i < 16; ++i) x[i] *= reciprocal;
     if (!active) return;
@@ -248,51 +251,72 @@ __device__ __forceinline__ void StoreKey(const Params& p, int64_t slot, int head
     reinterpret_cast<float*>(claim + p.k_scales)[head * kPageSize + place] = scale;
 }
 
-// One share of a token's query and key heads, by one warp.
+// Shares of tokens' query and key heads, one per warp; unit u is share u % p.shares of token
+// u / p.shares of the tile. `weights`: room for the norms of q and of k.
 template <int kHeadDim, class Input>
-__device__ __forceinline__ void AppendQueriesAndKeys(const Params& p, int token, int share) {
+__device__ __forceinline__ void AppendQueriesAndKeys(const Params& p, int tile_begin, int unit,
+                                                     float* weights) {
   constexpr int kLanes = kHeadDim / 16;  // of one head
   constexpr int kHeads = 32 / kLanes;    // at a time
   const int lane = static_cast<int>(threadIdx.x % kLanes);
   const int lane_head = static_cast<int>(threadIdx.x % 32) / kLanes;
   const int q_steps = (p.heads + kHeads - 1) / kHeads;
   const int steps = q_steps + (p.kv_heads + kHeads - 1) / kHeads;
-  const int begin = steps * share / p.shares, end = steps * (share + 1) / p.shares;
+  const int token = tile_begin + unit / p.shares, share = unit % p.shares;
+  const bool inside = token < min(tile_begin + p.tile, p.tokens);
+  const int begin = steps * share / p.shares, end = inside ? steps * (share + 1) / p.shares : 0;
   const Runs runs = RunsOf<kHeadDim>(lane, p.rotary_dim);
 
-  auto head_of = [&](int step) {
-    return (step < q_steps ? step : step - q_steps) * kHeads + lane_head;
-  };
+  const int64_t lane_at = lane_head * kHeadDim + runs.first;
+  const auto* q = static_cast<const Input*>(p.q) + token * p.q_stride + lane_at;
+  const auto* k = static_cast<const Input*>(p.k) + token * p.k_stride + lane_at;
+  const int q_active = p.heads - lane_head, k_active = p.kv_heads - lane_head;
   auto load = [&](int step) {
     const bool is_key = step >= q_steps;
-    const int head = head_of(step);
-    if (step >= end || head >= (is_key ? p.kv_heads : p.heads)) return Raw<Input>{};
-    const int64_t row = token * (is_key ? p.k_stride : p.q_stride) + head * kHeadDim;
-    return Load<Input>(is_key ? p.k : p.q, row + runs.first, row + runs.second);
+    const int head = (is_key ? step - q_steps : step) * kHeads;  // of the warp's first lanes
+    if (step >= end || head >= (is_key ? k_active : q_active)) return Raw<Input>{};
+    const Input* from = (is_key ? k : q) + head * kHeadDim;
+    return Load<Input>(from, from + (runs.second - runs.first));
   };
 
-  Raw<Input> next = load(begin);
-  const int64_t slot = p.slots[token];
-  const Reporter reporter(p, 0);
+  Raw<Input> next = load(begin), after = load(begin + 1);
+  int64_t slot = -1;
+  bool fp8 = false;
   Angles angles;
-  if (runs.rotated) angles = LoadAngles(p, token, runs);
-  const bool fp8 = p.fp8_queries != nullptr && p.fp8_queries[token] != 0;
+  if (inside) {
+    slot = p.slots[token];
+    if (runs.rotated) angles = LoadAngles(p, token, runs);
+    fp8 = p.fp8_queries != nullptr && p.fp8_queries[token] != 0;
+  }
+  const Reporter reporter(p, 0);
+  if (p.q_norm != nullptr || p.k_norm != nullptr) {
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < kHeadDim; i += kThreads) {
+      if (p.q_norm != nullptr) weights[i] = __bfloat162float(p.q_norm[i]) + p.norm_offset;
+      if (p.k_norm != nullptr)
+        weights[kHeadDim + i] = __bfloat162float(p.k_norm[i]) + p.norm_offset;
+    }
+    __syncthreads();
+  }
   if (slot < 0) return;
+
   Statistics statistics;
+#pragma unroll 1
   for (int step = begin; step < end; ++step) {
     const bool is_key = step >= q_steps;
-    const int head = head_of(step);
-    const bool active = head < (is_key ? p.kv_heads : p.heads);
     float x[16];
     Widen(next, x);
-    next = load(step + 1);
-    const __nv_bfloat16* weight = is_key ? p.k_norm : p.q_norm;
-    if (weight != nullptr) Normalise<kHeadDim>(p, weight, runs, x);
+    next = after;
+    after = load(step + 2);
+    if ((is_key ? p.k_norm : p.q_norm) != nullptr)
+      Normalise<kHeadDim>(weights + (is_key ? kHeadDim : 0), p.norm_eps, runs, x);
     if (runs.rotated) Rotate(angles, x);
+    const int head = (is_key ? step - q_steps : step) * kHeads + lane_head;
     if (is_key) {
-      StoreKey<kHeadDim>(p, slot, head, active, runs, lane == 0, x, statistics);
+      StoreKey<kHeadDim>(p, slot, head, head < p.kv_heads, runs, lane == 0, x, statistics);
     } else {
-      StoreQuery<kHeadDim>(p, int64_t{token} * p.heads + head, active, runs, lane == 0, fp8, x);
+      StoreQuery<kHeadDim>(p, int64_t{token} * p.heads + head, head < p.heads, runs, lane == 0, fp8,
+                           x);
     }
   }
   if (end > q_steps) reporter.Report(statistics);
@@ -430,20 +454,23 @@ __device__ __forceinline__ void AppendValues(const Params& p, int tile_begin, in
   const int tokens = min(p.tile, p.tokens - tile_begin);
   auto load = [&](int token) {
     if (token >= tokens) return Raw<Input>{};
-    const int64_t row = (tile_begin + token) * p.v_stride + head * kHeadDim + lane * 8;
-    return Load<Input>(p.v, row, row + kHeadDim / 2);
+    const auto* from = static_cast<const Input*>(p.v) + (tile_begin + token) * p.v_stride +
+                       head * kHeadDim + lane * 8;
+    return Load<Input>(from, from + kHeadDim / 2);
   };
   const float static_scale = IsStaticFp8(p.v_format) ? p.v_scale[head] : 1.0f;
 
   const Reporter reporter(p, 1);
   Statistics statistics;
-  Raw<Input> next = load(thread / kLanes);
+  Raw<Input> next = load(thread / kLanes), after = load(thread / kLanes + kAtOnce);
   if (thread < 32) FindPieces<k16Bit ? 8 : 16>(p, tile_begin, pieces, &piece_count);
+#pragma unroll 1
   for (int first = 0; first < tokens; first += kAtOnce) {
     const int token = first + thread / kLanes;
     float x[16];
     Widen(next, x);
-    next = load(token + kAtOnce);
+    next = after;
+    after = load(token + 2 * kAtOnce);
     const int64_t slot = token < tokens ? p.slots[tile_begin + token] : -1;
     if (slot < 0) {  // padding is not looked at
 #pragma unroll
@@ -495,9 +522,7 @@ __global__ __launch_bounds__(kThreads, sizeof(Input) == 2 ? 5 : 4) void append_k
     }
   } else {
     const int unit = (block - p.kv_heads) * kWarps + static_cast<int>(threadIdx.x / 32);
-    const int token = tile_begin + unit / p.shares;
-    if (token < min(tile_begin + p.tile, p.tokens))
-      AppendQueriesAndKeys<kHeadDim, Input>(p, token, unit % p.shares);
+    AppendQueriesAndKeys<kHeadDim, Input>(p, tile_begin, unit, reinterpret_cast<float*>(staged));
   }
 }
 
@@ -560,12 +585,12 @@ void Launch(Params p, cudaStream_t stream) {
   constexpr int kHeads = 32 / (kHeadDim / 16);
   const auto ceil_div = [](int a, int b) { return (a + b - 1) / b; };
   const int steps = ceil_div(p.heads, kHeads) + ceil_div(p.kv_heads, kHeads);
-  // Few tokens need every warp; of many, whole pages of V matter, and short warps fill the last
-  // wave.
+  // Few tokens need every warp; of many, whole pages of V and long runs of loads matter.
   p.tile = p.tokens >= 2048 ? 64 : p.tokens >= 512 ? 16 : 8;
-  p.shares = p.tokens >= 2048 ? ceil_div(steps, 5) : steps;
+  p.shares = p.tokens >= 2048 ? 1 : steps;
   const dim3 grid(p.kv_heads + ceil_div(p.tile * p.shares, kWarps), ceil_div(p.tokens, p.tile));
-  const int staged = p.tile * kHeadDim * ElementSize(p.v_format) + 128;
+  const int staged = std::max(p.tile * kHeadDim * ElementSize(p.v_format) + 128,
+                              2 * kHeadDim * int{sizeof(float)});
   append_kernel<kHeadDim, Input><<<grid, kThreads, staged, stream>>>(p);
   CUDA_CHECK(cudaGetLastError());
 }

@@ -29,10 +29,12 @@ __device__ __forceinline__ float MaxNaN(float a, float b) {
 }
 
 __device__ __forceinline__ float LargestMagnitude(const float (&x)[16]) {
-  float r = fabsf(x[0]);
+  float parts[4];
 #pragma unroll
-  for (int i = 1; i < 16; ++i) r = MaxNaN(r, fabsf(x[i]));
-  return r;
+  for (int i = 0; i < 4; ++i)
+    parts[i] =
+        MaxNaN(MaxNaN(fabsf(x[i]), fabsf(x[i + 4])), MaxNaN(fabsf(x[i + 8]), fabsf(x[i + 12])));
+  return MaxNaN(MaxNaN(parts[0], parts[1]), MaxNaN(parts[2], parts[3]));
 }
 
 template <int kLanes>
@@ -43,28 +45,32 @@ __device__ __forceinline__ float MaxOverLanes(float x) {
   return x;
 }
 
-// A head's dynamic scale; NaN if any of its elements is NaN or infinite.
-__device__ __forceinline__ float DynamicScale(float amax, float largest_code) {
-  return amax <= FLT_MAX ? fmaxf(__fdiv_rn(amax, largest_code), 1e-6f) : __int_as_float(0x7FC00000);
-}
-
-// x / scale as __fdiv_rn rounds it, for any scale and without a branch per element. The remainder
-// of the second correction is exact, so its sum is the rounded quotient (Markstein); quotients
-// beyond 2^100 are left uncorrected, the corrections of infinity being NaN. `factor` brings an
-// extreme scale to where reciprocal and remainder are normal numbers.
+// x / scale as __fdiv_rn rounds it, without a branch per element: the correction's remainder is
+// exact, so that the last sum is the rounded quotient (Markstein). `factor` brings an extreme scale
+// to where reciprocal and remainder are normal numbers.
 struct Divisor {
   float scale, reciprocal, factor;
 };
 __device__ __forceinline__ Divisor MakeDivisor(float scale) {
   const float magnitude = fabsf(scale);
   const float factor = magnitude < 0x1p-60f ? 0x1p80f : magnitude > 0x1p60f ? 0x1p-80f : 1.0f;
-  return {scale * factor, __frcp_rn(scale * factor), factor};
+  scale *= factor;
+  const float rough = Reciprocal(scale);
+  return {scale, fmaf(fmaf(-scale, rough, 1.0f), rough, rough), factor};
 }
+// x is already times `factor`, and |x / scale| below 2^100 or NaN.
 __device__ __forceinline__ float Divide(float x, const Divisor& by) {
   const float first = x * by.reciprocal;
   const float second = fmaf(fmaf(-by.scale, first, x), by.reciprocal, first);
-  const float third = fmaf(fmaf(-by.scale, second, x), by.reciprocal, second);
-  return fabsf(first) < 0x1p100f ? third : first;
+  return fmaf(fmaf(-by.scale, second, x), by.reciprocal, second);
+}
+inline constexpr float kDivides = 0x1p100f;
+
+// A head's dynamic scale; NaN if any of its elements is NaN or infinite.
+__device__ __forceinline__ float DynamicScale(float amax, bool is_int8) {
+  const Divisor by{is_int8 ? 127.0f : 448.0f, is_int8 ? 1 / 127.0f : 1 / 448.0f, 1};
+  if (!(amax <= FLT_MAX)) return __int_as_float(0x7FC00000);
+  return amax < 0x1p-30f ? 1e-6f : fmaxf(Divide(amax, by), 1e-6f);
 }
 
 // What a thread saw of K or of V.
@@ -91,52 +97,71 @@ __device__ __forceinline__ Codes Quantize(KvFormat format, float (&x)[16], float
                                           Statistics& statistics) {
   Codes codes;
   const float largest = LargestMagnitude(x);
-  if (Is16Bit(format)) {
-    *scale = 1.0f;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      codes.word[i] = format == KvFormat::kBF16 ? PackBF16(x[2 * i], x[2 * i + 1])
-                                                : PackF16(x[2 * i], x[2 * i + 1]);
-    }
-  }
   const bool is_int8 = format == KvFormat::kInt8PerTokenHead;
-  if (IsDynamic(format)) *scale = DynamicScale(MaxOverLanes<kLanes>(largest), is_int8 ? 127 : 448);
+  if (Is16Bit(format)) *scale = 1.0f;
+  if (IsDynamic(format)) *scale = DynamicScale(MaxOverLanes<kLanes>(largest), is_int8);
   const Divisor by = MakeDivisor(*scale);
 
   // Of a dynamic format the elements themselves count; |x| / |scale| rises with |x|.
-  const Divisor seen_by = IsDynamic(format) ? MakeDivisor(1.0f) : by;
+  const bool divides = IsStaticFp8(format);
+  auto seen = [&](float magnitude) {
+    if (!divides) return magnitude;
+    const float quotient = magnitude * by.factor * fabsf(by.reciprocal);
+    return quotient < kDivides ? fabsf(Divide(magnitude * by.factor, by)) : quotient;
+  };
   const float limit = format == KvFormat::kFp8E4M3   ? 464.0f      // this tie goes to 448
                       : format == KvFormat::kFp8E5M2 ? 61439.996f  // a tie at 61440 goes beyond
                                                      : FLT_MAX;
-  const float seen = fabsf(Divide(largest * seen_by.factor, seen_by));
-  if (seen <= limit) {
-    statistics.amax = fmaxf(statistics.amax, seen);
+  bool wild = false;
+  if (const float s = seen(largest); s <= limit) {
+    statistics.amax = fmaxf(statistics.amax, s);
   } else {  // something saturates or is not finite: rare, so a small loop
 #pragma unroll 1
     for (int i = 0; i < 16; ++i) {
-      float one = x[0];
+      float one = fabsf(x[0]);
 #pragma unroll
-      for (int j = 1; j < 16; ++j) one = i == j ? x[j] : one;
-      if (!(fabsf(one) <= FLT_MAX)) continue;
-      one = fabsf(Divide(one * seen_by.factor, seen_by));
+      for (int j = 1; j < 16; ++j) one = i == j ? fabsf(x[j]) : one;
+      if (!(one <= FLT_MAX)) continue;
+      one = seen(one);
       if (one > limit) ++statistics.saturated;
       if (one <= FLT_MAX) statistics.amax = fmaxf(statistics.amax, one);
     }
+    wild = true;
   }
-  if (Is16Bit(format)) return codes;
-
+  if (format == KvFormat::kBF16) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) codes.word[i] = PackBF16(x[2 * i], x[2 * i + 1]);
+    return codes;
+  }
+  if (format == KvFormat::kF16) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) codes.word[i] = PackF16(x[2 * i], x[2 * i + 1]);
+    return codes;
+  }
   if (by.factor != 1.0f) {
 #pragma unroll
     for (int i = 0; i < 16; ++i) x[i] *= by.factor;
   }
+  if (wild) {  // what Divide cannot take saturates all the same
+    const float beyond = fabsf(by.scale) * 0x1p20f;
+#pragma unroll
+    for (int i = 0; i < 16; ++i)
+      x[i] = fabsf(x[i] * by.reciprocal) >= kDivides ? copysignf(beyond, x[i]) : x[i];
+  }
 #pragma unroll
   for (int i = 0; i < 16; ++i) x[i] = Divide(x[i], by);
+  if (format == KvFormat::kFp8E5M2) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float a = x[4 * i], b = x[4 * i + 1], c = x[4 * i + 2], d = x[4 * i + 3];
-    codes.word[i] = is_int8                        ? PackInt8(a, b, c, d)
-                    : format == KvFormat::kFp8E5M2 ? PackE5M2(a, b, c, d)
-                                                   : PackE4M3(a, b, c, d);
+    for (int i = 0; i < 4; ++i)
+      codes.word[i] = PackE5M2(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
+  } else if (is_int8) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      codes.word[i] = PackInt8(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      codes.word[i] = PackE4M3(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
   }
   return codes;
 }
