@@ -41,8 +41,8 @@ DeviceCache::DeviceCache(const CacheSpec& spec)
   table_ = DeviceBuffer(host_table_);
   std::vector<float> k_scale, v_scale;
   for (int head = 0; head < spec.kv_heads; ++head) {
-    k_scale.push_back(0.01f * (1 + 0.03f * head));
-    v_scale.push_back(0.008f * (1 + 0.05f * head));
+    k_scale.push_back(0.0125f * (1 + 0.03f * head));
+    v_scale.push_back(0.0125f * (1 + 0.05f * head));
   }
   k_scale_ = DeviceBuffer(k_scale);
   v_scale_ = DeviceBuffer(v_scale);
@@ -61,8 +61,8 @@ DeviceCache::DeviceCache(const CacheSpec& spec)
                               .q_stride = row,
                               .q_out = nowhere.as<void>()};
   Append(everything, call);
-  FillNormal(k_.as<void>(), tokens * row, 2 * spec.seed);
-  FillNormal(v_.as<void>(), tokens * row, 2 * spec.seed + 1, spec.v_mean);
+  FillNormal(k_.as<void>(), tokens * row, 2 * spec.seed, 0, 0, 1);
+  FillNormal(v_.as<void>(), tokens * row, 2 * spec.seed + 1, 0, spec.v_mean, 1);
   if (spec.nan_sequence >= 0) {
     const int64_t first = first_row_[spec.nan_sequence];
     if (spec.lengths[spec.nan_sequence] > 3)
@@ -140,13 +140,13 @@ DeviceStep::DeviceStep(const DeviceCache& cache, const StepSpec& spec)
   out_ = DeviceBuffer(elements * 2);
   lse_ = DeviceBuffer(int64_t{rows_ + kSpareRows} * heads_ * 4);
   std::vector<float> sinks;
-  for (int head = 0; head < heads_; ++head) sinks.push_back(0.7f * static_cast<float>(head % 5) - 1);
+  for (int head = 0; head < heads_; ++head)
+    sinks.push_back(0.7f * static_cast<float>(head % 5) - 1);
   sinks_ = DeviceBuffer(sinks);
-  // Rows of a sequence are the same whatever stands before it.
   for (size_t s = 0; s < c.lengths.size(); ++s) {
     const int64_t row = int64_t{heads_} * c.head_dim;
-    FillNormal(q_.as<uint16_t>() + q_begin_[s] * row, spec.tokens[s] * row,
-               1000 * spec.seed + (c.lengths.size() == 1 ? 0 : s), 0, spec.q_deviation);
+    FillNormal(q_.as<uint16_t>() + q_begin_[s] * row, spec.tokens[s] * row, 1000 * spec.seed + s,
+               (c.lengths[s] - spec.tokens[s]) * row, 0, spec.q_deviation);
   }
 }
 
@@ -208,7 +208,7 @@ Result DeviceStep::Run() {
   return Download();
 }
 
-Result DeviceStep::Oracle() {
+Result DeviceStep::Oracle(bool exact_queries) {
   std::vector<int32_t> sequence, position;
   for (size_t s = 0; s < kv_len_.size(); ++s) {
     for (int t = 0; t < spec_.tokens[s]; ++t) {
@@ -219,22 +219,23 @@ Result DeviceStep::Oracle() {
   const DeviceBuffer row_sequence(sequence), row_position(position);
   const size_t used = size_t(rows_) * heads_;
   const DeviceBuffer out(used * cache_.spec().head_dim * 8), lse(used * 8);
-  OracleAttention(
-      {.shape = shape_,
-       .cache = cache_.layer(),
-       .block_table = cache_.block_table(),
-       .row_sequence = row_sequence.as<int32_t>(),
-       .row_position = row_position.as<int32_t>(),
-       .rows = rows_,
-       .q = q_out_.as<void>(),
-       .fp8_queries = spec_.math != AttentionMath::k16Bit ? plan_->fp8_queries() : nullptr,
-       .q_fp8 = q_fp8_.as<void>(),
-       .q_scale = q_scale_.as<float>(),
-       .scale = 1 / std::sqrt(static_cast<float>(cache_.spec().head_dim)),
-       .soft_cap = spec_.soft_cap,
-       .sinks = spec_.sinks ? sinks_.as<float>() : nullptr,
-       .out = out.as<double>(),
-       .lse = lse.as<double>()});
+  OracleAttention({.shape = shape_,
+                   .cache = cache_.layer(),
+                   .block_table = cache_.block_table(),
+                   .row_sequence = row_sequence.as<int32_t>(),
+                   .row_position = row_position.as<int32_t>(),
+                   .rows = rows_,
+                   .q = exact_queries ? q_.as<void>() : q_out_.as<void>(),
+                   .fp8_queries = exact_queries || spec_.math == AttentionMath::k16Bit
+                                      ? nullptr
+                                      : plan_->fp8_queries(),
+                   .q_fp8 = q_fp8_.as<void>(),
+                   .q_scale = q_scale_.as<float>(),
+                   .scale = 1 / std::sqrt(static_cast<float>(cache_.spec().head_dim)),
+                   .soft_cap = spec_.soft_cap,
+                   .sinks = spec_.sinks ? sinks_.as<float>() : nullptr,
+                   .out = out.as<double>(),
+                   .lse = lse.as<double>()});
   OCTAVO_CUDA(cudaDeviceSynchronize());
   return {.out = out.Download<double>(), .lse = lse.Download<double>(), .failure = ""};
 }

@@ -81,10 +81,13 @@ class DeviceStep {
  public:
   DeviceStep(const DeviceCache& cache, const StepSpec& spec);
 
-  Result Run();     // cuda::Attention
-  Result Oracle();  // on the queries that Run sees
+  Result Run();  // cuda::Attention
+  // On the queries that the kernels see, or on those before any rounding to FP8.
+  Result Oracle(bool exact_queries = false);
   const std::vector<uint16_t>& queries();
 
+  // Sequences of at most the cache's lengths, for the next Plan.
+  void Shorten(const std::vector<int>& lengths) { kv_len_.assign(lengths.begin(), lengths.end()); }
   // The parts of Run, for graphs.
   void Plan();
   void Launch(cuda::Stream stream);

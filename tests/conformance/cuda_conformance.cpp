@@ -24,7 +24,8 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*check)(bool, Tally&);
-  } checks[] = {{"append", CheckAppend}};
+  } checks[] = {
+      {"append", CheckAppend}, {"attention", CheckAttention}, {"accuracy", CheckAccuracy}};
   for (const auto& [name, check] : checks) {
     if (!parts.empty() && !parts.contains(name)) continue;
     const auto start = std::chrono::steady_clock::now();

@@ -60,11 +60,11 @@ __global__ void oracle_kernel(const DeviceArgs device) {
   const int64_t q_row = int64_t{row} * heads + head;
   if (thread < dim) {
     const bool fp8 = args.fp8_queries != nullptr && args.fp8_queries[row] != 0;
-    q[thread] = fp8 ? Decode(KvFormat::kFp8E4M3, static_cast<const std::byte*>(args.q_fp8),
-                             q_row * dim + thread) *
-                          args.q_scale[q_row]
-                    : Decode(KvFormat::kBF16, static_cast<const std::byte*>(args.q),
-                             q_row * dim + thread);
+    q[thread] =
+        fp8 ? Decode(KvFormat::kFp8E4M3, static_cast<const std::byte*>(args.q_fp8),
+                     q_row * dim + thread) *
+                  args.q_scale[q_row]
+            : Decode(KvFormat::kBF16, static_cast<const std::byte*>(args.q), q_row * dim + thread);
   }
   __syncthreads();
   const int position = args.row_position[row], window = args.shape.window;
@@ -116,8 +116,9 @@ __global__ void oracle_kernel(const DeviceArgs device) {
       const double v_scale = device.v_static    ? args.cache.v_scale[kv_head]
                              : device.v_dynamic ? scale_of(claim, device.v_scales, tile + n)
                                                 : 1.0;
-      out += p[n] * (v_scale * Decode(v_format, claim + kv_head * device.head_bytes + device.k_bytes,
-                                      int64_t{d} * kPageSize + place));
+      out +=
+          p[n] * (v_scale * Decode(v_format, claim + kv_head * device.head_bytes + device.k_bytes,
+                                   int64_t{d} * kPageSize + place));
     }
     __syncthreads();
   }
@@ -138,11 +139,11 @@ __device__ uint64_t Mix(uint64_t z) {  // splitmix64
   return z ^ (z >> 31);
 }
 
-__global__ void normal_kernel(__nv_bfloat16* to, int64_t count, uint64_t seed, float mean,
-                              float deviation) {
+__global__ void normal_kernel(__nv_bfloat16* to, int64_t count, uint64_t seed, int64_t first,
+                              float mean, float deviation) {
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count; i += step) {
-    const uint64_t bits = Mix(Mix(seed) + i);
+    const uint64_t bits = Mix(Mix(seed) + first + i);
     const float u = (static_cast<float>(bits >> 40) + 0.5f) * 0x1p-24f;
     const float v = static_cast<float>(bits & 0xFFFFFF) * 0x1p-24f;
     to[i] = __float2bfloat16(mean + deviation * sqrtf(-2 * logf(u)) * cospif(2 * v));
@@ -172,8 +173,10 @@ void OracleAttention(const OracleArgs& args) {
   OCTAVO_CUDA(cudaGetLastError());
 }
 
-void FillNormal(void* to, int64_t count, uint64_t seed, float mean, float deviation) {
-  normal_kernel<<<1024, 256>>>(static_cast<__nv_bfloat16*>(to), count, seed, mean, deviation);
+void FillNormal(void* to, int64_t count, uint64_t seed, int64_t first, float mean,
+                float deviation) {
+  normal_kernel<<<1024, 256>>>(static_cast<__nv_bfloat16*>(to), count, seed, first, mean,
+                               deviation);
   OCTAVO_CUDA(cudaGetLastError());
 }
 

@@ -26,7 +26,8 @@ struct OracleArgs {
 };
 void OracleAttention(const OracleArgs& args);
 
-// Fills bfloat16 memory with normally distributed numbers: element i of `seed` is always the same.
-void FillNormal(void* to, int64_t count, uint64_t seed, float mean = 0, float deviation = 1);
+// Fills bfloat16 memory with normally distributed numbers, elements `first` and on of `seed`, each
+// of which is always the same.
+void FillNormal(void* to, int64_t count, uint64_t seed, int64_t first, float mean, float deviation);
 
 }  // namespace octavo::conformance
