@@ -1,13 +1,12 @@
 // attention_bench [--only TEXT] [--json PATH] [--quick]: our attention and append kernels on the
 // work of docs/measurements, with bytes, FLOPs and the share of the read bandwidth measured in the
-// same run. --only takes the rows whose "group name format" contains TEXT.
+// same run. --only takes the rows whose group and name contain TEXT.
 #include <cstring>
 #include <exception>
-#include <memory>
+#include <functional>
 #include <string>
 
-#include "measure.h"
-#include "octavo/attention.h"
+#include "rows.h"
 
 namespace octavo::bench {
 namespace {
@@ -17,123 +16,63 @@ struct Options {
   bool quick = false;
 };
 
-constexpr int kHeads = 32, kKvHeads = 8;
+std::string Thousands(int n) {
+  return n % 1024 == 0 ? std::to_string(n / 1024) + "k" : std::to_string(n);
+}
 
-// ---- append
-
-struct AppendSet {
-  DeviceMemory q, k, v, q_out, q_fp8, q_scale, arena, slots;
-};
-
-struct AppendWork {
-  int tokens, head_dim;
-  KvFormat format;
-  bool fp8_queries;
-  DeviceMemory cos_sin, norm, scale, flags, saturated, amax;
-  std::vector<AppendSet> sets;
-
-  AppendWork(int tokens_, int head_dim_, KvFormat format_, bool fp8_queries_)
-      : tokens(tokens_), head_dim(head_dim_), format(format_), fp8_queries(fp8_queries_) {
-    cos_sin = DeviceMemory(int64_t{tokens} * head_dim * 4);
-    FillNormal(cos_sin.as(), Element::kF32, int64_t{tokens} * head_dim, 1.5f, 1);
-    norm = DeviceMemory(head_dim * 2);
-    FillNormal(norm.as(), Element::kBF16, head_dim, 1, 2);
-    scale = DeviceMemory(std::vector<float>(kKvHeads, 0.02f));
-    flags = DeviceMemory(std::vector<uint8_t>(tokens, 1));
-    saturated = DeviceMemory(std::vector<uint64_t>(2));
-    amax = DeviceMemory(std::vector<float>(2));
-    const KvLayout layout = Layout();
-    const bool prompt = tokens >= 4 * kPageSize;
-    const int pages = prompt ? (tokens + kPageSize - 1) / kPageSize : tokens;
-    const int64_t page_units = layout.ClaimBytes() / kPageUnit;
-    const int64_t row = int64_t{tokens} * head_dim;
-    const int count = static_cast<int>(int64_t{240 << 20} / Bytes()) + 2;
-    for (int i = 0; i < std::min(count, 64); ++i) {
-      AppendSet set{
-          .q = DeviceMemory(row * kHeads * 2),
-          .k = DeviceMemory(row * kKvHeads * 2),
-          .v = DeviceMemory(row * kKvHeads * 2),
-          .q_out = DeviceMemory(row * kHeads * 2),
-          .q_fp8 = DeviceMemory(row * kHeads),
-          .q_scale = DeviceMemory(int64_t{tokens} * kHeads * 4),
-          .arena = DeviceMemory(pages * layout.ClaimBytes()),
-      };
-      FillNormal(set.q.as(), Element::kBF16, row * kHeads, 1, 10 + i);
-      FillNormal(set.k.as(), Element::kBF16, row * kKvHeads, 1, 20 + i);
-      FillNormal(set.v.as(), Element::kBF16, row * kKvHeads, 1, 30 + i);
-      std::vector<int64_t> slots(tokens);
-      for (int t = 0; t < tokens; ++t) {
-        // A prompt takes whole pages, out of order; decodes stand somewhere in a page each.
-        const int64_t page = prompt ? int64_t{t / kPageSize} * 37 % pages : t;
-        const int place = prompt ? t % kPageSize : (t * 29 + 5) % kPageSize;
-        slots[t] = page * page_units * kPageSize + place;
-      }
-      set.slots = DeviceMemory(slots);
-      sets.push_back(std::move(set));
+std::vector<AttentionSpec> DecodeSpecs(bool quick) {
+  std::vector<AttentionSpec> specs;
+  auto add = [&](const std::string& name, std::vector<int> lengths, AttentionSpec spec) {
+    spec.group = "decode";
+    spec.name = "head_dim " + std::to_string(spec.head_dim) + " " + name;
+    spec.tokens.assign(lengths.size(), 1);
+    spec.lengths = std::move(lengths);
+    specs.push_back(std::move(spec));
+  };
+  const int k = 1024;
+  for (int head_dim : {64, 128, 256}) {
+    const AttentionSpec base{.head_dim = head_dim};
+    add("1 x 128k", {128 * k}, base);
+    add("8 x 32k", std::vector(8, 32 * k), base);
+    add("64 x 8k", std::vector(64, 8 * k), base);
+    std::vector<int> uneven(32, 4 * k);
+    uneven[0] = 128 * k;
+    add("128k, 31 x 4k", uneven, base);
+    if (quick && head_dim != 128) continue;
+    for (int length : {512, 1 * k, 2 * k})
+      add("64 x " + Thousands(length), std::vector(64, length), base);
+    add("8 x 1k", std::vector(8, k), base);
+    AttentionSpec window = base;
+    window.window = k;
+    add("64 x 8k, window 1k", std::vector(64, 8 * k), window);
+    for (int group : {1, 8, 16}) {
+      AttentionSpec grouped = base;
+      grouped.heads = group * kKvHeads;
+      add("64 x 8k, group " + std::to_string(group), std::vector(64, 8 * k), grouped);
+      add("1 x 128k, group " + std::to_string(group), {128 * k}, grouped);
     }
-    BENCH_CUDA(cudaDeviceSynchronize());
   }
-  KvLayout Layout() const {
-    return {.k_format = format, .v_format = format, .kv_heads = kKvHeads, .head_dim = head_dim};
-  }
-  int64_t Bytes() const {
-    const int64_t heads = int64_t{tokens} * head_dim;
-    const int64_t scales = HasTokenScales(format) ? int64_t{tokens} * kKvHeads * 8 : 0;
-    return heads * 2 * (kHeads + 2 * kKvHeads) + heads * 4 /* angles */ +
-           heads * kHeads * (fp8_queries ? 1 : 2) + (fp8_queries ? tokens * kHeads * 4 : 0) +
-           heads * 2 * kKvHeads * ElementSize(format) + scales;
-  }
-  void Run(int i, void* stream) const {
-    const AppendSet& set = sets[i];
-    cuda::AppendCall call{
-        .tokens = tokens,
-        .heads = kHeads,
-        .q = set.q.as(),
-        .k = set.k.as(),
-        .v = set.v.as(),
-        .q_stride = int64_t{kHeads} * head_dim,
-        .k_stride = int64_t{kKvHeads} * head_dim,
-        .v_stride = int64_t{kKvHeads} * head_dim,
-        .q_norm = norm.as(),
-        .k_norm = norm.as(),
-        .norm_eps = 1e-6f,
-        .cos_sin = cos_sin.as<float>(),
-        .rotary_dim = head_dim,
-        .slots = set.slots.as<int64_t>(),
-        .cache = {.layout = Layout(),
-                  .arena = set.arena.as<std::byte>(),
-                  .k_scale = scale.as<float>(),
-                  .v_scale = scale.as<float>(),
-                  .saturated = saturated.as<uint64_t>(),
-                  .amax = amax.as<float>()},
-        .q_out = set.q_out.as(),
+  return specs;
+}
+
+std::vector<AttentionSpec> PrefillSpecs(bool quick) {
+  std::vector<AttentionSpec> specs;
+  const int k = 1024;
+  for (int head_dim : {64, 128, 256}) {
+    auto add = [&](const std::string& name, int tokens, int length) {
+      specs.push_back({.group = "prefill",
+                       .name = "head_dim " + std::to_string(head_dim) + " " + name,
+                       .head_dim = head_dim,
+                       .tokens = {tokens},
+                       .lengths = {length}});
     };
-    if (fp8_queries) {
-      call.fp8_queries = flags.as<uint8_t>();
-      call.q_fp8 = set.q_fp8.as();
-      call.q_scale = set.q_scale.as<float>();
-    }
-    cuda::Append(call, stream);
+    add("4k", 4 * k, 4 * k);
+    add("8k", 8 * k, 8 * k);
+    add("16k", 16 * k, 16 * k);
+    add("2k of 64k", 2 * k, 64 * k);
+    if (!quick) add("64k", 64 * k, 64 * k);
   }
-};
-
-std::vector<Row> AppendRows(int tokens, int head_dim) {
-  std::vector<Row> rows;
-  for (KvFormat format : {KvFormat::kFp8E4M3, KvFormat::kBF16, KvFormat::kFp8PerTokenHead,
-                          KvFormat::kInt8PerTokenHead}) {
-    for (bool fp8_queries : {false, true}) {
-      if (fp8_queries && (format != KvFormat::kFp8E4M3 || tokens < 1024)) continue;
-      auto work = std::make_shared<AppendWork>(tokens, head_dim, format, fp8_queries);
-      rows.push_back(
-          {.group = "append",
-           .name = std::to_string(tokens) + " tokens, head_dim " + std::to_string(head_dim),
-           .format = std::string(Name(format)) + (fp8_queries ? ", fp8 queries" : ""),
-           .bytes = static_cast<double>(work->Bytes()),
-           .sets = static_cast<int>(work->sets.size()),
-           .call = [work](int set, void* stream) { work->Run(set, stream); }});
-    }
-  }
-  return rows;
+  return specs;
 }
 
 void Run(const Options& options) {
@@ -143,12 +82,9 @@ void Run(const Options& options) {
   std::printf("%s: reads %.0f GB/s, copies %.0f GB/s (read and written)\n", device.name,
               bandwidth.read * 1e-9, bandwidth.copy * 1e-9);
   std::vector<Row> done;
-  auto run = [&](const std::function<std::vector<Row>()>& make) {
+  auto run = [&](const std::string& name, const std::function<std::vector<Row>()>& make) {
+    if (name.find(options.only) == std::string::npos) return;
     std::vector<Row> rows = make();
-    std::erase_if(rows, [&](const Row& row) {
-      return (row.group + ' ' + row.name + ' ' + row.format).find(options.only) ==
-             std::string::npos;
-    });
     Measure(rows, options.quick ? 0.02 : 0.1);
     for (Row& row : rows) {
       PrintRow(row, bandwidth);
@@ -157,7 +93,24 @@ void Run(const Options& options) {
     }
   };
   for (int head_dim : {64, 128, 256}) {
-    for (int tokens : {64, 8192}) run([&] { return AppendRows(tokens, head_dim); });
+    for (int tokens : {64, 8192}) {
+      run("append " + AppendName(tokens, head_dim), [&] { return AppendRows(tokens, head_dim); });
+    }
+  }
+  for (const AttentionSpec& spec : DecodeSpecs(options.quick)) {
+    run(spec.group + ' ' + spec.name, [&] {
+      return AttentionRows(spec, {{KvFormat::kFp8E4M3, cuda::AttentionMath::k16Bit},
+                                  {KvFormat::kBF16, cuda::AttentionMath::k16Bit},
+                                  {KvFormat::kInt8PerTokenHead, cuda::AttentionMath::k16Bit}});
+    });
+  }
+  for (const AttentionSpec& spec : PrefillSpecs(options.quick)) {
+    run(spec.group + ' ' + spec.name, [&] {
+      return AttentionRows(spec, {{KvFormat::kFp8E4M3, cuda::AttentionMath::kFp8},
+                                  {KvFormat::kBF16, cuda::AttentionMath::k16Bit},
+                                  {KvFormat::kFp8E4M3, cuda::AttentionMath::k16Bit},
+                                  {KvFormat::kFp8E4M3, cuda::AttentionMath::kFp8TensorCore}});
+    });
   }
   if (!options.json.empty()) WriteJson(options.json, device.name, bandwidth, done);
 }

@@ -54,6 +54,12 @@ __global__ void fill_floats_kernel(float* to, float value, int64_t count) {
     to[i] = value;
 }
 
+__global__ void fill_scales_kernel(std::byte* scales, int64_t page_bytes, int count, float value) {
+  auto* to = reinterpret_cast<float*>(scales + blockIdx.x * page_bytes);
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x))
+    to[i] = value;
+}
+
 __global__ __launch_bounds__(512) void read_kernel(const uint4* from, int64_t count, uint32_t* to) {
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   uint32_t sum = 0;
@@ -142,6 +148,13 @@ void FillNormal(void* to, Element element, int64_t count, float scale, uint64_t 
 
 void FillFloats(float* to, float value, int64_t count) {
   fill_floats_kernel<<<256, 256>>>(to, value, count);
+  BENCH_CUDA(cudaGetLastError());
+}
+
+void FillScales(std::byte* pages, int64_t page_count, int64_t page_bytes, int64_t offset, int count,
+                float value) {
+  fill_scales_kernel<<<static_cast<int>(page_count), 256>>>(pages + offset, page_bytes, count,
+                                                            value);
   BENCH_CUDA(cudaGetLastError());
 }
 

@@ -53,8 +53,10 @@ class DeviceMemory {
 enum class Element { kF32, kF16, kBF16, kE4M3, kE5M2, kI8 };
 Element ElementOf(KvFormat format);
 void FillNormal(void* to, Element element, int64_t count, float scale, uint64_t seed);
-// Sets `count` floats.
+// Sets `count` floats; sets `count` floats at `offset` of every page.
 void FillFloats(float* to, float value, int64_t count);
+void FillScales(std::byte* pages, int64_t page_count, int64_t page_bytes, int64_t offset, int count,
+                float value);
 
 // Bytes per second that the machine reads, from a buffer much larger than L2, and those it copies
 // (read and written).
