@@ -160,24 +160,6 @@ __device__ __forceinline__ Runs RunsOf(int lane, int rotary_dim) {
   return {first, first + (kHeadDim - rotary_dim) / 2, false};
 }
 
-struct Angles {
-  float cos[8], sin[8];
-};
-__device__ __forceinline__ Angles LoadAngles(const Params& p, int token, const Runs& runs) {
-  Angles angles;
-  const float* row = p.cos_sin + int64_t{token} * p.rotary_dim + runs.first;
-#pragma unroll
-  for (int i = 0; i < 8; i += 4) {
-    const auto cos = *reinterpret_cast<const float4*>(row + i);
-    const auto sin = *reinterpret_cast<const float4*>(row + p.rotary_dim / 2 + i);
-    angles.cos[i] = cos.x, angles.cos[i + 1] = cos.y;
-    angles.cos[i + 2] = cos.z, angles.cos[i + 3] = cos.w;
-    angles.sin[i] = sin.x, angles.sin[i + 1] = sin.y;
-    angles.sin[i + 2] = sin.z, angles.sin[i + 3] = sin.w;
-  }
-  return angles;
-}
-
 // `weights`: [head_dim] in shared memory, the offset already added.
 template <int kHeadDim>
 __device__ __forceinline__ void Normalise(const float* weights, float eps, const Runs& runs,
@@ -201,12 +183,20 @@ __device__ __forceinline__ void Normalise(const float* weights, float eps, const
   }
 }
 
-__device__ __forceinline__ void Rotate(const Angles& angles, float (&x)[16]) {
+// `angles`: a token's cosines and sines in shared memory.
+__device__ __forceinline__ void Rotate(const float* angles, int rotary_dim, const Runs& runs,
+                                       float (&x)[16]) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const float a = x[i], b = x[i + 8];
-    x[i] = a * angles.cos[i] - b * angles.sin[i];
-    x[i + 8] = b * angles.cos[i] + a * angles.sin[i];
+  for (int i = 0; i < 8; i += 4) {
+    const auto cos = *reinterpret_cast<const float4*>(angles + runs.first + i);
+    const auto sin = *reinterpret_cast<const float4*>(angles + rotary_dim / 2 + runs.first + i);
+    const float c[4] = {cos.x, cos.y, cos.z, cos.w}, s[4] = {sin.x, sin.y, sin.z, sin.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float a = x[i + j], b = x[i + j + 8];
+      x[i + j] = a * c[j] - b * s[j];
+      x[i + j + 8] = b * c[j] + a * s[j];
+    }
   }
 }
 
@@ -282,10 +272,14 @@ __device__ __forceinline__ void AppendQueriesAndKeys(const Params& p, int tile_b
   Raw<Input> next = load(begin), after = load(begin + 1);
   int64_t slot = -1;
   bool fp8 = false;
-  Angles angles;
+  float* angles = weights + (2 + threadIdx.x / 32) * kHeadDim;
   if (inside) {
     slot = p.slots[token];
-    if (runs.rotated) angles = LoadAngles(p, token, runs);
+    for (int i = 4 * static_cast<int>(threadIdx.x % 32); i < p.rotary_dim; i += 128) {
+      *reinterpret_cast<float4*>(angles + i) =
+          *reinterpret_cast<const float4*>(p.cos_sin + int64_t{token} * p.rotary_dim + i);
+    }
+    __syncwarp();
     fp8 = p.fp8_queries != nullptr && p.fp8_queries[token] != 0;
   }
   const Reporter reporter(p, 0);
@@ -310,7 +304,7 @@ __device__ __forceinline__ void AppendQueriesAndKeys(const Params& p, int tile_b
     after = load(step + 2);
     if ((is_key ? p.k_norm : p.q_norm) != nullptr)
       Normalise<kHeadDim>(weights + (is_key ? kHeadDim : 0), p.norm_eps, runs, x);
-    if (runs.rotated) Rotate(angles, x);
+    if (runs.rotated) Rotate(angles, p.rotary_dim, runs, x);
     const int head = (is_key ? step - q_steps : step) * kHeads + lane_head;
     if (is_key) {
       StoreKey<kHeadDim>(p, slot, head, head < p.kv_heads, runs, lane == 0, x, statistics);
@@ -590,7 +584,7 @@ void Launch(Params p, cudaStream_t stream) {
   p.shares = p.tokens >= 2048 ? 1 : steps;
   const dim3 grid(p.kv_heads + ceil_div(p.tile * p.shares, kWarps), ceil_div(p.tokens, p.tile));
   const int staged = std::max(p.tile * kHeadDim * ElementSize(p.v_format) + 128,
-                              2 * kHeadDim * int{sizeof(float)});
+                              (2 + kWarps) * kHeadDim * int{sizeof(float)});
   append_kernel<kHeadDim, Input><<<grid, kThreads, staged, stream>>>(p);
   CUDA_CHECK(cudaGetLastError());
 }
