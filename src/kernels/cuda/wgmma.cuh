@@ -1,11 +1,11 @@
-// Warpgroup matrix products: d[64, N] (+)= a[64, K] b[N, K]^T, K being 32 bytes, b (and a, unless in
-// registers) K-major in swizzled shared memory, float32 accumulators.
+// Warpgroup matrix products: d[64, N] (+)= a[64, K] b[N, K]^T, K being 32 bytes, b (and a, unless
+// in registers) K-major in swizzled shared memory, float32 accumulators.
 //
 // Accumulator register 4 j + i of a thread holds row 16 * warp + lane / 4 + 8 * (i / 2), column
 // 8 j + 2 * (lane % 4) + i % 2.
 //
-// Between WgmmaFence() and the WgmmaWait() that covers them, no other instruction may touch the registers
-// of a product: ptxas serialises what does not keep to that (warning C7514).
+// Between WgmmaFence() and the WgmmaWait() that covers them, no other instruction may touch the
+// registers of a product: ptxas serialises what does not keep to that (warning C7514).
 #pragma once
 
 #include <cstdint>
@@ -26,8 +26,8 @@ __device__ __forceinline__ void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// A K-major operand: rows of kRowBytes (128 or 64), which is also the swizzle, in groups of eight. An
-// operand's next 32 bytes of K lie at descriptor + 2.
+// A K-major operand: rows of kRowBytes (128 or 64), which is also the swizzle, in groups of eight.
+// An operand's next 32 bytes of K lie at descriptor + 2.
 template <int kRowBytes>
 __device__ __forceinline__ uint64_t WgmmaDescriptor(const void* p) {
   static_assert(kRowBytes == 128 || kRowBytes == 64);
@@ -44,16 +44,16 @@ template <WgmmaType kType, int kN>
 struct Wgmma;
 
 // Operand lists: %0 ... of the assembler text, and the registers they stand for.
-#define OCTAVO_TEXT_0 \
+#define OCTAVO_TEXT_0                                                                \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, " \
   "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define OCTAVO_TEXT_32 \
+#define OCTAVO_TEXT_32                                                               \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define OCTAVO_TEXT_64 \
+#define OCTAVO_TEXT_64                                                               \
   "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
   "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define OCTAVO_TEXT_96 \
+#define OCTAVO_TEXT_96                                                               \
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, " \
   "%110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %1" \
   "23, %124, %125, %126, %127"
@@ -62,14 +62,11 @@ struct Wgmma;
   OCTAVO_REGS_4(d, i), OCTAVO_REGS_4(d, i + 4), OCTAVO_REGS_4(d, i + 8), OCTAVO_REGS_4(d, i + 12)
 #define OCTAVO_REGS_32(d, i) OCTAVO_REGS_16(d, i), OCTAVO_REGS_16(d, i + 16)
 #define OCTAVO_TEXT_N64 OCTAVO_TEXT_0
-#define OCTAVO_REGS_N64(d) \
-  OCTAVO_REGS_32(d, 0)
+#define OCTAVO_REGS_N64(d) OCTAVO_REGS_32(d, 0)
 #define OCTAVO_TEXT_N128 OCTAVO_TEXT_0 ", " OCTAVO_TEXT_32
-#define OCTAVO_REGS_N128(d) \
-  OCTAVO_REGS_32(d, 0), OCTAVO_REGS_32(d, 32)
+#define OCTAVO_REGS_N128(d) OCTAVO_REGS_32(d, 0), OCTAVO_REGS_32(d, 32)
 #define OCTAVO_TEXT_N192 OCTAVO_TEXT_0 ", " OCTAVO_TEXT_32 ", " OCTAVO_TEXT_64
-#define OCTAVO_REGS_N192(d) \
-  OCTAVO_REGS_32(d, 0), OCTAVO_REGS_32(d, 32), OCTAVO_REGS_32(d, 64)
+#define OCTAVO_REGS_N192(d) OCTAVO_REGS_32(d, 0), OCTAVO_REGS_32(d, 32), OCTAVO_REGS_32(d, 64)
 #define OCTAVO_TEXT_N256 OCTAVO_TEXT_0 ", " OCTAVO_TEXT_32 ", " OCTAVO_TEXT_64 ", " OCTAVO_TEXT_96
 #define OCTAVO_REGS_N256(d) \
   OCTAVO_REGS_32(d, 0), OCTAVO_REGS_32(d, 32), OCTAVO_REGS_32(d, 64), OCTAVO_REGS_32(d, 96)
@@ -81,7 +78,8 @@ struct Wgmma;
   struct Wgmma<WgmmaType::kType, kN> {                                                             \
     static __device__ __forceinline__ void SS(float (&d)[kN / 2], uint64_t a, uint64_t b,          \
                                               int accumulate) {                                    \
-      asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #kI2 ", 0;\n"                                \
+      asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #kI2                                         \
+                   ", 0;\n"                                                                        \
                    "wgmma.mma_async.sync.aligned.m64n" #kN kInstruction " {" OCTAVO_TEXT_N##kN     \
                    "}, %" #kI0 ", %" #kI1 ", p, 1, 1" kTransposeSS "; }"                           \
                    : OCTAVO_REGS_N##kN(d)                                                          \
@@ -90,7 +88,8 @@ struct Wgmma;
     static __device__ __forceinline__ void RS(float (&d)[kN / 2], uint32_t a0, uint32_t a1,        \
                                               uint32_t a2, uint32_t a3, uint64_t b,                \
                                               int accumulate) {                                    \
-      asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #kI5 ", 0;\n"                                \
+      asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #kI5                                         \
+                   ", 0;\n"                                                                        \
                    "wgmma.mma_async.sync.aligned.m64n" #kN kInstruction " {" OCTAVO_TEXT_N##kN     \
                    "}, {%" #kI0 ", %" #kI1 ", %" #kI2 ", %" #kI3 "}, %" #kI4                       \
                    ", p, 1, 1" kTransposeRS "; }"                                                  \
@@ -98,8 +97,8 @@ struct Wgmma;
                    : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate));                 \
     }                                                                                              \
   };
-#define OCTAVO_WGMMA_ALL_TYPES(kN, kI0, kI1, kI2, kI3, kI4, kI5)                               \
-  OCTAVO_WGMMA(kE4M3, kN, "k32.f32.e4m3.e4m3", "", "", kI0, kI1, kI2, kI3, kI4, kI5)            \
+#define OCTAVO_WGMMA_ALL_TYPES(kN, kI0, kI1, kI2, kI3, kI4, kI5)                              \
+  OCTAVO_WGMMA(kE4M3, kN, "k32.f32.e4m3.e4m3", "", "", kI0, kI1, kI2, kI3, kI4, kI5)          \
   OCTAVO_WGMMA(kBF16, kN, "k16.f32.bf16.bf16", ", 0, 0", ", 0", kI0, kI1, kI2, kI3, kI4, kI5) \
   OCTAVO_WGMMA(kF16, kN, "k16.f32.f16.f16", ", 0, 0", ", 0", kI0, kI1, kI2, kI3, kI4, kI5)
 
