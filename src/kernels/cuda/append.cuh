@@ -37,9 +37,9 @@ struct AppendParams {
   uint8_t* q_fp8;
   float* q_scale;
 
-  int q_steps, k_steps, steps;  // of a token; the rest are values
-  int tile;                     // tokens of a tile of values; 0: values are steps too
-  int tile_cost;                // of a tile and head, in steps
+  int q_steps = 0, k_steps = 0, steps = 0;  // of a token; the rest are values
+  int tile = 0;                             // tokens of a tile of values; 0: values are steps too
+  int tile_cost = 0;                        // of a tile and head, in steps
 };
 
 __device__ __forceinline__ std::byte* Claim(const AppendParams& p, int64_t slot) {
@@ -110,6 +110,17 @@ __device__ __forceinline__ void StoreCodes(const Codes& codes, bool is_16bit, vo
     *static_cast<uint2*>(first) = make_uint2(word[0], word[1]);
     *static_cast<uint2*>(second) = make_uint2(word[2], word[3]);
   }
+}
+
+// The first slot of a page that nothing has written, if this launch writes its slot 0 and `token`
+// is the last that it writes there; else kPageSize. Tokens of a page are consecutive rows of the
+// call.
+__device__ __forceinline__ int FirstUnwritten(const AppendParams& p, int token, int64_t slot) {
+  const int place = static_cast<int>(slot % kPageSize);
+  if (place == kPageSize - 1 || token < place) return kPageSize;
+  if (place > 0 && p.slots[token - place] != slot - place) return kPageSize;
+  if (token + 1 < p.tokens && p.slots[token + 1] == slot + 1) return kPageSize;
+  return place + 1;
 }
 
 // A layer's statistics of K (0) or V (1). Its amax rarely changes, so most warps only read it,

@@ -94,16 +94,6 @@ __device__ __forceinline__ void StoreKey(const AppendParams& p, int64_t slot, in
   StoreCodes(codes, is_16bit, to + (runs.first << is_16bit), to + (runs.second << is_16bit));
 }
 
-// Slots of a page that nothing has written, if this launch writes its slot 0 and `token` is the
-// last that it writes there: those behind the token's. Otherwise kPageSize, none.
-__device__ __forceinline__ int FirstUnwritten(const AppendParams& p, int token, int64_t slot) {
-  const int place = static_cast<int>(slot % kPageSize);
-  if (place == kPageSize - 1 || token < place) return kPageSize;
-  if (place > 0 && p.slots[token - place] != slot - place) return kPageSize;
-  if (token + 1 < p.tokens && p.slots[token + 1] == slot + 1) return kPageSize;
-  return place + 1;
-}
-
 template <class Element>
 __device__ __forceinline__ void StoreColumn(const Codes& codes, std::byte* v, const Runs& runs,
                                             int position) {

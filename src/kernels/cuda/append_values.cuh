@@ -15,7 +15,7 @@ struct Piece {
   bool clears;  // nothing behind it in its page is written by this launch, and slot 0 is
 };
 
-// By one warp. Tokens of a page are consecutive rows of the call.
+// By one warp.
 template <int kPerVector>
 __device__ __forceinline__ void FindPieces(const AppendParams& p, int tile_begin, Piece* pieces,
                                            int* count) {
@@ -42,10 +42,7 @@ __device__ __forceinline__ void FindPieces(const AppendParams& p, int tile_begin
     const int length = behind != 0 ? __ffsll(static_cast<long long>(behind)) : 64 - token;
     const int64_t last_slot = slot[half] + length - 1;
     const int last = tile_begin + token + length - 1;
-    const int place = static_cast<int>(last_slot % kPageSize);
-    const bool ends = last + 1 >= p.tokens || p.slots[last + 1] != last_slot + 1;
-    const bool clears = ends && place < kPageSize - 1 && last >= place &&
-                        p.slots[last - place] == last_slot - place;
+    const bool clears = FirstUnwritten(p, last, last_slot) < kPageSize;
     pieces[__popcll(starts & ((uint64_t{1} << token) - 1))] = {slot[half], token, length, clears};
   }
   if (lane == 0) *count = __popcll(starts);
