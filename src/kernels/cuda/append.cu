@@ -25,35 +25,37 @@ constexpr int kBlocks = sizeof(Input) == 4 ? 4
                         : kHeadDim == 256  ? 5
                                            : 6;
 
+// Where block `block` begins if `count` things are dealt out to all.
+__device__ __forceinline__ int Share(int count, int block) {
+  return static_cast<int>(static_cast<uint64_t>(count) * block / gridDim.x);
+}
+
 template <int kHeadDim, class Input>
 __global__ __launch_bounds__(kAppendThreads, (kBlocks<kHeadDim, Input>)) void append_kernel(
     const __grid_constant__ AppendParams p) {
   extern __shared__ __align__(16) std::byte shared[];
-  const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-  const int64_t steps = int64_t{p.tokens} * p.steps;
-  int64_t begin = block * kAppendWarps, end = min(begin + kAppendWarps, steps);
-  if (p.tile > 0) {
-    // Tiles are dealt out evenly, and whoever has one more has fewer steps.
-    const int tiles = (p.tokens + p.tile - 1) / p.tile * p.kv_heads;
-    const int first = static_cast<int>(int64_t{tiles} * block / blocks);
-    const int last = static_cast<int>(int64_t{tiles} * (block + 1) / blocks);
-    const int64_t cost = steps + int64_t{tiles} * p.tile_cost;
-    begin = cost * block / blocks - int64_t{first} * p.tile_cost;
-    end = cost * (block + 1) / blocks - int64_t{last} * p.tile_cost;
-    for (int tile = first; tile < last; ++tile) {
-      const int tile_begin = tile / p.kv_heads * p.tile, head = tile % p.kv_heads;
-      if (Is16Bit(p.v_format)) {
-        AppendValues<kHeadDim, Input, true>(p, tile_begin, head, shared);
-      } else {
-        AppendValues<kHeadDim, Input, false>(p, tile_begin, head, shared);
-      }
-      __syncthreads();
+  const int block = static_cast<int>(blockIdx.x);
+  // Tiles are dealt out evenly, and whoever has one more has fewer steps.
+  const int tiles = p.tile == 0 ? 0 : (p.tokens + p.tile - 1) / p.tile * p.kv_heads;
+  for (int tile = Share(tiles, block); tile < Share(tiles, block + 1); ++tile) {
+    const int tile_begin = tile / p.kv_heads * p.tile, head = tile % p.kv_heads;
+    if (Is16Bit(p.v_format)) {
+      AppendValues<kHeadDim, Input, true>(p, tile_begin, head, shared);
+    } else {
+      AppendValues<kHeadDim, Input, false>(p, tile_begin, head, shared);
     }
+    __syncthreads();
   }
+  const int steps = p.tokens * p.steps;
+  const auto first_step = [&](int of) {
+    if (p.tile == 0) return min(of * kAppendWarps, steps);
+    return Share(steps + tiles * p.tile_cost, of) - Share(tiles, of) * p.tile_cost;
+  };
+  const int begin = first_step(block), end = first_step(block + 1);
   const int warp = static_cast<int>(threadIdx.x / 32);
-  const int per_warp = static_cast<int>(end - begin + kAppendWarps - 1) / kAppendWarps;
-  const int warp_begin = static_cast<int>(begin) + warp * per_warp;
-  AppendSteps<kHeadDim, Input>(p, warp_begin, min(warp_begin + per_warp, static_cast<int>(end)),
+  const int per_warp = (end - begin + kAppendWarps - 1) / kAppendWarps;
+  const int warp_begin = begin + warp * per_warp;
+  AppendSteps<kHeadDim, Input>(p, warp_begin, min(warp_begin + per_warp, end),
                                reinterpret_cast<float*>(shared));
 }
 
@@ -119,6 +121,7 @@ void Launch(AppendParams p, cudaStream_t stream) {
   p.tile = p.tokens < 256 ? 0 : p.tokens < 2048 ? 16 : kMaxAppendTile;
   p.steps = p.q_steps + p.k_steps * (p.tile == 0 ? 2 : 1);
   const int64_t steps = int64_t{p.tokens} * p.steps;
+  Require(steps < (1 << 29), "tokens", "fewer", p.tokens);
   int blocks = ceil_div(steps, kAppendWarps), shared = kHeadsSharedBytes<kHeadDim>;
   if (p.tile > 0) {
     int device = 0, multiprocessors = 0;

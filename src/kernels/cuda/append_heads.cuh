@@ -20,9 +20,16 @@ __device__ __forceinline__ Runs RunsOf(int lane, int rotary_dim) {
   return {first, first + (kHeadDim - rotary_dim) / 2, false};
 }
 
-// `weights`: [head_dim] in shared memory, the offset already added.
+__device__ __forceinline__ void Load8(const float* from, float (&x)[8]) {
+  const auto a = *reinterpret_cast<const float4*>(from),
+             b = *reinterpret_cast<const float4*>(from + 4);
+  x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
+  x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+}
+
+// The weights of a lane's runs, in shared memory, the offset already added.
 template <int kHeadDim>
-__device__ __forceinline__ void Normalise(const float* weights, float eps, const Runs& runs,
+__device__ __forceinline__ void Normalise(const float* first, const float* second, float eps,
                                           float (&x)[16]) {
   float parts[4] = {};
 #pragma unroll
@@ -32,57 +39,52 @@ __device__ __forceinline__ void Normalise(const float* weights, float eps, const
   for (int step = kHeadDim / 32; step > 0; step /= 2)
     squares += __shfl_xor_sync(0xFFFFFFFF, squares, step);
   const float inverse = ReciprocalRoot(squares * (1.0f / kHeadDim) + eps);
+  float w[8];
+  Load8(first, w);
 #pragma unroll
-  for (int i = 0; i < 16; i += 4) {
-    const auto w =
-        *reinterpret_cast<const float4*>(weights + (i < 8 ? runs.first + i : runs.second + i - 8));
-    x[i] *= inverse * w.x;
-    x[i + 1] *= inverse * w.y;
-    x[i + 2] *= inverse * w.z;
-    x[i + 3] *= inverse * w.w;
+  for (int i = 0; i < 8; ++i) x[i] *= inverse * w[i];
+  Load8(second, w);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) x[i + 8] *= inverse * w[i];
+}
+
+__device__ __forceinline__ void Rotate(const float* cosines, const float* sines, float (&x)[16]) {
+  float cos[8], sin[8];
+  Load8(cosines, cos);
+  Load8(sines, sin);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float a = x[i], b = x[i + 8];
+    x[i] = a * cos[i] - b * sin[i];
+    x[i + 8] = b * cos[i] + a * sin[i];
   }
 }
 
-// `angles`: a token's cosines and sines in shared memory.
-__device__ __forceinline__ void Rotate(const float* angles, int rotary_dim, const Runs& runs,
-                                       float (&x)[16]) {
+// Queries go to element `at` of q_out or q_fp8, where heads lie one behind another.
+__device__ __forceinline__ void StoreQuery(const AppendParams& p, int64_t at, const Runs& runs,
+                                           const float (&x)[16]) {
+  Codes codes;
 #pragma unroll
-  for (int i = 0; i < 8; i += 4) {
-    const auto cos = *reinterpret_cast<const float4*>(angles + runs.first + i);
-    const auto sin = *reinterpret_cast<const float4*>(angles + rotary_dim / 2 + runs.first + i);
-    const float c[4] = {cos.x, cos.y, cos.z, cos.w}, s[4] = {sin.x, sin.y, sin.z, sin.w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float a = x[i + j], b = x[i + j + 8];
-      x[i + j] = a * c[j] - b * s[j];
-      x[i + j + 8] = b * c[j] + a * s[j];
-    }
-  }
+  for (int i = 0; i < 8; ++i) codes.word[i] = PackBF16(x[2 * i], x[2 * i + 1]);
+  __nv_bfloat16* to = p.q_out + at;
+  StoreCodes(codes, true, to + runs.first, to + runs.second);
 }
 
 template <int kHeadDim>
-__device__ __forceinline__ void StoreQuery(const AppendParams& p, int64_t row, bool active,
-                                           const Runs& runs, bool leads, bool fp8, float (&x)[16]) {
-  if (fp8) {
-    const float scale = DynamicScale(MaxOverLanes<kHeadDim / 16>(LargestMagnitude(x)), false);
-    const float reciprocal = Reciprocal(scale);
+__device__ __forceinline__ void StoreQueryFp8(const AppendParams& p, int64_t at, bool active,
+                                              const Runs& runs, bool leads, float (&x)[16]) {
+  const float scale = DynamicScale(MaxOverLanes<kHeadDim / 16>(LargestMagnitude(x)), false);
+  const float reciprocal = Reciprocal(scale);
+  if (!active) return;
+  Codes codes;
 #pragma unroll
-    for (int i = 0; i < 16; ++i) x[i] *= reciprocal;
-    if (!active) return;
-    Codes codes;
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      codes.word[i] = PackE4M3(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
-    uint8_t* to = p.q_fp8 + row * kHeadDim;
-    StoreCodes(codes, false, to + runs.first, to + runs.second);
-    if (leads) p.q_scale[row] = scale;
-  } else if (active) {
-    Codes codes;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) codes.word[i] = PackBF16(x[2 * i], x[2 * i + 1]);
-    __nv_bfloat16* to = p.q_out + row * kHeadDim;
-    StoreCodes(codes, true, to + runs.first, to + runs.second);
+  for (int i = 0; i < 4; ++i) {
+    codes.word[i] = PackE4M3(x[4 * i] * reciprocal, x[4 * i + 1] * reciprocal,
+                             x[4 * i + 2] * reciprocal, x[4 * i + 3] * reciprocal);
   }
+  uint8_t* to = p.q_fp8 + at;
+  StoreCodes(codes, false, to + runs.first, to + runs.second);
+  if (leads) p.q_scale[at / kHeadDim] = scale;
 }
 
 template <int kHeadDim>
@@ -107,32 +109,96 @@ __device__ __forceinline__ void StoreColumn(const Codes& codes, std::byte* v, co
   }
 }
 
+template <class Element>
+__device__ __forceinline__ void ClearColumns(std::byte* v, const Runs& runs, int unwritten) {
+  constexpr int kPerVector = 16 / sizeof(Element), kRowBytes = kPageSize * sizeof(Element);
+  for (; unwritten % kPerVector != 0; ++unwritten) {
+    StoreColumn<Element>({}, v, runs, sizeof(Element) == 2 ? unwritten : PositionIn8Bit(unwritten));
+  }
+#pragma unroll 1
+  for (int i = 0; i < 16; ++i) {
+    std::byte* row = v + (i < 8 ? runs.first + i : runs.second + i - 8) * kRowBytes;
+    for (int token = unwritten; token < kPageSize; token += kPerVector)
+      *reinterpret_cast<uint4*>(row + token * sizeof(Element)) = make_uint4(0, 0, 0, 0);
+  }
+}
+
 // One token's column of V; clears the columns, and the scales, from `unwritten` on.
 __device__ __forceinline__ void StoreValue(const AppendParams& p, int64_t slot, int head,
                                            const Runs& runs, const Codes& codes, int unwritten) {
   const int place = static_cast<int>(slot % kPageSize);
   std::byte* claim = Claim(p, slot);
   std::byte* v = claim + head * p.head_bytes + p.v_offset;
-  const bool is_16bit = Is16Bit(p.v_format);
-  if (is_16bit) {
+  if (Is16Bit(p.v_format)) {
     StoreColumn<uint16_t>(codes, v, runs, place);
+    if (unwritten < kPageSize) ClearColumns<uint16_t>(v, runs, unwritten);
   } else {
     StoreColumn<uint8_t>(codes, v, runs, PositionIn8Bit(place));
+    if (unwritten < kPageSize) ClearColumns<uint8_t>(v, runs, unwritten);
   }
-#pragma unroll 1
-  for (int other = unwritten; other < kPageSize; ++other) {
-    if (is_16bit) {
-      StoreColumn<uint16_t>({}, v, runs, other);
-    } else {
-      StoreColumn<uint8_t>({}, v, runs, PositionIn8Bit(other));
-    }
-    if (runs.first != 0) continue;
+  if (runs.first != 0) return;
+  for (; unwritten < kPageSize; ++unwritten) {
     if (IsDynamic(p.k_format))
-      reinterpret_cast<float*>(claim + p.k_scales)[head * kPageSize + other] = 0;
+      reinterpret_cast<float*>(claim + p.k_scales)[head * kPageSize + unwritten] = 0;
     if (IsDynamic(p.v_format))
-      reinterpret_cast<float*>(claim + p.v_scales)[head * kPageSize + other] = 0;
+      reinterpret_cast<float*>(claim + p.v_scales)[head * kPageSize + unwritten] = 0;
   }
 }
+
+// A lane's loads, in the order of the steps [begin, begin + count).
+template <int kHeadDim, class Input>
+class StepLoader {
+ public:
+  static constexpr int kHeads = 512 / kHeadDim;  // of a step
+
+  __device__ __forceinline__ StepLoader(const AppendParams& p, const Runs& runs, int lane_head,
+                                        int begin, int count)
+      : p_(p),
+        lane_at_(lane_head * kHeadDim + runs.first),
+        second_(runs.second - runs.first),
+        lane_head_(lane_head),
+        token_(begin / p.steps),
+        count_(count) {
+    const int step = begin % p.steps;
+    tensor_ = step < p.q_steps ? 0 : step < p.q_steps + p.k_steps ? 1 : 2;
+    Enter(step - (tensor_ == 0 ? 0 : tensor_ == 1 ? p.q_steps : p.q_steps + p.k_steps));
+  }
+  // Zeros behind the last step and for heads that are not there.
+  __device__ __forceinline__ Raw<Input> Next() {
+    if (left_ == 0) {
+      if (++tensor_ == (p_.tile == 0 ? 3 : 2)) {
+        tensor_ = 0;
+        ++token_;
+      }
+      Enter(0);
+    }
+    --left_;
+    const bool active = lane_head_ < heads_left_;
+    heads_left_ -= kHeads;
+    const Input* from = at_;
+    at_ += kHeads * kHeadDim;
+    return active ? Load<Input>(from, from + second_) : Raw<Input>{};
+  }
+
+ private:
+  // The current tensor of the current token, from its step `step` on.
+  __device__ __forceinline__ void Enter(int step) {
+    const void* tensor = tensor_ == 0 ? p_.q : tensor_ == 1 ? p_.k : p_.v;
+    const int64_t stride = tensor_ == 0 ? p_.q_stride : tensor_ == 1 ? p_.k_stride : p_.v_stride;
+    at_ =
+        static_cast<const Input*>(tensor) + token_ * stride + step * (kHeads * kHeadDim) + lane_at_;
+    left_ = min((tensor_ == 0 ? p_.q_steps : p_.k_steps) - step, count_);
+    heads_left_ = count_ == 0 ? 0 : (tensor_ == 0 ? p_.heads : p_.kv_heads) - step * kHeads;
+    if (left_ == 0) left_ = 1 << 30;
+    count_ -= min(left_, count_);
+  }
+
+  const AppendParams& p_;
+  const Input* at_;
+  int lane_at_, second_, lane_head_;
+  int tensor_, token_, count_;
+  int left_, heads_left_;  // of the tensor
+};
 
 // Room in shared memory: norm weights of q and k, then angles of each warp's token and its next.
 template <int kHeadDim>
@@ -147,104 +213,104 @@ __device__ __forceinline__ void AppendSteps(const AppendParams& p, int begin, in
   const int lane = static_cast<int>(threadIdx.x % kLanes);
   const int lane_head = static_cast<int>(threadIdx.x % 32) / kLanes;
   const Runs runs = RunsOf<kHeadDim>(lane, p.rotary_dim);
-  const int lane_at = lane_head * kHeadDim + runs.first;
-  const int k_begin = p.q_steps, v_begin = p.q_steps + p.k_steps;
+  int left = max(0, end - begin);
+  StepLoader<kHeadDim, Input> loader(p, runs, lane_head, begin, left);
+  Raw<Input> next = loader.Next(), after = loader.Next();
 
-  // What is loaded next.
-  int load_token = begin / p.steps, load_step = begin % p.steps, loads = end - begin;
-  auto load = [&] {
-    const bool is_query = load_step < k_begin, is_key = load_step < v_begin;
-    const int head = (load_step - (is_query ? 0 : is_key ? k_begin : v_begin)) * kHeads;
-    const void* tensor = is_query ? p.q : is_key ? p.k : p.v;
-    const int64_t stride = is_query ? p.q_stride : is_key ? p.k_stride : p.v_stride;
-    const Input* from =
-        static_cast<const Input*>(tensor) + load_token * stride + lane_at + head * kHeadDim;
-    const bool active = loads > 0 && head + lane_head < (is_query ? p.heads : p.kv_heads);
-    --loads;
-    if (++load_step == p.steps) {
-      load_step = 0;
-      ++load_token;
-    }
-    return active ? Load<Input>(from, from + (runs.second - runs.first)) : Raw<Input>{};
-  };
-
-  int token = load_token, step = load_step;
-  Raw<Input> next = load(), after = load();
+  int token = begin / p.steps, step = begin % p.steps;
   float* angles = shared + (2 + 2 * (threadIdx.x / 32)) * kHeadDim;
-  auto fetch_angles = [&](int of, int buffer) {
-    if (of < p.tokens) {
-      for (int i = 4 * static_cast<int>(threadIdx.x % 32); i < p.rotary_dim; i += 128)
-        CopyAsync16(angles + buffer * kHeadDim + i, p.cos_sin + int64_t{of} * p.rotary_dim + i);
+  auto fetch_angles = [&](int of, bool wanted) {
+    if (wanted) {
+#pragma unroll 1
+      for (int i = 4 * static_cast<int>(threadIdx.x % 32); i < p.rotary_dim; i += 128) {
+        CopyAsync16(angles + of % 2 * kHeadDim + i, p.cos_sin + int64_t{of} * p.rotary_dim + i);
+      }
     }
     CopyAsyncCommit();
   };
-  const bool works = begin < end;
-  int64_t slot = works ? p.slots[token] : -1;
-  bool fp8 = works && p.fp8_queries != nullptr && p.fp8_queries[token] != 0;
-  if (works) fetch_angles(token, token % 2);
+  int64_t slot = -1;
+  bool fp8 = false;
+  auto enter_token = [&] {
+    slot = p.slots[token];
+    fp8 = p.fp8_queries != nullptr && p.fp8_queries[token] != 0;
+  };
+  if (left > 0) enter_token();
+  fetch_angles(token, left > 0);
   // A warp that has values has nothing else.
-  const int which = p.tile == 0 && step >= v_begin ? 1 : 0;
+  const int which = p.tile == 0 && step >= p.q_steps + p.k_steps ? 1 : 0;
   const float known_amax = KnownAmax(p, which);
-  if (p.q_norm != nullptr || p.k_norm != nullptr) {
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < kHeadDim; i += kAppendThreads) {
-      if (p.q_norm != nullptr) shared[i] = __bfloat162float(p.q_norm[i]) + p.norm_offset;
-      if (p.k_norm != nullptr) shared[kHeadDim + i] = __bfloat162float(p.k_norm[i]) + p.norm_offset;
-    }
+  for (int i = static_cast<int>(threadIdx.x); i < kHeadDim; i += kAppendThreads) {
+    if (p.q_norm != nullptr) shared[i] = __bfloat162float(p.q_norm[i]) + p.norm_offset;
+    if (p.k_norm != nullptr) shared[kHeadDim + i] = __bfloat162float(p.k_norm[i]) + p.norm_offset;
   }
   __syncthreads();
+  const float *first_weight = shared + runs.first, *second_weight = shared + runs.second;
 
   Statistics statistics;
-  for (int left = end - begin; left > 0;) {  // a token
+  while (left > 0) {  // a token
     const int step_end = min(p.steps, step + left);
     left -= step_end - step;
-    const bool more = left > 0;
-    const int64_t next_slot = more ? p.slots[token + 1] : -1;
-    const bool next_fp8 = more && p.fp8_queries != nullptr && p.fp8_queries[token + 1] != 0;
     __syncwarp();
-    fetch_angles(more ? token + 1 : p.tokens, (token + 1) % 2);
+    fetch_angles(token + 1, left > 0);
     CopyAsyncWait<1>();
     __syncwarp();
-    const float* token_angles = angles + token % 2 * kHeadDim;
-#pragma unroll 1
-    for (; step < step_end; ++step) {
-      const bool is_query = step < k_begin, is_value = step >= v_begin;
-      const int head = (step - (is_query ? 0 : is_value ? v_begin : k_begin)) * kHeads + lane_head;
-      const bool active = head < (is_query ? p.heads : p.kv_heads);
-      float x[16];
+    const float* cosines = angles + token % 2 * kHeadDim + runs.first;
+    const float* sines = cosines + p.rotary_dim / 2;
+    auto advance = [&](float(&x)[16]) {
       Widen(next, x);
       next = after;
-      after = load();
+      after = loader.Next();
+    };
+
+    const int q_end = min(step_end, p.q_steps);
+    int head = step * kHeads + lane_head;
+    int64_t at = (int64_t{token} * p.heads + head) * kHeadDim;
+#pragma unroll 1
+    for (; step < q_end; ++step, head += kHeads, at += kHeads * kHeadDim) {
+      float x[16];
+      advance(x);
+      if (slot < 0) continue;
+      if (p.q_norm != nullptr) Normalise<kHeadDim>(first_weight, second_weight, p.norm_eps, x);
+      if (runs.rotated) Rotate(cosines, sines, x);
+      if (fp8) {
+        StoreQueryFp8<kHeadDim>(p, at, head < p.heads, runs, lane == 0, x);
+      } else if (head < p.heads) {
+        StoreQuery(p, at, runs, x);
+      }
+    }
+#pragma unroll 1
+    for (; step < step_end; ++step) {
+      const bool is_value = step >= p.q_steps + p.k_steps;
+      float x[16];
+      advance(x);
       if (slot < 0) continue;
       if (!is_value) {
-        if ((is_query ? p.q_norm : p.k_norm) != nullptr)
-          Normalise<kHeadDim>(shared + (is_query ? 0 : kHeadDim), p.norm_eps, runs, x);
-        if (runs.rotated) Rotate(token_angles, p.rotary_dim, runs, x);
+        if (p.k_norm != nullptr)
+          Normalise<kHeadDim>(first_weight + kHeadDim, second_weight + kHeadDim, p.norm_eps, x);
+        if (runs.rotated) Rotate(cosines, sines, x);
       }
-      if (is_query) {
-        StoreQuery<kHeadDim>(p, int64_t{token} * p.heads + head, active, runs, lane == 0, fp8, x);
-        continue;
-      }
+      const int kv_head = (step - p.q_steps - (is_value ? p.k_steps : 0)) * kHeads + lane_head;
       const KvFormat format = is_value ? p.v_format : p.k_format;
       float scale = 1;
-      if (IsStaticFp8(format) && active) scale = (is_value ? p.v_scale : p.k_scale)[head];
+      if (IsStaticFp8(format) && kv_head < p.kv_heads)
+        scale = (is_value ? p.v_scale : p.k_scale)[kv_head];
       const Codes codes = Quantize<kLanes>(format, x, &scale, statistics);
-      if (!active) continue;
+      if (kv_head >= p.kv_heads) continue;
       if (lane == 0 && IsDynamic(format)) {
         auto* scales =
             reinterpret_cast<float*>(Claim(p, slot) + (is_value ? p.v_scales : p.k_scales));
-        scales[head * kPageSize + slot % kPageSize] = scale;
+        scales[kv_head * kPageSize + slot % kPageSize] = scale;
       }
       if (is_value) {
-        StoreValue(p, slot, head, runs, codes, FirstUnwritten(p, token, slot));
+        StoreValue(p, slot, kv_head, runs, codes, FirstUnwritten(p, token, slot));
       } else {
-        StoreKey<kHeadDim>(p, slot, head, runs, codes);
+        StoreKey<kHeadDim>(p, slot, kv_head, runs, codes);
       }
     }
-    slot = next_slot;
-    fp8 = next_fp8;
     ++token;
     step = 0;
+    if (left > 0) enter_token();
   }
   Report(p, which, known_amax, statistics);
 }
