@@ -115,7 +115,7 @@ __device__ __forceinline__ void ClearColumns(std::byte* v, const Runs& runs, int
   for (; unwritten % kPerVector != 0; ++unwritten) {
     StoreColumn<Element>({}, v, runs, sizeof(Element) == 2 ? unwritten : PositionIn8Bit(unwritten));
   }
-#pragma unroll 1
+#pragma unroll
   for (int i = 0; i < 16; ++i) {
     std::byte* row = v + (i < 8 ? runs.first + i : runs.second + i - 8) * kRowBytes;
     for (int token = unwritten; token < kPageSize; token += kPerVector)
