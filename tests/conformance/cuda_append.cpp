@@ -144,8 +144,9 @@ class AppendCheck {
     const Step step(c, pool_, ranges), exact(exact_case_, exact_pool_, ranges);
     const int tokens = step.view.tokens;
     if (variant_.outliers) {
-      const float outliers[] = {464 * 0.01f, 1e3f, -3e38f, INFINITY, -INFINITY, NAN, 0.0f};
-      for (int i = 0; i < 7 && i < tokens; ++i) {
+      const float outliers[] = {464 * 0.01f, 1e3f, -3e38f, INFINITY, -INFINITY,
+                                NAN,         0.0f, -0.0f,  -1e-42f,  61440 * 0.008f};
+      for (int i = 0; i < 10 && i < tokens; ++i) {
         SetElement(step.k, i * 7 % tokens, 5 * i + 1, outliers[i]);
         SetElement(step.v, i * 5 % tokens, 7 * i + 2, outliers[i]);
       }

@@ -62,7 +62,8 @@ __device__ __forceinline__ Divisor MakeDivisor(float scale) {
 __device__ __forceinline__ float Divide(float x, const Divisor& by) {
   const float first = x * by.reciprocal;
   const float second = fmaf(fmaf(-by.scale, first, x), by.reciprocal, first);
-  return fmaf(fmaf(-by.scale, second, x), by.reciprocal, second);
+  // The sums make -0 positive.
+  return copysignf(fmaf(fmaf(-by.scale, second, x), by.reciprocal, second), first);
 }
 inline constexpr float kDivides = 0x1p100f;
 
