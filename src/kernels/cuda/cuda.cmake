@@ -18,3 +18,13 @@ add_library(octavo_cuda SHARED ${cuda_sources} src/kernels/cuda/plan.cpp src/ker
                                src/base/error.cpp)
 target_include_directories(octavo_cuda PUBLIC ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
 target_compile_options(octavo_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-O3 -Xcompiler=-Wall,-Wextra,-Werror>)
+
+# Built here so that it keeps building; on a machine without a GPU it says that it skips.
+file(GLOB conformance_sources CONFIGURE_DEPENDS tests/conformance/cuda_*.cpp tests/conformance/cuda_*.cu)
+add_executable(octavo_cuda_conformance ${conformance_sources})
+target_link_libraries(octavo_cuda_conformance PRIVATE octavo_cuda octavo_kernels)
+add_test(NAME cuda_conformance COMMAND octavo_cuda_conformance)
+set_tests_properties(cuda_conformance PROPERTIES SKIP_RETURN_CODE 77)
+file(GLOB bench_sources CONFIGURE_DEPENDS bench/*.cu)
+add_executable(octavo_attention_bench EXCLUDE_FROM_ALL ${bench_sources})
+target_link_libraries(octavo_attention_bench PRIVATE octavo_cuda)

@@ -1,0 +1,31 @@
+// The work that attention_bench measures. The rows of one vector are measured in turn.
+#pragma once
+
+#include <vector>
+
+#include "measure.h"
+#include "octavo/attention.h"
+
+namespace octavo::bench {
+
+inline constexpr int kHeads = 32, kKvHeads = 8;            // unless a row says otherwise
+inline constexpr int64_t kColdBytes = int64_t{240} << 20;  // four times L2
+
+std::string AppendName(int tokens, int head_dim);
+std::vector<Row> AppendRows(int tokens, int head_dim);
+
+// One step of attention over a cache of random numbers.
+struct AttentionSpec {
+  std::string group, name;
+  int heads = kHeads, kv_heads = kKvHeads, head_dim = 128;
+  int window = 0;
+  std::vector<int> tokens, lengths;  // of each sequence
+};
+struct Numbers {
+  KvFormat format;
+  cuda::AttentionMath math;
+};
+// A row for each of `numbers`; those that the library has no kernel for are left out, with a line.
+std::vector<Row> AttentionRows(const AttentionSpec& spec, const std::vector<Numbers>& numbers);
+
+}  // namespace octavo::bench
