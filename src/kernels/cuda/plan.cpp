@@ -17,6 +17,10 @@ constexpr double kCutAt[] = {0.8125, 0.9375, 1.0};
 constexpr int kCutsPerWorker = std::size(kCutAt);
 // Shares of less than this many bytes stay whole.
 constexpr int64_t kMinCutShare = 256 << 10;
+// Where no head has more bytes than this, and there are that many heads for each worker, nothing is
+// cut: adding up parts would cost more than waiting.
+constexpr int64_t kWholeHead = 256 << 10;
+constexpr int kWholeHeadsPerWorker = 2;
 // Chunks are sorted by size into this many classes.
 constexpr int kSizeClasses = 64;
 // --deterministic: pieces of a sequence, whatever else there is to do, and their smallest size.
@@ -160,8 +164,11 @@ void Planner::AddChunks(int32_t decode, int head, std::span<const int32_t> q_beg
 // All pages of all heads in a row, cut where a worker's share ends.
 void Planner::CutDecodes(std::span<const int32_t> q_begin, CombineItem* combines) {
   const int kv_heads = config_.shape.kv_heads;
-  int64_t all = 0;
-  for (const Decode& d : decodes_) all += int64_t{d.end - d.begin} * kv_heads;
+  int64_t all = 0, longest = 0;
+  for (const Decode& d : decodes_) {
+    all += int64_t{d.end - d.begin} * kv_heads;
+    longest = std::max<int64_t>(longest, d.end - d.begin);
+  }
   const double share = std::max<double>(kMinSharePages, static_cast<double>(all) / config_.workers);
   int64_t done = 0;  // pages before this head
   int64_t cuts = 0;
@@ -172,7 +179,9 @@ void Planner::CutDecodes(std::span<const int32_t> q_begin, CombineItem* combines
               : static_cast<double>(i / kCutsPerWorker) + kCutAt[i % kCutsPerWorker];
     return static_cast<int64_t>(share * shares + 0.5);
   };
-  int64_t next = cut_at(0);
+  const bool many_small = longest * config_.page_bytes <= kWholeHead &&
+                          std::ssize(decodes_) * kv_heads >= kWholeHeadsPerWorker * config_.workers;
+  int64_t next = many_small ? INT64_MAX : cut_at(0);
   for (int32_t i = 0; i < std::ssize(decodes_); ++i) {
     const Decode& d = decodes_[i];
     const int64_t pages = d.end - d.begin;
