@@ -41,6 +41,7 @@ class AttentionPlan {
  public:
   struct Options {
     AttentionMath math = AttentionMath::k16Bit;
+    bool soft_cap = false;       // calls may give one; 16-bit math only
     bool deterministic = false;  // a sequence's result does not depend on the rest of the batch
   };
   AttentionPlan(const AttentionShape& shape, KvFormat k_format, KvFormat v_format,
@@ -104,7 +105,7 @@ struct AttentionCall {
   const void* q_fp8 = nullptr;     // as Append wrote it; FP8 math only
   const float* q_scale = nullptr;  // [limits.tokens, heads]; FP8 math only
   float scale = 0;
-  float soft_cap = 0;            // 0: none; s = cap * tanh(s / cap); 16-bit math only
+  float soft_cap = 0;            // 0: none; s = cap * tanh(s / cap); see Options
   const float* sinks = nullptr;  // [heads], optional: exp(sink) joins the softmax's denominator
   void* out = nullptr;           // [limits.tokens, heads, head_dim] bfloat16
   float* lse = nullptr;          // [limits.tokens, heads] natural log of the denominator, optional

@@ -131,7 +131,8 @@ DeviceStep::DeviceStep(const DeviceCache& cache, const StepSpec& spec)
       cuda::AttentionLimits{.tokens = rows_ + kSpareRows,
                             .sequences = static_cast<int>(c.lengths.size()) + 1,
                             .sequence_tokens = std::max(1, longest)},
-      cuda::AttentionPlan::Options{.math = spec.math, .deterministic = spec.deterministic});
+      cuda::AttentionPlan::Options{
+          .math = spec.math, .soft_cap = spec.soft_cap > 0, .deterministic = spec.deterministic});
   const int64_t elements = int64_t{rows_ + kSpareRows} * heads_ * c.head_dim;
   q_ = DeviceBuffer(elements * 2);
   q_out_ = DeviceBuffer(elements * 2);

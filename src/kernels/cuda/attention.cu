@@ -1,13 +1,16 @@
 #include "octavo/attention.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <stdexcept>
 #include <string>
 
+#include "kernels/cuda/combine.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/decode.h"
 #include "kernels/cuda/plan.h"
+#include "kernels/cuda/prefill.h"
 #include "kernels/cuda/table.h"
 
 namespace octavo::cuda {
@@ -89,12 +92,14 @@ int Multiprocessors() {
 }
 
 const KernelEntry* Need(Phase phase, const AttentionShape& shape, KvFormat k, KvFormat v,
-                        AttentionMath math) {
-  const KernelEntry* entry = FindKernel(phase, shape.head_dim, k, v, math);
+                        const AttentionPlan::Options& options) {
+  const KernelEntry* entry =
+      FindKernel(phase, shape.head_dim, k, v, options.math, options.soft_cap);
   if (!entry) {
     Refuse("no ", phase == Phase::kDecode ? "decode" : "prefill", " kernel for head_dim ",
            std::to_string(shape.head_dim), ", K ", Name(k), ", V ", Name(v),
-           math == AttentionMath::k16Bit ? ", 16-bit math" : ", FP8 math");
+           options.math == AttentionMath::k16Bit ? ", 16-bit math" : ", FP8 math",
+           options.soft_cap ? ", a soft cap" : "");
   }
   CUDA_CHECK(cudaFuncSetAttribute(entry->function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   entry->shared_bytes));
@@ -144,9 +149,9 @@ struct AttentionPlan::State {
         options(options_),
         k_format(k),
         v_format(v),
-        decode(Need(Phase::kDecode, shape, k, v, AttentionMath::k16Bit)),
+        decode(Need(Phase::kDecode, shape, k, v, options)),
         prefill(limits.sequence_tokens * (shape.heads / shape.kv_heads) > kDecodeRows
-                    ? Need(Phase::kPrefill, shape, k, v, options.math)
+                    ? Need(Phase::kPrefill, shape, k, v, options)
                     : nullptr),
         planner(MakeConfig(shape, limits, options, k, v, prefill)),
         upload(planner.layout().bytes),
@@ -173,6 +178,7 @@ struct AttentionPlan::State {
   DeviceBuffer decode_out, decode_lse, prefill_out, prefill_lse, counters, arrivals;
 
   DecodeParams Decode(const AttentionCall& call) const;
+  PrefillParams Prefill(const AttentionCall& call) const;
 };
 
 AttentionPlan::AttentionPlan(const AttentionShape& shape, KvFormat k_format, KvFormat v_format,
@@ -237,6 +243,31 @@ DecodeParams AttentionPlan::State::Decode(const AttentionCall& call) const {
   };
 }
 
+PrefillParams AttentionPlan::State::Prefill(const AttentionCall& call) const {
+  const PlanLayout& lists = planner.layout();
+  const bool fp8 = options.math != AttentionMath::k16Bit;
+  PrefillParams params;
+  SetPrefillMemory(call.cache, fp8 ? call.q_fp8 : call.q, fp8 ? 1 : 2, limits.tokens, shape.heads,
+                   planner.prefill_pack(), &params);
+  params.items = upload.At<WorkItem>(lists.prefill_items);
+  params.item_count = &upload.At<PlanCounts>(lists.counts)->prefill_items;
+  params.counters = counters.At<int32_t>() + 2;
+  params.block_table = call.block_table.entries;
+  params.block_table_stride = call.block_table.stride;
+  params.partials = {.out = prefill_out.At<float>(), .lse2 = prefill_lse.At<float>()};
+  params.heads = shape.heads;
+  params.group = shape.heads / shape.kv_heads;
+  params.pack_shift = std::countr_zero(static_cast<unsigned>(planner.prefill_pack()));
+  params.window = shape.window;
+  params.scale_log2 = call.scale * kLog2E;
+  params.soft_cap = call.soft_cap;
+  params.q_scale = fp8 ? call.q_scale : nullptr;
+  params.sinks = call.sinks;
+  params.out = call.out;
+  params.lse = call.lse;
+  return params;
+}
+
 namespace {
 
 void CheckCall(const AttentionCall& call) {
@@ -257,8 +288,12 @@ void CheckCall(const AttentionCall& call) {
     Refuse("call.q, out and cache.arena must be multiples of 16 bytes");
   }
   Expect("call.cache.claim_offset % 1024", call.cache.claim_offset % kPageUnit, 0, 0);
-  if (s.options.math != AttentionMath::k16Bit && call.soft_cap != 0) {
-    Refuse("call.soft_cap is not 0, but the plan's FP8 math has no soft cap");
+  if (call.soft_cap != 0 && !s.options.soft_cap) {
+    Refuse("call.soft_cap is ", std::to_string(call.soft_cap),
+           ", but the plan was made without options.soft_cap");
+  }
+  if (s.prefill && s.options.math != AttentionMath::k16Bit && (!call.q_fp8 || !call.q_scale)) {
+    Refuse("call.q_fp8 or q_scale is null, but the plan's prefill computes in FP8");
   }
 }
 
@@ -290,6 +325,28 @@ void Attention(const AttentionCall& call, Stream stream_) {
   if (all || s.counts.decode_items > 0) {
     const DecodeParams params = s.Decode(call);
     LaunchEarly(*s.decode, s.planner.config().workers, &params, stream);
+  }
+  if (!s.prefill) return;
+  const int blocks = s.planner.config().workers;
+  const PrefillParams params = s.Prefill(call);
+  if (all || s.counts.prefill_items > 0) {
+    void* arguments[] = {const_cast<PrefillParams*>(&params)};
+    CUDA_CHECK(cudaLaunchKernel(s.prefill->function, dim3(static_cast<unsigned>(blocks)),
+                                dim3(static_cast<unsigned>(s.prefill->threads)), arguments,
+                                static_cast<size_t>(s.prefill->shared_bytes), stream));
+  }
+  if (all || s.counts.prefill_combines > 0) {
+    const CombineOutput output{.partials = params.partials,
+                               .heads = params.heads,
+                               .group = params.group,
+                               .v_scale = params.v_scale,
+                               .sinks = call.sinks,
+                               .out = call.out,
+                               .lse = call.lse};
+    const PlanLayout& lists = s.planner.layout();
+    LaunchCombine(s.shape.head_dim, output, s.upload.At<CombineItem>(lists.prefill_combines),
+                  &s.upload.At<PlanCounts>(lists.counts)->prefill_combines, s.prefill->rows, blocks,
+                  stream);
   }
 }
 

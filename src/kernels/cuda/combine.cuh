@@ -11,9 +11,6 @@
 
 namespace octavo::cuda {
 
-constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
-
 __device__ __forceinline__ float WarpMax(float x) {
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, lanes));

@@ -116,15 +116,6 @@ __device__ __forceinline__ const typename Shared::Item& CurrentItem(Shared& shar
   return shared.items[ItemsDone(shared) % Shared::kItems];
 }
 
-// Contiguous global to shared memory.
-__device__ __forceinline__ void BulkLoad(void* to, const void* from, int bytes, uint64_t* barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(SharedAddress(to)),
-      "l"(from), "r"(bytes), "r"(SharedAddress(barrier))
-      : "memory");
-}
-
 // Programmatic dependent launch: until the grid before this one is done; and leave for the next
 // grid to take the multiprocessors that this one gives up.
 __device__ __forceinline__ void GridDependencyWait() {
@@ -749,6 +740,7 @@ KernelEntry DecodeEntry() {
           .k = format(kK),
           .v = format(kV),
           .math = AttentionMath::k16Bit,
+          .soft_cap = true,
           .function = reinterpret_cast<const void*>(&decode_kernel<kDim, kK, kV>),
           .rows = kDecodeRows,
           .tile_tokens = kPageSize,

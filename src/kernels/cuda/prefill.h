@@ -1,11 +1,13 @@
-// Prefill: blocks of up to 128 or 192 query rows against all the keys they see, on wgmma. One persistent
-// grid takes items from a list; splits leave partial results to combine.
+// Prefill: blocks of up to 128 or 192 query rows against all the keys they see, on wgmma. One
+// persistent grid takes items from a list; splits leave partial results to combine.
 #pragma once
 
 #include <cuda.h>
 
 #include <cstdint>
+#include <vector>
 
+#include "kernels/cuda/table.h"
 #include "kernels/cuda/work.h"
 #include "octavo/kv_layout.h"
 
@@ -32,28 +34,24 @@ struct PrefillParams {
   void* out = nullptr;           // [tokens, heads, head_dim] bfloat16
   float* lse = nullptr;          // [tokens, heads], optional
 
-  // What only the producer that widens reads: where a layer's claim of page 0 would be, and in it the K of kv
-  // head 0; V and the next head's K lie `v_bytes` and `head_bytes` further.
+  // What only the producer that widens reads: where a layer's claim of page 0 would be, and in it
+  // the K of kv head 0; V and the next head's K lie `v_bytes` and `head_bytes` further.
   const std::byte* claim = nullptr;
   int64_t v_bytes = 0, head_bytes = 0;
   KvFormat k_format = KvFormat::kBF16, v_format = KvFormat::kBF16;
-  int64_t k_token_scales = -1, v_token_scales = -1;  // offsets of kv head 0's in the claim, -1: none
+  int64_t k_token_scales = -1,
+          v_token_scales = -1;  // offsets of kv head 0's in the claim, -1: none
 };
 
-// Fills in what follows from the cache and the queries [tokens, heads, head_dim]: maps, addresses, scales. The
-// fourth coordinate of the K and V maps is a block table entry; kNoPage, as any coordinate outside,
-// reads as zeros.
+// Fills in what follows from the cache and the queries [tokens, heads, head_dim]: maps, addresses,
+// scales. The fourth coordinate of the K and V maps is a block table entry; kNoPage, as any
+// coordinate outside, reads as zeros.
 void SetPrefillMemory(const KvLayer& cache, const void* q, int q_element_size, int tokens,
                       int heads, int pack, PrefillParams* params);
 
-struct PrefillKernel {
-  const void* function;
-  int rows;         // of an item's block
-  int tile_tokens;  // of a KV tile; splits are multiples of it
-  int threads;
-  int shared_bytes;
-};
-// K and V fp8_e4m3, q e4m3 with q_scale.
-PrefillKernel PrefillFp8(int head_dim, bool two_level);
+std::vector<KernelEntry> PrefillFp8Kernels();
+std::vector<KernelEntry> Prefill16BitKernels64();
+std::vector<KernelEntry> Prefill16BitKernels128();
+std::vector<KernelEntry> Prefill16BitKernels256();
 
 }  // namespace octavo::cuda

@@ -1,9 +1,13 @@
-// Prefill with 16-bit queries and probabilities, for every cache format. 16-bit pages go to the tensor cores as
-// they stand; of 8-bit ones the producer warpgroup makes float16 tiles (prefill_widen.cuh).
+// Prefill with 16-bit queries and probabilities, for every cache format. 16-bit pages go to the
+// tensor cores as they stand; of 8-bit ones the producer warpgroup makes float16 tiles
+// (prefill_widen.cuh).
 //
-// A warpgroup issues Q K of the next tile, then P V of this one, and works on the next tile's exponentials
-// while the tensor cores work on P V. Their float32 sums are good enough for 16-bit operands: one level.
+// A warpgroup issues Q K of the next tile, then P V of this one, and works on the next tile's
+// exponentials while the tensor cores work on P V. Their float32 sums are good enough for 16-bit
+// operands: one level.
 #pragma once
+
+#include <optional>
 
 #include "kernels/cuda/prefill_rows.cuh"
 #include "kernels/cuda/prefill_tiles.cuh"
@@ -13,7 +17,8 @@ namespace octavo::cuda {
 
 template <WgmmaType kType>
 struct Range16Bit;
-// Rescaling may wait until a score is 2^8 times the largest so far: bfloat16 and the float32 sums do not mind.
+// Rescaling may wait until a score is 2^8 times the largest so far: bfloat16 and the float32 sums
+// do not mind.
 template <>
 struct Range16Bit<WgmmaType::kBF16> {
   static constexpr float kOffset = 0, kLimit = 8;
@@ -38,13 +43,15 @@ using StagingOf =
                                     kValues == Operand::kWiden>,
                        Nothing>;
 
-template <int kHeadDim, int kConsumers, int kTileTokens, int kStages, Operand kKeys, Operand kValues>
+template <int kHeadDim, int kConsumers, int kTileTokens, int kStages, Operand kKeys,
+          Operand kValues>
 struct Prefill16BitConfig
-    : PrefillTiles<kHeadDim, 2, kConsumers, kTileTokens, kStages,
+    : PrefillTiles<kHeadDim, 2, kConsumers, kTileTokens, kStages, kHeadDim,
                    StagingOf<kHeadDim, kTileTokens, kStages, kKeys, kValues>> {
   using Staging = StagingOf<kHeadDim, kTileTokens, kStages, kKeys, kValues>;
-  using Tiles = PrefillTiles<kHeadDim, 2, kConsumers, kTileTokens, kStages, Staging>;
+  using Tiles = PrefillTiles<kHeadDim, 2, kConsumers, kTileTokens, kStages, kHeadDim, Staging>;
   static constexpr WgmmaType kKey = TypeOf(kKeys), kValue = TypeOf(kValues);
+  static constexpr bool kSoftCap = kConsumers == 2;
   static constexpr bool kWidenKeys = kKeys == Operand::kWiden;
   static constexpr bool kWidenValues = kValues == Operand::kWiden;
 };
@@ -61,7 +68,7 @@ struct Consumer16Bit {
 
   typename C::Shared& shared;
   const int warpgroup;
-  const uint64_t q, k, v;  // descriptors: this warpgroup's queries, stage 0
+  const WgmmaOperand<128> q, k, v;  // this warpgroup's queries; stage 0
   float scores[C::kTileTokens / 2];
   float out[C::kHeadDim / 2];
   uint32_t probabilities[C::kTileTokens / 4];
@@ -69,30 +76,30 @@ struct Consumer16Bit {
   __device__ Consumer16Bit(typename C::Shared& shared, int warpgroup)
       : shared(shared),
         warpgroup(warpgroup),
-        q(WgmmaDescriptor<128>(shared.q[0][64 * warpgroup])),
-        k(WgmmaDescriptor<128>(shared.k)),
-        v(WgmmaDescriptor<128>(shared.v)) {}
+        q(shared.q[0][64 * warpgroup]),
+        k(shared.k),
+        v(shared.v) {}
 
   __device__ __forceinline__ void IssueScores(int stage) {
-    const uint64_t q_rows = Fresh(q), k_stage = Fresh(k) + stage * (C::kTileBytes / 16);
     WgmmaFence();
 #pragma unroll
     for (int step = 0; step < C::kHeadDim / 16; ++step) {
-      const int panel = step / 4, within = step % 4 * 2;
-      ScoreProduct::SS(scores, q_rows + panel * (C::kRows * 128 / 16) + within,
-                       k_stage + panel * (C::kTileTokens * 128 / 16) + within, step > 0);
+      const int panel = step / 4, within = step % 4 * 32;
+      ScoreProduct::SS(scores, q.At(panel * C::kRows * 128 + within),
+                       k.At(stage * C::kTileBytes + panel * C::kTileTokens * 128 + within),
+                       step > 0);
     }
     WgmmaCommit();
   }
 
   __device__ __forceinline__ void IssueValues(int stage) {
-    const uint64_t v_stage = Fresh(v) + stage * (C::kTileBytes / 16);
     WgmmaFence();
 #pragma unroll
     for (int step = 0; step < C::kTileTokens / 16; ++step) {
       ValueProduct::RS(out, probabilities[4 * step], probabilities[4 * step + 1],
                        probabilities[4 * step + 2], probabilities[4 * step + 3],
-                       v_stage + step / 4 * (C::kHeadDim * 128 / 16) + step % 4 * 2, 1);
+                       v.At(stage * C::kTileBytes + step / 4 * C::kHeadDim * 128 + step % 4 * 32),
+                       1);
     }
     WgmmaCommit();
   }
@@ -130,9 +137,8 @@ struct Consumer16Bit {
   __device__ __forceinline__ void Pack() {
 #pragma unroll
     for (int i = 0; i < C::kTileTokens / 4; ++i) {
-      probabilities[i] = C::kValue == WgmmaType::kBF16
-                             ? PackBF16(scores[2 * i], scores[2 * i + 1])
-                             : PackF16(scores[2 * i], scores[2 * i + 1]);
+      probabilities[i] = C::kValue == WgmmaType::kBF16 ? PackBF16(scores[2 * i], scores[2 * i + 1])
+                                                       : PackF16(scores[2 * i], scores[2 * i + 1]);
     }
   }
 
@@ -151,14 +157,14 @@ template <class C>
 __device__ void Consume16Bit(const PrefillParams& p, typename C::Shared& shared) {
   const int warpgroup = static_cast<int>(threadIdx.x) / 128 - 1;
   const bool elected = threadIdx.x % 128 == 0;
-  const int row = 64 * warpgroup + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
   Consumer16Bit<C> consumer(shared, warpgroup);
   Ring<C::kStages> ring;
   for (uint32_t item_phase = 0;; item_phase ^= 1) {
     BarrierWait(&shared.q_full, item_phase);
     const WorkItem& item = shared.items[item_phase];
     if (item.sequence < 0) break;
-    PrefillRow a{.scale = p.soft_cap > 0 ? 1.0f : ScoreScale(p, item, row)}, b{.scale = a.scale};
+    PrefillRow a{.scale = p.soft_cap > 0 ? 1.0f : ScoreScale(p, item, ThreadRow())},
+        b{.scale = a.scale};
     const TileRange tiles = TilesOf<C::kTileTokens>(p, item, warpgroup);
 #pragma unroll
     for (int i = 0; i < C::kHeadDim / 2; ++i) consumer.out[i] = 0;
@@ -176,13 +182,13 @@ __device__ void Consume16Bit(const PrefillParams& p, typename C::Shared& shared)
         BarrierArrive(&shared.k_empty[stage]);
         if (tile == tiles.begin) BarrierArrive(&shared.q_empty);
       }
-      if (p.soft_cap > 0) {
-        consumer.SoftCap(ScoreScale(p, item, row) * kLn2 / p.soft_cap, p.soft_cap * kLog2E);
+      if (C::kSoftCap && p.soft_cap > 0) {
+        consumer.SoftCap(ScoreScale(p, item, ThreadRow()) * kLn2 / p.soft_cap, p.soft_cap * kLog2E);
       }
-      if (tile >= tiles.causal || tile <= tiles.windowed) {
-        MaskScores<C::kTileTokens>(consumer.scores, tile * C::kTileTokens, p, item, row);
+      if (tile >= tiles.causal || IsWindowed<C::kTileTokens>(p, item, tile)) {
+        MaskScores<C::kTileTokens>(consumer.scores, tile * C::kTileTokens, p, item, ThreadRow());
       }
-      OnlineSoftmax<C::kTileTokens, Range16Bit<C::kValue>>(consumer.scores, a, b, [] {});
+      OnlineSoftmax<C::kTileTokens, Range16Bit<C::kValue>, true>(consumer.scores, a, b);
     };
     const auto pack = [&](const Ring<C::kStages>& place) {
       if constexpr (C::kWidenValues) {
@@ -218,8 +224,8 @@ __device__ void Consume16Bit(const PrefillParams& p, typename C::Shared& shared)
     WgmmaWait<0>();
     if (elected) BarrierArrive(&shared.v_empty[ring.stage]);
     ring.Advance();
-    StoreRow<C::kHeadDim>(p, item, a, row, consumer.out);
-    StoreRow<C::kHeadDim>(p, item, b, row + 8, consumer.out + 2);
+    StoreRow<C::kHeadDim>(p, item, a, ThreadRow(), consumer.out);
+    StoreRow<C::kHeadDim>(p, item, b, ThreadRow() + 8, consumer.out + 2);
   }
 }
 
@@ -239,6 +245,28 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     RegistersUp<C::kConsumerRegisters>();
     Consume16Bit<C>(p, shared);
   }
+}
+
+constexpr std::optional<KvFormat> FormatOf(Operand operand) {
+  if (operand == Operand::kWiden) return std::nullopt;
+  return operand == Operand::kBF16 ? KvFormat::kBF16 : KvFormat::kF16;
+}
+
+template <int kHeadDim, int kConsumers, int kTileTokens, int kStages, Operand kKeys,
+          Operand kValues>
+KernelEntry Prefill16BitEntry() {
+  using Config = Prefill16BitConfig<kHeadDim, kConsumers, kTileTokens, kStages, kKeys, kValues>;
+  return {.phase = Phase::kPrefill,
+          .head_dim = kHeadDim,
+          .k = FormatOf(kKeys),
+          .v = FormatOf(kValues),
+          .math = AttentionMath::k16Bit,
+          .soft_cap = Config::kSoftCap,
+          .function = reinterpret_cast<const void*>(prefill_16bit_kernel<Config>),
+          .rows = Config::kRows,
+          .tile_tokens = Config::kTileTokens,
+          .threads = Config::kThreads,
+          .shared_bytes = Config::kSharedBytes};
 }
 
 }  // namespace octavo::cuda

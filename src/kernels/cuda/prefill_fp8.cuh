@@ -1,15 +1,18 @@
 // Prefill on FP8 tensor cores. docs/kernels/prefill.md has the arithmetic behind the shapes.
 //
-// A block is one producer warp and kConsumers warpgroups of 64 query rows. K tiles [tokens, head_dim] and V
-// tiles [head_dim, tokens] arrive by TMA as the pages hold them, both K-major. Accumulator registers of S,
-// packed to e4m3, are the A operand of P V as they stand, since V's tokens are stored in their order.
+// A block is one producer warp and kConsumers warpgroups of 64 query rows. K tiles [tokens,
+// head_dim] and V tiles [head_dim, tokens] arrive by TMA as the pages hold them, both K-major.
+// Accumulator registers of S, packed to e4m3, are the A operand of P V as they stand, since V's
+// tokens are stored in their order.
 //
-// Two-level accumulation: the tensor cores keep about 14 bits, so each tile's P V starts from zero and is
-// added to float32 registers here, in columns of 64: one multiply-add, which the rescaling of the online
-// softmax needs anyway.
+// Two-level accumulation: the tensor cores keep about 14 bits, so each tile's P V starts from zero
+// and is added to float32 registers here, in columns of 64: one multiply-add, which the rescaling
+// of the online softmax needs anyway. A row of ones behind V sums P as it was rounded, so that
+// numerator and denominator share their rounding.
 //
-// Two warpgroups take turns at the tensor cores (P V of a tile, then Q K of the next) so that one's products
-// run under the other's exponentials.
+// Nothing overlaps inside a warpgroup: with the scores of the next tile beside the sums of this
+// one, registers spill, and what the others do meanwhile is enough (docs/kernels/prefill.md has
+// what was tried).
 #pragma once
 
 #include "kernels/cuda/prefill_rows.cuh"
@@ -22,41 +25,42 @@ struct Fp8Range {
   static constexpr float kOffset = 8.0f, kLimit = 8.8f;
 };
 
-template <int kHeadDim, int kConsumers, int kTileTokens, int kStages, bool kOverlap_, int kBuffers_,
+// kBuffers: chunks of 64 columns in the tensor cores at a time. kSumRow: P is summed by a row of
+// ones behind V; without it, by the threads.
+template <int kHeadDim, int kConsumers, int kTileTokens, int kStages, int kBuffers_, bool kSumRow_,
           bool kTwoLevel_>
-struct PrefillFp8Config : PrefillTiles<kHeadDim, 1, kConsumers, kTileTokens, kStages> {
-  using Tiles = PrefillTiles<kHeadDim, 1, kConsumers, kTileTokens, kStages>;
-  static constexpr bool kOverlap = kOverlap_;
-  static constexpr int kBuffers = kBuffers_;  // chunks of 64 columns in the tensor cores at a time
+struct PrefillFp8Config
+    : PrefillTiles<kHeadDim, 1, kConsumers, kTileTokens, kStages, kHeadDim + (kSumRow_ ? 8 : 0)> {
+  using Tiles =
+      PrefillTiles<kHeadDim, 1, kConsumers, kTileTokens, kStages, kHeadDim + (kSumRow_ ? 8 : 0)>;
+  static constexpr int kBuffers = kBuffers_;
+  static constexpr bool kSumRow = kSumRow_;
   static constexpr bool kTwoLevel = kTwoLevel_;
 };
 
 template <class C>
 struct Fp8Consumer {
   static constexpr int kChunks = C::kHeadDim / 64;
-  static constexpr int kBuffers = C::kTwoLevel ? C::kBuffers : kChunks;
   using ScoreProduct = Wgmma<WgmmaType::kE4M3, C::kTileTokens>;
-  using ValueProduct = Wgmma<WgmmaType::kE4M3, 64>;
 
-  const uint64_t q, k, v;  // descriptors: this warpgroup's queries, stage 0
+  const WgmmaOperand<C::kPanel> q, k;  // this warpgroup's queries; stage 0
+  const WgmmaOperand<kPageSize> v;
   float scores[C::kTileTokens / 2];
   float out[C::kHeadDim / 2];
-  float tile_out[C::kTwoLevel ? kBuffers : 1][32];
+  float tile_out[C::kBuffers][C::kSumRow ? 36 : 32];
   uint32_t probabilities[C::kTileTokens / 8];
 
   __device__ Fp8Consumer(typename C::Shared& shared, int warpgroup)
-      : q(WgmmaDescriptor<C::kPanel>(shared.q[0][64 * warpgroup])),
-        k(WgmmaDescriptor<C::kPanel>(shared.k)),
-        v(WgmmaDescriptor<kPageSize>(shared.v)) {}
+      : q(shared.q[0][64 * warpgroup]), k(shared.k), v(shared.v) {}
 
   __device__ __forceinline__ void IssueScores(int stage) {
-    const uint64_t q_rows = Fresh(q), k_stage = Fresh(k) + stage * (C::kTileBytes / 16);
     WgmmaFence();
 #pragma unroll
     for (int step = 0; step < C::kHeadDim / 32; ++step) {
-      const int panel = step * 32 / C::kPanel, within = step * 32 % C::kPanel / 16;
-      ScoreProduct::SS(scores, q_rows + panel * (C::kRows * C::kPanel / 16) + within,
-                       k_stage + panel * (C::kTileTokens * C::kPanel / 16) + within, step > 0);
+      const int panel = step * 32 / C::kPanel, within = step * 32 % C::kPanel;
+      ScoreProduct::SS(scores, q.At(panel * C::kRows * C::kPanel + within),
+                       k.At(stage * C::kTileBytes + panel * C::kTileTokens * C::kPanel + within),
+                       step > 0);
     }
     WgmmaCommit();
   }
@@ -72,64 +76,74 @@ struct Fp8Consumer {
     }
   }
 
-  // P V in the columns of a chunk, from zero or, with one level, on top of `out`.
-  __device__ __forceinline__ void IssueValues(int stage, int chunk) {
-    float(&sums)[32] = C::kTwoLevel ? tile_out[chunk % kBuffers] : Chunk(chunk);
-    const uint64_t v_chunk = Fresh(v) + stage * (C::kTileBytes / 16) + chunk * (64 * kPageSize / 16);
+  // P times kColumns columns of V, from zero or on top of what there is.
+  template <int kColumns>
+  __device__ __forceinline__ void Multiply(float (&sums)[kColumns / 2], int stage, int chunk) {
+    const int begin = stage * C::kTilePages * C::kValuePageBytes + chunk * 64 * kPageSize;
     WgmmaFence();
 #pragma unroll
     for (int j = 0; j < C::kTileTokens / 32; ++j) {
-      ValueProduct::RS(sums, probabilities[4 * j], probabilities[4 * j + 1],
-                       probabilities[4 * j + 2], probabilities[4 * j + 3],
-                       v_chunk + j / 2 * (C::kHeadDim * kPageSize / 16) + j % 2 * 2,
-                       !C::kTwoLevel || j > 0);
+      Wgmma<WgmmaType::kE4M3, kColumns>::RS(sums, probabilities[4 * j], probabilities[4 * j + 1],
+                                            probabilities[4 * j + 2], probabilities[4 * j + 3],
+                                            v.At(begin + j / 2 * C::kValuePageBytes + j % 2 * 32),
+                                            !C::kTwoLevel || j > 0);
     }
     WgmmaCommit();
   }
 
-  __device__ __forceinline__ float (&Chunk(int chunk))[32] {
-    return reinterpret_cast<float(&)[32]>(out[32 * chunk]);
+  // The last chunk also sums P, as rounded, in the column of ones.
+  __device__ __forceinline__ void IssueChunk(int stage, int chunk) {
+    auto& sums = tile_out[chunk % C::kBuffers];
+    if constexpr (C::kSumRow) {
+      if (chunk == kChunks - 1) return Multiply<72>(sums, stage, chunk);
+    }
+    Multiply<64>(reinterpret_cast<float(&)[32]>(sums), stage, chunk);
   }
 
-  // Sums of earlier tiles times `rescale`, plus the tile's.
-  __device__ __forceinline__ void AddValues(int chunk, float rescale_a, float rescale_b) {
+  __device__ __forceinline__ void AddChunk(int chunk, PrefillRow& a, PrefillRow& b) {
+    const auto& x = tile_out[chunk % C::kBuffers];
+    float* o = out + 32 * chunk;
+#pragma unroll
+    for (int j = 0; j < 32; j += 4) {
+      o[j] = fmaf(o[j], a.rescale, x[j]);
+      o[j + 1] = fmaf(o[j + 1], a.rescale, x[j + 1]);
+      o[j + 2] = fmaf(o[j + 2], b.rescale, x[j + 2]);
+      o[j + 3] = fmaf(o[j + 3], b.rescale, x[j + 3]);
+    }
+    if constexpr (C::kSumRow) {
+      if (chunk == kChunks - 1) {
+        a.sum += x[32];
+        b.sum += x[34];
+      }
+    }
+  }
+
+  // out = out * rescale + P V; with two levels chunks are added while others are multiplied.
+  __device__ __forceinline__ void Values(int stage, PrefillRow& a, PrefillRow& b) {
     if constexpr (C::kTwoLevel) {
-      const float* x = tile_out[chunk % kBuffers];
-      float* o = Chunk(chunk);
+      constexpr int kBuffers = C::kBuffers;
 #pragma unroll
-      for (int j = 0; j < 32; j += 4) {
-        o[j] = fmaf(o[j], rescale_a, x[j]);
-        o[j + 1] = fmaf(o[j + 1], rescale_a, x[j + 1]);
-        o[j + 2] = fmaf(o[j + 2], rescale_b, x[j + 2]);
-        o[j + 3] = fmaf(o[j + 3], rescale_b, x[j + 3]);
+      for (int chunk = 0; chunk < kBuffers; ++chunk) IssueChunk(stage, chunk);
+#pragma unroll
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        if (chunk + kBuffers <= kChunks) {
+          WgmmaWait<kBuffers - 1>();
+        } else {
+          WgmmaWait<0>();
+        }
+        AddChunk(chunk, a, b);
+        if (chunk + kBuffers < kChunks) IssueChunk(stage, chunk + kBuffers);
       }
-    }
-  }
-
-  __device__ __forceinline__ void RescaleOut(float rescale_a, float rescale_b) {
+    } else {
 #pragma unroll
-    for (int j = 0; j < C::kHeadDim / 2; j += 4) {
-      out[j] *= rescale_a;
-      out[j + 1] *= rescale_a;
-      out[j + 2] *= rescale_b;
-      out[j + 3] *= rescale_b;
-    }
-  }
-
-  // All of P V; chunks are added while later ones are multiplied.
-  __device__ __forceinline__ void Values(int stage, float rescale_a, float rescale_b) {
-#pragma unroll
-    for (int chunk = 0; chunk < kBuffers; ++chunk) IssueValues(stage, chunk);
-    if constexpr (!C::kTwoLevel) WgmmaWait<0>();
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks * C::kTwoLevel; ++chunk) {
-      if (chunk + kBuffers <= kChunks) {
-        WgmmaWait<kBuffers - 1>();
-      } else {
-        WgmmaWait<0>();
+      for (int j = 0; j < C::kHeadDim / 2; j += 4) {
+        out[j] *= a.rescale;
+        out[j + 1] *= a.rescale;
+        out[j + 2] *= b.rescale;
+        out[j + 3] *= b.rescale;
       }
-      AddValues(chunk, rescale_a, rescale_b);
-      if (chunk + kBuffers < kChunks) IssueValues(stage, chunk + kBuffers);
+      Multiply<C::kHeadDim>(out, stage, 0);
+      WgmmaWait<0>();
     }
   }
 };
@@ -138,85 +152,38 @@ template <class C>
 __device__ void Consume(const PrefillParams& p, typename C::Shared& shared) {
   const int warpgroup = static_cast<int>(threadIdx.x) / 128 - 1;
   const bool elected = threadIdx.x % 128 == 0;
-  const int row = 64 * warpgroup + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
   Fp8Consumer<C> consumer(shared, warpgroup);
   Ring<C::kStages> ring;
   for (uint32_t item_phase = 0;; item_phase ^= 1) {
     BarrierWait(&shared.q_full, item_phase);
     const WorkItem& item = shared.items[item_phase];
     if (item.sequence < 0) break;
-    PrefillRow a{.scale = ScoreScale(p, item, row)}, b{.scale = ScoreScale(p, item, row + 8)};
+    PrefillRow a{.scale = ScoreScale(p, item, ThreadRow())},
+        b{.scale = ScoreScale(p, item, ThreadRow() + 8)};
     const TileRange tiles = TilesOf<C::kTileTokens>(p, item, warpgroup);
 #pragma unroll
     for (int i = 0; i < C::kHeadDim / 2; ++i) consumer.out[i] = 0;
 
-    int tile = tiles.end - 1;
-    const auto softmax = [&](int stage, const auto& halfway) {
-      if (elected) {
-        BarrierArrive(&shared.k_empty[stage]);
-        if (tile == tiles.begin) BarrierArrive(&shared.q_empty);
-      }
-      if (tile >= tiles.causal || tile <= tiles.windowed) {
-        MaskScores<C::kTileTokens>(consumer.scores, tile * C::kTileTokens, p, item, row);
-      }
-      OnlineSoftmax<C::kTileTokens, Fp8Range>(consumer.scores, a, b, halfway);
-    };
-    if constexpr (C::kOverlap) {
+    for (int tile = tiles.end - 1; tile >= tiles.begin; --tile) {
       BarrierWait(&shared.k_full[ring.stage], ring.phase);
       consumer.IssueScores(ring.stage);
       WgmmaWait<0>();
-      softmax(ring.stage, [] {});
+      if (elected) {
+        BarrierArrive(&shared.k_empty[ring.stage]);
+        if (tile == tiles.begin) BarrierArrive(&shared.q_empty);
+      }
+      if (tile >= tiles.causal || IsWindowed<C::kTileTokens>(p, item, tile)) {
+        MaskScores<C::kTileTokens>(consumer.scores, tile * C::kTileTokens, p, item, ThreadRow());
+      }
+      OnlineSoftmax<C::kTileTokens, Fp8Range, !C::kSumRow>(consumer.scores, a, b);
       consumer.Pack();
-      for (--tile; tile >= tiles.begin; --tile) {
-        Ring<C::kStages> next = ring;
-        next.Advance();
-        BarrierWait(&shared.k_full[next.stage], next.phase);
-        consumer.IssueScores(next.stage);
-        BarrierWait(&shared.v_full[ring.stage], ring.phase);
-        const float rescale_a = a.rescale, rescale_b = b.rescale;
-        if constexpr (!C::kTwoLevel) consumer.RescaleOut(rescale_a, rescale_b);
-#pragma unroll
-        for (int chunk = 0; chunk < consumer.kBuffers; ++chunk) consumer.IssueValues(ring.stage, chunk);
-        WgmmaWait<consumer.kBuffers>();
-        softmax(next.stage, [&] {
-          static_assert(consumer.kChunks <= 2);
-          if constexpr (consumer.kChunks > consumer.kBuffers) {
-            WgmmaWait<0>();
-            consumer.AddValues(0, rescale_a, rescale_b);
-            consumer.IssueValues(ring.stage, 1);
-          }
-        });
-        WgmmaWait<0>();
-        if (elected) BarrierArrive(&shared.v_empty[ring.stage]);
-#pragma unroll
-        for (int chunk = consumer.kChunks - consumer.kBuffers; chunk < consumer.kChunks; ++chunk) {
-          consumer.AddValues(chunk, rescale_a, rescale_b);
-        }
-        consumer.Pack();
-        ring = next;
-      }
-    } else {
-      for (;; --tile) {
-        BarrierWait(&shared.k_full[ring.stage], ring.phase);
-        consumer.IssueScores(ring.stage);
-        WgmmaWait<0>();
-        softmax(ring.stage, [] {});
-        consumer.Pack();
-        if (tile == tiles.begin) break;
-        BarrierWait(&shared.v_full[ring.stage], ring.phase);
-        if constexpr (!C::kTwoLevel) consumer.RescaleOut(a.rescale, b.rescale);
-        consumer.Values(ring.stage, a.rescale, b.rescale);
-        if (elected) BarrierArrive(&shared.v_empty[ring.stage]);
-        ring.Advance();
-      }
+      BarrierWait(&shared.v_full[ring.stage], ring.phase);
+      consumer.Values(ring.stage, a, b);
+      if (elected) BarrierArrive(&shared.v_empty[ring.stage]);
+      ring.Advance();
     }
-    BarrierWait(&shared.v_full[ring.stage], ring.phase);
-    if constexpr (!C::kTwoLevel) consumer.RescaleOut(a.rescale, b.rescale);
-    consumer.Values(ring.stage, a.rescale, b.rescale);
-    if (elected) BarrierArrive(&shared.v_empty[ring.stage]);
-    ring.Advance();
-    StoreRow<C::kHeadDim>(p, item, a, row, consumer.out);
-    StoreRow<C::kHeadDim>(p, item, b, row + 8, consumer.out + 2);
+    StoreRow<C::kHeadDim>(p, item, a, ThreadRow(), consumer.out);
+    StoreRow<C::kHeadDim>(p, item, b, ThreadRow() + 8, consumer.out + 2);
   }
 }
 

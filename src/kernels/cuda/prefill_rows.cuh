@@ -1,7 +1,8 @@
 // What prefill kernels share, whatever their arithmetic: which keys a thread's two rows see, the
 // online softmax over a tile of scores, and the way out.
 //
-// A consumer warpgroup owns 64 rows. A thread holds parts of two of them (wgmma.cuh): lane / 4 and eight below.
+// A consumer warpgroup owns 64 rows. A thread holds parts of two of them (wgmma.cuh): lane / 4 and
+// eight below.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -13,18 +14,25 @@
 
 namespace octavo::cuda {
 
-constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
-
-// The softmax of a row so far is exponentials 2^(score * scale + shift), their sum, and sums of values. `shift`
-// moves only when an exponential would leave the range that its format has above 2^kOffset: moving it
-// costs a multiplication of everything so far, and rarely happens after the first tile.
+// The softmax of a row so far is exponentials 2^(score * scale + shift), their sum, and sums of
+// values. `shift` moves only when an exponential would leave the range that its format has above
+// 2^kOffset: moving it costs a multiplication of everything so far, and rarely happens after the
+// first tile.
 struct PrefillRow {
-  float scale;         // of a score, times log2(e)
-  float shift = 1e30f; // nothing seen: any score is out of range, and -inf stays -inf
-  float sum = 0;       // of this thread's exponentials
-  float rescale = 1;   // what the last tile made of earlier sums
+  float scale;          // of a score, times log2(e)
+  float shift = 1e30f;  // nothing seen: any score is out of range, and -inf stays -inf
+  float sum = 0;        // of this thread's exponentials
+  float rescale = 1;    // what the last tile made of earlier sums
 };
+
+// The first of this thread's two rows within the item; the other is 8 further. Read anew each time,
+// for the tile loops need every register.
+__device__ __forceinline__ int ThreadRow() {
+  uint32_t thread;
+  asm volatile("mov.u32 %0, %tid.x;" : "=r"(thread));
+  thread -= 128;  // the producer
+  return static_cast<int>(thread / 32 * 16 + thread % 32 / 4);
+}
 
 // Where a row of an item comes from and goes to.
 struct RowPlace {
@@ -49,21 +57,23 @@ __device__ __forceinline__ float ScoreScale(const PrefillParams& p, const WorkIt
 // Tiles of kKeys keys, counted from page 0, from the highest that an item reads to the lowest.
 struct TileRange {
   int begin, end;
-  int causal;    // from this tile on some row of the warpgroup sees less than all keys
-  int windowed;  // up to this tile likewise
+  int causal;  // from this tile on some row of the warpgroup sees less than all keys
 };
 template <int kKeys>
 __device__ __forceinline__ TileRange TilesOf(const PrefillParams& p, const WorkItem& item,
                                              int warpgroup) {
   constexpr int kPages = kKeys / kPageSize;
   const int first_row = item.position + (64 * warpgroup >> p.pack_shift);
-  const int last_row = item.position + ((64 * warpgroup + 63) >> p.pack_shift);
-  const int behind = last_row - p.window;  // the last key that the last row does not see
-  return {item.page_begin / kPages, (item.page_end + kPages - 1) / kPages, (first_row + 1) / kKeys,
-          p.window > 0 && behind >= 0 ? behind / kKeys : -1};
+  return {item.page_begin / kPages, (item.page_end + kPages - 1) / kPages, (first_row + 1) / kKeys};
+}
+// Whether a window hides keys of this tile from some row.
+template <int kKeys>
+__device__ __forceinline__ bool IsWindowed(const PrefillParams& p, const WorkItem& item, int tile) {
+  return p.window > 0 && tile * kKeys < item.position + item.q_tokens - p.window;
 }
 
-// Sets the scores that rows `row` and `row` + 8 do not see to -inf. s: scores of kKeys keys from `begin` on.
+// Sets the scores that rows `row` and `row` + 8 do not see to -inf. s: scores of kKeys keys from
+// `begin` on.
 template <int kKeys>
 __device__ __forceinline__ void MaskScores(float (&s)[kKeys / 2], int begin, const PrefillParams& p,
                                            const WorkItem& item, int row) {
@@ -92,8 +102,8 @@ __device__ __forceinline__ float QuadSum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// Brings a row's exponentials back into range if the largest of some scores, over the quad, asks for it. Returns
-// the factor for what there is already.
+// Brings a row's exponentials back into range if the largest of some scores, over the quad, asks
+// for it. Returns the factor for what there is already.
 __device__ __forceinline__ float MoveShift(PrefillRow& row, float max_score, float offset,
                                            float limit) {
   const float exponent = QuadMax(max_score) * row.scale;
@@ -108,11 +118,10 @@ __device__ __forceinline__ float MoveShift(PrefillRow& row, float max_score, flo
 
 // Scores of a tile to exponentials of at most 2^kLimit; a row's largest is near 2^kOffset.
 //
-// The exponentials (MUFU) of the first keys run beside the maxima (ALU) of the others, which else would wait
-// for each other: see docs/kernels/prefill.md. `halfway` runs between two halves of the exponentials.
-template <int kKeys, class Range, class Halfway>
-__device__ __forceinline__ void OnlineSoftmax(float (&s)[kKeys / 2], PrefillRow& a, PrefillRow& b,
-                                              const Halfway& halfway) {
+// The exponentials (MUFU) of the first keys run beside the maxima (ALU) of the others, which else
+// would wait for each other: see docs/kernels/prefill.md. kSum: adds them to the rows' sums.
+template <int kKeys, class Range, bool kSum>
+__device__ __forceinline__ void OnlineSoftmax(float (&s)[kKeys / 2], PrefillRow& a, PrefillRow& b) {
   constexpr int kFirst = kKeys / 4;
   const auto maxima = [&](int begin, int end, float& max_a, float& max_b) {
     max_a = max_b = -INFINITY;
@@ -129,8 +138,10 @@ __device__ __forceinline__ void OnlineSoftmax(float (&s)[kKeys / 2], PrefillRow&
       s[i + 1] = Exp2(fmaf(s[i + 1], a.scale, a.shift));
       s[i + 2] = Exp2(fmaf(s[i + 2], b.scale, b.shift));
       s[i + 3] = Exp2(fmaf(s[i + 3], b.scale, b.shift));
-      a.sum += s[i] + s[i + 1];
-      b.sum += s[i + 2] + s[i + 3];
+      if constexpr (kSum) {
+        a.sum += s[i] + s[i + 1];
+        b.sum += s[i + 2] + s[i + 3];
+      }
     }
   };
   const auto out_of_range = [&](float max_a, float max_b) {
@@ -157,9 +168,7 @@ __device__ __forceinline__ void OnlineSoftmax(float (&s)[kKeys / 2], PrefillRow&
       s[i + 3] *= factor_b;
     }
   }
-  exponentials(kFirst, kKeys / 2);
-  halfway();
-  exponentials(kKeys / 2, kKeys);
+  exponentials(kFirst, kKeys);
 }
 
 // One row's share of the result: o[4 j] and o[4 j + 1] are its columns 8 j + 2 (lane % 4).
@@ -191,7 +200,8 @@ __device__ __forceinline__ void StoreRow(const PrefillParams& p, const WorkItem&
     *reinterpret_cast<uint32_t*>(out + 8 * j) =
         PackBF16(o[4 * j] * inverse, o[4 * j + 1] * inverse);
   }
-  if (p.lse && column == 0) p.lse[place.index] = sum == 0 ? -INFINITY : kLn2 * (Log2(sum) - row.shift);
+  if (p.lse && column == 0)
+    p.lse[place.index] = sum == 0 ? -INFINITY : kLn2 * (Log2(sum) - row.shift);
 }
 
 }  // namespace octavo::cuda

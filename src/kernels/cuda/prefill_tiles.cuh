@@ -1,8 +1,9 @@
 // The memory side of prefill: what lies in shared memory, and the warp that fills it.
 //
-// A block is one producer warpgroup and kConsumers warpgroups of 64 query rows. K tiles [tokens, head_dim] and
-// V tiles [head_dim, tokens] arrive by TMA as the pages hold them, both K-major, in rows of at
-// most 128 bytes (panels), swizzled as wide as a row. Tiles go from an item's highest to its lowest.
+// A block is one producer warpgroup and kConsumers warpgroups of 64 query rows. K tiles [tokens,
+// head_dim] and V tiles [head_dim, tokens] arrive by TMA as the pages hold them, both K-major, in
+// rows of at most 128 bytes (panels), swizzled as wide as a row. Tiles go from an item's highest to
+// its lowest.
 #pragma once
 
 #include <type_traits>
@@ -14,15 +15,17 @@ namespace octavo::cuda {
 
 struct Nothing {};
 
-// Extra: what a special producer keeps in shared memory, with an Init() of its own.
+// Extra: what a special producer keeps in shared memory, with an Init() of its own. kValueRows:
+// more than head_dim, and behind every V page stands a row of ones (e4m3), the rest zeros.
 template <int kHeadDim_, int kElementSize_, int kConsumers_, int kTileTokens_, int kStages_,
-          class Extra = Nothing>
+          int kValueRows_ = kHeadDim_, class Extra = Nothing>
 struct PrefillTiles {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kElementSize = kElementSize_;  // of q, k and v in shared memory
   static constexpr int kConsumers = kConsumers_;
   static constexpr int kTileTokens = kTileTokens_;
   static constexpr int kStages = kStages_;
+  static constexpr int kValueRows = kValueRows_;
 
   static constexpr int kRows = 64 * kConsumers;
   static constexpr int kThreads = 128 * (kConsumers + 1);
@@ -32,16 +35,21 @@ struct PrefillTiles {
   static constexpr int kPanels = kRowBytes / kPanel;
   static constexpr int kValueRowBytes = kPageSize * kElementSize;
   static constexpr int kTileBytes = kTileTokens * kRowBytes;
+  static constexpr int kValuePageBytes = kValueRows * kValueRowBytes;  // in shared memory
   // 64 Ki registers, shared by what the consumers and the producer need.
   static constexpr bool kSpecial = !std::is_same_v<Extra, Nothing>;
-  static constexpr int kProducerRegisters = kSpecial ? 80 : kConsumers == 2 ? 24 : 32;
+  // Registers of a thread, in eights, as a warpgroup each of producer and consumers; together no
+  // more than the block starts with, or setmaxnreg waits for ever.
+  static constexpr int kBlockRegisters = 65536 / kThreads / 8 * 8 * (kConsumers + 1);
+  static constexpr int kProducerRegisters = kSpecial ? 72 : kConsumers == 2 ? 24 : 32;
   static constexpr int kConsumerRegisters =
-      (512 - kProducerRegisters) / kConsumers / 8 * 8 > 240 ? 240 : (512 - kProducerRegisters) / kConsumers / 8 * 8;
+      (kBlockRegisters - kProducerRegisters) / kConsumers / 8 * 8;
+  static_assert(kConsumerRegisters <= 240);
 
   struct Shared {
     alignas(1024) uint8_t q[kPanels][kRows][kPanel];
     alignas(1024) uint8_t k[kStages][kPanels][kTileTokens][kPanel];
-    alignas(1024) uint8_t v[kStages][kTilePages][kHeadDim][kValueRowBytes];
+    alignas(1024) uint8_t v[kStages][kTilePages][kValueRows][kValueRowBytes];
     WorkItem items[2];  // this one and the next
     uint64_t q_full, q_empty;
     uint64_t k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
@@ -50,8 +58,8 @@ struct PrefillTiles {
   static constexpr int kSharedBytes = sizeof(Shared) + 1024;  // to align it
 
   static __device__ Shared& Init(uint8_t* memory) {
-    auto& shared = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(memory) + 1023) &
-                                              ~uintptr_t{1023});
+    auto& shared =
+        *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(memory) + 1023) & ~uintptr_t{1023});
     if (threadIdx.x == 0) {
       BarrierInit(&shared.q_full, 1);
       BarrierInit(&shared.q_empty, kConsumers);
@@ -63,6 +71,17 @@ struct PrefillTiles {
       }
       if constexpr (kSpecial) shared.extra.Init();
       BarrierInitFence();
+    }
+    if constexpr (kValueRows > kHeadDim) {
+      constexpr int kWords = (kValueRows - kHeadDim) * kValueRowBytes / 4;
+      for (int i = threadIdx.x; i < kStages * kTilePages * kWords; i += kThreads) {
+        const int page = i / kWords, word = i % kWords;
+        auto* rows =
+            reinterpret_cast<uint32_t*>(shared.v[page / kTilePages][page % kTilePages][kHeadDim]);
+        rows[word] =
+            word < kValueRowBytes / 4 ? 0x38383838u : 0;  // a row of one value has no order
+      }
+      FenceProxyAsync();
     }
     __syncthreads();
     return shared;
@@ -113,8 +132,8 @@ class ItemQueue {
   int count_, index_, next_ = 0;
 };
 
-// Block table entries of an item, 32 at a time from the highest page down. Pages that the item does not
-// read are kNoPage: zeros to TMA.
+// Block table entries of an item, 32 at a time from the highest page down. Pages that the item does
+// not read are kNoPage: zeros to TMA.
 class PageReader {
  public:
   __device__ PageReader(const PrefillParams& p, const WorkItem& item)

@@ -1,6 +1,7 @@
-// The producer of 16-bit prefill over 8-bit pages: a warpgroup that turns pages, landed in a staging area by bulk
-// copies, into the swizzled float16 tiles that the tensor cores read. All three 8-bit formats are exact
-// in float16. A 16-bit operand of a mixed cache arrives by TMA as ever.
+// The producer of 16-bit prefill over 8-bit pages: a warpgroup that turns pages, landed in a
+// staging area by bulk copies, into the swizzled float16 tiles that the tensor cores read. All
+// three 8-bit formats are exact in float16. A 16-bit operand of a mixed cache arrives by TMA as
+// ever.
 #pragma once
 
 #include "kernels/cuda/prefill_tiles.cuh"
@@ -35,8 +36,9 @@ __device__ __forceinline__ uint2 WidenFour(KvFormat format, uint32_t four) {
           SubtractF16(__byte_perm(biased, 0x64646464u, 0x4342), 0x64806480u)};
 }
 
-// A tile's 16-byte pieces, shared out over the warpgroup. K: rows of tokens. V: rows of head_dim, 64 tokens
-// each, whose order in a group of 16 is undone here: a word's low pair belongs to the first eight.
+// A tile's 16-byte pieces, shared out over the warpgroup. K: rows of tokens. V: rows of head_dim,
+// 64 tokens each, whose order in a group of 16 is undone here: a word's low pair belongs to the
+// first eight.
 template <class Tiles, bool kValues>
 __device__ __forceinline__ void WidenTile(KvFormat format, const uint8_t* staging, uint8_t* tile,
                                           const int (&pages)[Tiles::kTilePages]) {
@@ -46,7 +48,7 @@ __device__ __forceinline__ void WidenTile(KvFormat format, const uint8_t* stagin
 #pragma unroll
   for (int page = 0; page < Tiles::kTilePages; ++page) {
     const bool present = static_cast<uint32_t>(pages[page]) != kNoPage;
-#pragma unroll 2
+#pragma unroll 1
     for (int i = threadIdx.x; i < kPageBytes / 16; i += 128) {
       const int row = i / kPieces, piece = i % kPieces;
       uint4 x{};
@@ -110,8 +112,8 @@ struct Widener {
       }
       float scale = 0;
       if (page != kNoPage) {
-        scale = reinterpret_cast<const float*>(p.claim + page * kPageUnit + scales)
-            [kv_head * kPageSize + token % kPageSize];
+        scale = reinterpret_cast<const float*>(p.claim + page * kPageUnit +
+                                               scales)[kv_head * kPageSize + token % kPageSize];
       }
       (kValues ? shared.extra.v_scales : shared.extra.k_scales)[stage][token] = scale;
     }

@@ -14,8 +14,9 @@ enum class Phase : uint8_t { kDecode, kPrefill };
 struct KernelEntry {
   Phase phase;
   int head_dim;
-  std::optional<KvFormat> k, v;  // none: any that has no row of its own
+  std::optional<KvFormat> k, v;  // none: any (prefill: any of 8 bits) that has no row of its own
   AttentionMath math;
+  bool soft_cap;         // whether calls may give one
   const void* function;  // takes DecodeParams (decode.h) or PrefillParams (prefill.h)
   int rows;              // of an item, at most
   int tile_tokens;       // of a KV tile; splits are multiples of it
@@ -27,7 +28,7 @@ std::span<const KernelEntry> KernelTable();
 
 // The row for these formats, the more special one first; null if there is none. Decode computes
 // with 16 bits whatever `math` says.
-const KernelEntry* FindKernel(Phase phase, int head_dim, KvFormat k, KvFormat v,
-                              AttentionMath math);
+const KernelEntry* FindKernel(Phase phase, int head_dim, KvFormat k, KvFormat v, AttentionMath math,
+                              bool soft_cap);
 
 }  // namespace octavo::cuda

@@ -26,11 +26,11 @@ CUtensorMap MakeMap(const void* base, int rank, const cuuint64_t* dims, const cu
                     const cuuint32_t* box) {
   CUtensorMap map;
   const cuuint32_t steps[4] = {1, 1, 1, 1};
-  const CUresult result = EncodeFunction()(
-      &map, CU_TENSOR_MAP_DATA_TYPE_UINT8, rank, const_cast<void*>(base), dims, strides, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE,
-      box[0] == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      EncodeFunction()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, rank, const_cast<void*>(base), dims,
+                       strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                       box[0] == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+                       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     throw std::runtime_error("cuTensorMapEncodeTiled failed with " + std::to_string(result));
   }
@@ -43,7 +43,9 @@ void SetPrefillMemory(const KvLayer& cache, const void* q, int q_element_size, i
                       int heads, int pack, PrefillParams* params) {
   const KvLayout& layout = cache.layout;
   const auto unsigned64 = [](int64_t n) { return static_cast<cuuint64_t>(n); };
-  const auto row_box = [](int64_t bytes) { return static_cast<cuuint32_t>(bytes < 128 ? bytes : 128); };
+  const auto row_box = [](int64_t bytes) {
+    return static_cast<cuuint32_t>(bytes < 128 ? bytes : 128);
+  };
 
   const int64_t q_row = int64_t{layout.head_dim} * q_element_size;
   const cuuint64_t q_dims[] = {unsigned64(q_row), unsigned64(heads), unsigned64(tokens)};

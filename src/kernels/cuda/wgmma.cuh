@@ -26,23 +26,26 @@ __device__ __forceinline__ void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// A K-major operand: rows of kRowBytes (128 or 64), which is also the swizzle, in groups of eight.
-// An operand's next 32 bytes of K lie at descriptor + 2.
+// K-major operands: rows of kRowBytes (128 or 64), which is also the swizzle, in groups of eight.
 template <int kRowBytes>
-__device__ __forceinline__ uint64_t WgmmaDescriptor(const void* p) {
-  static_assert(kRowBytes == 128 || kRowBytes == 64);
-  constexpr uint64_t kSwizzle = kRowBytes == 128 ? 1 : 2;
-  constexpr uint64_t kEightRows = 8 * kRowBytes;
-  return ((SharedAddress(p) >> 4) & 0x3FFF) | (uint64_t{1} << 16) | ((kEightRows >> 4) << 32) |
-         (kSwizzle << 62);
-}
+class WgmmaOperand {
+ public:
+  __device__ explicit WgmmaOperand(const void* p) : low_((SharedAddress(p) >> 4) | (1u << 16)) {}
 
-// The same, made anew where it stands: sums of descriptors and constants, kept in registers across
-// a loop, would not leave enough for the accumulators.
-__device__ __forceinline__ uint64_t Fresh(uint64_t descriptor) {
-  asm volatile("" : "+l"(descriptor));
-  return descriptor;
-}
+  // The descriptor of what lies `bytes` further; the next 32 bytes of K are at + 32. Made anew
+  // where it stands: sums of descriptors and constants, kept in registers across a loop, would not
+  // leave enough for the accumulators.
+  __device__ __forceinline__ uint64_t At(int bytes) const {
+    uint32_t low = low_;
+    asm volatile("" : "+r"(low));
+    return (uint64_t{kHigh} << 32) | (low + bytes / 16);
+  }
+
+ private:
+  static_assert(kRowBytes == 128 || kRowBytes == 64);
+  static constexpr uint32_t kHigh = (8 * kRowBytes >> 4) | ((kRowBytes == 128 ? 1u : 2u) << 30);
+  uint32_t low_;
+};
 
 enum class WgmmaType { kE4M3, kBF16, kF16 };
 

@@ -12,6 +12,9 @@
 
 namespace octavo::cuda {
 
+inline constexpr float kLog2E = 1.4426950408889634f;
+inline constexpr float kLn2 = 0.6931471805599453f;
+
 struct WorkItem {
   int32_t sequence;              // row of the block table
   int32_t head;                  // first query head
