@@ -12,9 +12,9 @@ KernelEntry Entry() {
 
 std::vector<KernelEntry> Prefill16BitKernels256() {
   return {
-      Entry<Operand::kBF16, Operand::kBF16>(),  Entry<Operand::kF16, Operand::kF16>(),
-      Entry<Operand::kBF16, Operand::kWiden>(), Entry<Operand::kWiden, Operand::kBF16>(),
-      Entry<Operand::kF16, Operand::kWiden>(),  Entry<Operand::kWiden, Operand::kF16>(),
+      Entry<Operand::kBF16, Operand::kBF16>(),   Entry<Operand::kF16, Operand::kF16>(),
+      Entry<Operand::kBF16, Operand::kWiden>(),  Entry<Operand::kWiden, Operand::kBF16>(),
+      Entry<Operand::kF16, Operand::kWiden>(),   Entry<Operand::kWiden, Operand::kF16>(),
       Entry<Operand::kWiden, Operand::kWiden>(),
   };
 }

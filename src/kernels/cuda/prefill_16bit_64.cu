@@ -14,9 +14,12 @@ std::vector<KernelEntry> Prefill16BitKernels64() {
   return {
       // Without a soft cap there are registers for three warpgroups.
       Prefill16BitEntry<64, 3, 128, 4, Operand::kBF16, Operand::kBF16>(),
-      Entry<Operand::kBF16, Operand::kBF16>(),  Entry<Operand::kF16, Operand::kF16>(),
-      Entry<Operand::kBF16, Operand::kWiden>(), Entry<Operand::kWiden, Operand::kBF16>(),
-      Entry<Operand::kF16, Operand::kWiden>(),  Entry<Operand::kWiden, Operand::kF16>(),
+      Entry<Operand::kBF16, Operand::kBF16>(),
+      Entry<Operand::kF16, Operand::kF16>(),
+      Entry<Operand::kBF16, Operand::kWiden>(),
+      Entry<Operand::kWiden, Operand::kBF16>(),
+      Entry<Operand::kF16, Operand::kWiden>(),
+      Entry<Operand::kWiden, Operand::kF16>(),
       Entry<Operand::kWiden, Operand::kWiden>(),
   };
 }
