@@ -96,9 +96,9 @@ ChatTemplate ChatTemplate::FromFolder(const std::filesystem::path& folder) {
 
 std::string ChatTemplate::Render(const nlohmann::ordered_json& context, const std::tm& now) const {
   if (!context.is_object()) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("chat: expected an object with messages, found {}",
-                            context.type_name()));
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        fmt::format("chat: expected an object with messages, found {}", context.type_name()));
   }
   nlohmann::ordered_json variables = special_tokens_;
   variables["tools"] = nullptr;

@@ -101,11 +101,13 @@ Value TestIterable(Interpreter& interpreter, const Value& value, Arguments& argu
 
 Value TestFilterExists(Interpreter&, const Value& value, Arguments& arguments) {
   const Bound bound("test_filter()", arguments, {});
+  Hash(value);  // throws for what cannot be a name
   return Value::Bool(value.IsString() && FindFilter(value.text()) != nullptr);
 }
 
 Value TestTestExists(Interpreter&, const Value& value, Arguments& arguments) {
   const Bound bound("test_test()", arguments, {});
+  Hash(value);
   return Value::Bool(value.IsString() && FindTest(value.text()) != nullptr);
 }
 
@@ -210,6 +212,7 @@ std::vector<Dict::Entry> EntriesOf(Interpreter& interpreter, const Arguments& ar
       entries = from.As<Dict>().entries();
       continue;
     }
+    if (from.IsUndefined()) ThrowUndefined(from);
     size_t index = 0;
     for (const Value& item : interpreter.Collect(from)) {
       if (!interpreter.IsIterable(item)) {

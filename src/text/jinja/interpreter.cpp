@@ -237,11 +237,10 @@ Interpreter::Flow Interpreter::RunLoop(const Stmt& statement, const Value& itera
     Assign(scope.target, item, activation);
     if (scope.loop_slot >= 0) activation->slots[scope.loop_slot] = loop_value;
     Enter(scope.body, activation);
-    if (Exec(statement.body, activation) == Flow::kBreak) {
-      any = true;
-      break;
-    }
-    any = true;
+    const Flow flow = Exec(statement.body, activation);
+    if (flow == Flow::kBreak) break;
+    // As in Jinja2, what a body left early has not run: the else is for loops without a whole one.
+    any = any || flow == Flow::kNormal;
   }
   Leave(scope.body, activation);
   if (any || statement.otherwise.empty()) return Flow::kNormal;
@@ -337,10 +336,6 @@ Interpreter::Flow Interpreter::ExecWith(const Stmt& statement, Activation* activ
 
 namespace {
 
-const char kTwoCallers[] =
-    "macro {} was invoked with two values for the special caller argument. This is most likely a "
-    "bug.";
-
 std::string MacroName(const Stmt& statement) {
   if (statement.kind != StmtKind::kMacro) return "None";
   return "'" + statement.name + "'";
@@ -393,7 +388,10 @@ Value Interpreter::CallMacro(const MacroValue& macro, Arguments& arguments) {
   } else if (!arguments.named.empty()) {
     for (const auto& [name, value] : arguments.named) {
       if (name == "caller") {
-        ThrowTypeError(fmt::format(fmt::runtime(kTwoCallers), MacroName(statement)));
+        ThrowTypeError(fmt::format(
+            "macro {} was invoked with two values for the special caller argument. This is most "
+            "likely a bug.",
+            MacroName(statement)));
       }
     }
     ThrowTypeError(fmt::format("macro {} takes no keyword argument '{}'", MacroName(statement),

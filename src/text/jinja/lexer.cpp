@@ -39,15 +39,21 @@ class Lexer {
   explicit Lexer(std::string_view source) : source_(NormalizeNewlines(source)) {}
 
   std::vector<Token> Run() {
-    while (at_ < source_.size()) LexData();
-    Add(TokenKind::kEnd, "");
+    try {
+      while (at_ < source_.size()) LexData();
+      Add(TokenKind::kEnd, "");
+    } catch (const Mistake& mistake) {
+      Add(TokenKind::kMistake, mistake.message);
+    }
     return std::move(tokens_);
   }
 
  private:
-  [[noreturn]] void Fail(std::string message) const {
-    throw SyntaxFault(std::move(message), line_);
-  }
+  struct Mistake {
+    std::string message;
+  };
+
+  [[noreturn]] void Fail(std::string message) const { throw Mistake{std::move(message)}; }
 
   std::string_view Rest(size_t at) const { return std::string_view(source_).substr(at); }
   std::string_view Rest() const { return Rest(at_); }
@@ -144,7 +150,11 @@ class Lexer {
 
   void LexComment(size_t inside) {
     const size_t close = source_.find("#}", inside);
-    if (close == source_.npos) Fail("Missing end of comment tag");
+    if (close == source_.npos) {
+      Advance(inside);
+      if (inside == source_.size()) return;  // nothing to comment on
+      Fail("Missing end of comment tag");
+    }
     const bool signed_end = close > inside && SignAt(close - 1) != '\0';
     Advance(AfterEnd(signed_end ? close - 1 : close, "#}", true, true));
   }
@@ -158,7 +168,10 @@ class Lexer {
   void LexRaw() {
     for (size_t tag = at_;; ++tag) {
       tag = source_.find("{%", tag);
-      if (tag == source_.npos) Fail("Missing end of raw directive");
+      if (tag == source_.npos) {
+        if (at_ == source_.size()) return;
+        Fail("Missing end of raw directive");
+      }
       const char sign = SignAt(tag + 2);
       const size_t word = AfterSpace(tag + 2 + (sign != '\0'));
       if (!Rest(word).starts_with("endraw")) continue;
@@ -390,6 +403,7 @@ std::string Describe(const Token& token) {
       return "end of template";
     case TokenKind::kName:
     case TokenKind::kOperator:
+    case TokenKind::kMistake:
       return token.text;
   }
   return token.text;

@@ -25,7 +25,8 @@ enum class TokenKind : uint8_t {
   kInteger,
   kFloat,
   kOperator,
-  kEnd
+  kEnd,
+  kMistake  // text says what is wrong with the source here; the last token
 };
 
 struct Token {
@@ -39,7 +40,8 @@ struct Token {
   bool IsName(std::string_view name) const { return kind == TokenKind::kName && text == name; }
 };
 
-// Throws Error at `line` of the template: syntax. The last token is kEnd.
+// Does not throw for mistakes in the source: they come as tokens, so that what the parser finds
+// wrong before them is told first. The last token is kEnd or kMistake.
 std::vector<Token> Tokenize(std::string_view source);
 
 // As errors name a token.
@@ -48,8 +50,9 @@ std::string Describe(const Token& token);
 // A mistake in the source, at a line.
 class SyntaxFault : public Fault {
  public:
-  SyntaxFault(std::string message, int line, Kind kind = Kind::kError)
-      : Fault("TemplateSyntaxError", std::move(message), kind), line_(line) {}
+  SyntaxFault(std::string message, int line, Kind kind = Kind::kError,
+              std::string type = "TemplateSyntaxError")
+      : Fault(std::move(type), std::move(message), kind), line_(line) {}
   int line() const { return line_; }
 
  private:

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "text/jinja/format.h"
+#include "text/jinja/interpreter.h"
 #include "text/jinja/numbers.h"
 #include "text/jinja/python_text.h"
 #include "text/unicode.h"
@@ -138,7 +139,7 @@ Value Concatenate(Heap& heap, const Value& left, const Value& right) {
 
 Value Repeat(Heap& heap, const Value& value, const Value& times) {
   const size_t size = value.IsString() ? value.text().size() : value.items().size();
-  Int count = std::max(times.int_value(), Int{0});
+  Int count = std::max<Int>(IndexOf(times), 0);
   if (size == 0) count = 0;
   const size_t unit = value.IsString() ? 1 : sizeof(Value);
   const auto most = static_cast<Int>(std::numeric_limits<int64_t>::max() / unit);
@@ -235,6 +236,17 @@ class ReprWriter {
       case Kind::kNamespace:
         WriteNamespace(value.As<Namespace>());
         break;
+      case Kind::kMacro: {
+        const std::string& name = value.As<MacroValue>().statement.name;
+        out_ += "<Macro ";
+        if (name.empty()) {
+          out_ += "anonymous";
+        } else {
+          AppendRepr(name, &out_);
+        }
+        out_ += '>';
+        break;
+      }
       default:
         out_ += fmt::format("<{}>", TypeName(value));
     }

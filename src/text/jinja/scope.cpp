@@ -346,7 +346,7 @@ class Resolver {
         if (expr->builtin == nullptr && !soft) {
           throw SyntaxFault(
               fmt::format("No {} named '{}'.", is_filter ? "filter" : "test", expr->name),
-              expr->line);
+              expr->line, Fault::Kind::kError, "TemplateAssertionError");
         }
         break;
       }
@@ -463,8 +463,8 @@ class Resolver {
       loop.loop_slot = body.DeclareParameter("loop");
     }
     if (Assigns(*statement, "loop")) {
-      throw SyntaxFault("Can't assign to special loop variable in for-loop target",
-                        statement->line);
+      throw SyntaxFault("Can't assign to special loop variable in for-loop target", statement->line,
+                        Fault::Kind::kError, "TemplateAssertionError");
     }
     AnalyzeTarget(statement->target, Use::kParameter, &body);
     AnalyzeBlock(statement->body, &body);

@@ -55,6 +55,7 @@ Value IgnoreCase(Heap& heap, const Value& value) {
 
 bool IsTrue(const Bound& bound, size_t index) { return bound.Has(index) && Truth(bound[index]); }
 
+// As Python compares lists.
 bool LessKeys(Heap& heap, const Values& left, const Values& right) {
   for (size_t i = 0; i < left.size(); ++i) {
     heap.Work(std::min(left[i].weight(), right[i].weight()));
@@ -63,21 +64,29 @@ bool LessKeys(Heap& heap, const Values& left, const Values& right) {
   return false;
 }
 
+bool LessKey(Heap& heap, const Value& left, const Value& right) {
+  heap.Work(std::min(left.weight(), right.weight()));
+  return Compare(CompareOp::kLess, left, right);
+}
+
+template <typename Key>
 struct Keyed {
-  Values keys;
+  Key key;
   Value value;
 };
 
-void SortKeyed(Heap& heap, std::vector<Keyed>* items, bool reverse) {
-  std::ranges::stable_sort(*items, [&](const Keyed& a, const Keyed& b) {
+template <typename Key, typename Less>
+void SortKeyed(Heap& heap, std::vector<Keyed<Key>>* items, bool reverse, Less less) {
+  std::ranges::stable_sort(*items, [&](const Keyed<Key>& a, const Keyed<Key>& b) {
     heap.Work(1);
-    return reverse ? LessKeys(heap, b.keys, a.keys) : LessKeys(heap, a.keys, b.keys);
+    return reverse ? less(heap, b.key, a.key) : less(heap, a.key, b.key);
   });
 }
 
-Value TakeValues(Heap& heap, std::vector<Keyed> items) {
+template <typename Key>
+Value TakeValues(Heap& heap, std::vector<Keyed<Key>> items) {
   Values values;
-  for (Keyed& item : items) values.push_back(std::move(item.value));
+  for (Keyed<Key>& item : items) values.push_back(std::move(item.value));
   return MakeList(heap, std::move(values));
 }
 
@@ -93,17 +102,17 @@ Value SortFilter(Interpreter& interpreter, const Value& value, Arguments& argume
     paths.emplace_back(heap, bound[2]);
   }
   const bool case_sensitive = IsTrue(bound, 1);
-  std::vector<Keyed> items;
+  std::vector<Keyed<Values>> items;
   for (Value& item : interpreter.Collect(value)) {
-    Keyed keyed;
+    Keyed<Values> keyed;
     for (const Path& path : paths) {
       Value key = path.Of(interpreter, item);
-      keyed.keys.push_back(case_sensitive ? std::move(key) : IgnoreCase(heap, key));
+      keyed.key.push_back(case_sensitive ? std::move(key) : IgnoreCase(heap, key));
     }
     keyed.value = std::move(item);
     items.push_back(std::move(keyed));
   }
-  SortKeyed(heap, &items, IsTrue(bound, 0));
+  SortKeyed(heap, &items, IsTrue(bound, 0), LessKeys);
   return TakeValues(heap, std::move(items));
 }
 
@@ -114,19 +123,18 @@ Value DictSortFilter(Interpreter& interpreter, const Value& value, Arguments& ar
   if (by != "key" && by != "value") {
     throw Fault("FilterArgumentError", "You can only sort by either \"key\" or \"value\"");
   }
+  if (value.IsUndefined()) ThrowUndefined(value);
   if (!value.IsDict()) {
-    const Value items = CopyString(heap, "items");
-    ThrowUndefined(Value(Kind::kUndefined, new Undefined(&heap, "", TypeRepr(value), items)));
+    throw Fault("AttributeError",
+                fmt::format("'{}' object has no attribute 'items'", TypeName(value)));
   }
-  std::vector<Keyed> items;
+  std::vector<Keyed<Value>> items;
   for (const auto& [key, entry] : value.As<Dict>().entries()) {
     const Value& sort_by = by == "key" ? key : entry;
-    Keyed keyed;
-    keyed.keys.push_back(IsTrue(bound, 0) ? sort_by : IgnoreCase(heap, sort_by));
-    keyed.value = MakeTuple(heap, {key, entry});
-    items.push_back(std::move(keyed));
+    items.push_back(
+        {IsTrue(bound, 0) ? sort_by : IgnoreCase(heap, sort_by), MakeTuple(heap, {key, entry})});
   }
-  SortKeyed(heap, &items, IsTrue(bound, 2));
+  SortKeyed(heap, &items, IsTrue(bound, 2), LessKey);
   return TakeValues(heap, std::move(items));
 }
 
@@ -184,23 +192,20 @@ Value GroupByFilter(Interpreter& interpreter, const Value& value, Arguments& arg
   Heap& heap = interpreter.heap();
   const Path path(heap, bound[0], bound[1]);
   const bool case_sensitive = IsTrue(bound, 2);
-  std::vector<Keyed> items;
+  std::vector<Keyed<Value>> items;
   for (Value& item : interpreter.Collect(value)) {
     Value key = path.Of(interpreter, item);
-    Keyed keyed;
-    keyed.keys.push_back(case_sensitive ? std::move(key) : IgnoreCase(heap, key));
-    keyed.value = std::move(item);
-    items.push_back(std::move(keyed));
+    items.push_back({case_sensitive ? std::move(key) : IgnoreCase(heap, key), std::move(item)});
   }
-  SortKeyed(heap, &items, false);
+  SortKeyed(heap, &items, false, LessKey);
   Values groups;
   for (size_t begin = 0; begin < items.size();) {
     Values members;
     size_t end = begin;
-    while (end < items.size() && Equal(items[begin].keys[0], items[end].keys[0])) {
+    while (end < items.size() && Equal(items[begin].key, items[end].key)) {
       members.push_back(items[end++].value);
     }
-    const Value key = case_sensitive ? items[begin].keys[0] : path.Of(interpreter, members[0]);
+    const Value key = case_sensitive ? items[begin].key : path.Of(interpreter, members[0]);
     Values group = {key, MakeList(heap, std::move(members))};
     groups.push_back(Value(Kind::kTuple, new Sequence(&heap, std::move(group), true)));
     begin = end;
@@ -289,10 +294,13 @@ Value EmptyIterator(Interpreter& interpreter) {
 
 Value ItemsFilter(Interpreter& interpreter, const Value& value, Arguments& arguments) {
   const Bound bound("do_items()", arguments, {});
-  if (value.IsUndefined()) return EmptyIterator(interpreter);
-  if (!value.IsDict()) ThrowTypeError("Can only get item pairs from a mapping.");
-  Heap& heap = interpreter.heap();
-  return interpreter.Iterate(Value(Kind::kView, new View(&heap, value, View::Part::kItems)));
+  // As Python's generator, it finds out when it is asked for the first.
+  return MakeDeferredIterator(interpreter.heap(), value, [](Interpreter& in, const Value& source) {
+    if (source.IsUndefined()) return Values();
+    if (!source.IsDict()) ThrowTypeError("Can only get item pairs from a mapping.");
+    const Value view(Kind::kView, new View(&in.heap(), source, View::Part::kItems));
+    return in.Collect(view);
+  });
 }
 
 Value BatchFilter(Interpreter& interpreter, const Value& value, Arguments& arguments) {

@@ -33,9 +33,10 @@ const Values& Positional(const char* method, const Arguments& arguments, size_t 
   return arguments.positional;
 }
 
-const std::string& TextOf(const char* method, const Value& value) {
+// what: which argument it is, if Python says so.
+const std::string& TextOf(const char* what, const Value& value) {
   if (!value.IsString()) {
-    ThrowTypeError(fmt::format("{}() argument must be str, not {}", method, TypeName(value)));
+    ThrowTypeError(fmt::format("{}must be str, not {}", what, TypeName(value)));
   }
   return value.text();
 }
@@ -116,7 +117,7 @@ template <bool from_right>
 int64_t FindPart(Interpreter& interpreter, const Value& self, const Arguments& arguments) {
   const char* name = from_right ? "rfind" : "find";
   const Values& given = Positional(name, arguments, 1, 3);
-  const std::string& part = TextOf(name, given[0]);
+  const std::string& part = TextOf("", given[0]);
   interpreter.heap().WorkOnBytes(self.text().size());
   const Window window = WindowOf(self, given, 1);
   if (!window.valid) return -1;
@@ -138,7 +139,7 @@ Value Index(Interpreter& interpreter, const Value& self, Arguments& arguments) {
 
 Value CountMethod(Interpreter& interpreter, const Value& self, Arguments& arguments) {
   const Values& given = Positional("count", arguments, 1, 3);
-  const std::string& part = TextOf("count", given[0]);
+  const std::string& part = TextOf("", given[0]);
   interpreter.heap().WorkOnBytes(self.text().size());
   const Window window = WindowOf(self, given, 1);
   return Value::Integer(window.valid ? static_cast<Int>(Count(window.text, part)) : 0);
@@ -199,7 +200,7 @@ Value SplitLinesMethod(Interpreter& interpreter, const Value& self, Arguments& a
 template <bool from_right>
 Value Partition(Interpreter& interpreter, const Value& self, Arguments& arguments) {
   const char* name = from_right ? "rpartition" : "partition";
-  const std::string& separator = TextOf(name, Positional(name, arguments, 1, 1)[0]);
+  const std::string& separator = TextOf("", Positional(name, arguments, 1, 1)[0]);
   if (separator.empty()) ThrowValueError("empty separator");
   const std::string_view text = self.text();
   const size_t at = from_right ? text.rfind(separator) : text.find(separator);
@@ -220,8 +221,8 @@ Value Partition(Interpreter& interpreter, const Value& self, Arguments& argument
 
 Value ReplaceMethod(Interpreter& interpreter, const Value& self, Arguments& arguments) {
   const Values& given = Positional("replace", arguments, 2, 3);
-  const std::string& from = TextOf("replace", given[0]);
-  std::string to = TextOf("replace", given[1]);
+  const std::string& from = TextOf("replace() argument 1 ", given[0]);
+  std::string to = TextOf("replace() argument 2 ", given[1]);
   if (self.As<String>().markup && !given[1].As<String>().markup) to = EscapeText(to);
   const int64_t most = given.size() > 2 ? ClampedIndexOf(given[2]) : -1;
   interpreter.heap().WorkOnBytes(self.text().size());
@@ -252,7 +253,7 @@ Value Join(Interpreter& interpreter, const Value& self, Arguments& arguments) {
 template <bool suffix>
 Value RemoveAffix(Interpreter& interpreter, const Value& self, Arguments& arguments) {
   const char* name = suffix ? "removesuffix" : "removeprefix";
-  const std::string& affix = TextOf(name, Positional(name, arguments, 1, 1)[0]);
+  const std::string& affix = TextOf("", Positional(name, arguments, 1, 1)[0]);
   std::string_view text = self.text();
   if (suffix && text.ends_with(affix)) text.remove_suffix(affix.size());
   if (!suffix && text.starts_with(affix)) text.remove_prefix(affix.size());

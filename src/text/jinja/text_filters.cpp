@@ -294,7 +294,9 @@ Value FileSizeFilter(Interpreter& interpreter, const Value& value, Arguments& ar
     if (!parsed) ThrowValueError("could not convert string to float: " + Repr(value));
     bytes = *parsed;
   } else {
-    ThrowTypeError("float() argument must be a string or a real number");
+    if (value.IsUndefined()) ThrowUndefined(value);
+    ThrowTypeError(fmt::format("float() argument must be a string or a real number, not '{}'",
+                               TypeName(value)));
   }
   const double base = binary ? 1024 : 1000;
   Heap& heap = interpreter.heap();
