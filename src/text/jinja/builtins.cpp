@@ -84,6 +84,14 @@ Value TestDivisibleBy(Interpreter& interpreter, const Value& value, Arguments& a
       Equal(Binary(interpreter.heap(), BinaryOp::kModulo, value, bound[0]), Value::Integer(0)));
 }
 
+template <TextClass what>
+Value TestText(Interpreter& interpreter, const Value& value, Arguments& arguments) {
+  const Bound bound("the test", arguments, {});
+  const Value text = interpreter.ToString(value);
+  interpreter.heap().WorkOnBytes(text.text().size());
+  return Value::Bool(IsAll(what, text.text()));
+}
+
 Value TestIn(Interpreter& interpreter, const Value& value, Arguments& arguments) {
   const Bound bound("test_in()", arguments, {"seq"}, 1);
   return Value::Bool(interpreter.Contains(bound[0], value));
@@ -164,7 +172,7 @@ constexpr Builtin kTests[] = {
     {"iterable", TestIterable},
     {"le", TestCompare<CompareOp::kLessEqual>},
     {"lessthan", TestCompare<CompareOp::kLess>},
-    {"lower", Test<[](const Value& v) { return IsAll(TextClass::kLower, Str(v)); }>},
+    {"lower", TestText<TextClass::kLower>},
     {"lt", TestCompare<CompareOp::kLess>},
     {"mapping", Test<[](const Value& v) { return v.IsDict(); }>},
     {"ne", TestCompare<CompareOp::kNotEqual>},
@@ -177,7 +185,7 @@ constexpr Builtin kTests[] = {
     {"test", TestTestExists},
     {"true", Test<[](const Value& v) { return v.Is(Kind::kBool) && v.bool_value(); }>},
     {"undefined", Test<[](const Value& v) { return v.IsUndefined(); }>},
-    {"upper", Test<[](const Value& v) { return IsAll(TextClass::kUpper, Str(v)); }>}};
+    {"upper", TestText<TextClass::kUpper>}};
 
 // -- Global functions
 

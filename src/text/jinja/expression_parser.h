@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <initializer_list>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -531,6 +532,7 @@ class ExpressionParser {
       Grow(&node->height, value->height, value->line);
       return value;
     };
+    std::set<std::string> names;
     Expect("(");
     for (bool first = true; !At(")"); first = false) {
       if (!first) {
@@ -549,8 +551,8 @@ class ExpressionParser {
         ensure(arguments.spread_named == nullptr);
         std::string name = Take().text;
         Take();
-        for (const auto& [earlier, value] : arguments.named) {
-          if (earlier == name) Fail(fmt::format("keyword argument repeated: {}", name));
+        if (!names.insert(name).second) {
+          Fail(fmt::format("keyword argument repeated: {}", name));
         }
         arguments.named.emplace_back(std::move(name), parse());
       } else {

@@ -36,6 +36,7 @@ namespace {
 class NewActivation {
  public:
   NewActivation(Heap* heap, const FunctionInfo& function, Activation* parent) {
+    heap->Work(function.slots);
     auto activation = std::make_unique<Activation>(heap, function, parent);
     pointer_ = activation.get();
     if (function.captured) {
@@ -75,6 +76,7 @@ Value Interpreter::Lookup(const std::string& name) {
 }
 
 void Interpreter::Enter(const Frame& frame, Activation* activation) {
+  heap_.Work(frame.enter.size());
   for (const Frame::Load& load : frame.enter) {
     Value& variable = activation->slots[load.index];
     switch (load.kind) {
@@ -175,6 +177,7 @@ void Interpreter::Write(const Value& value) {
   }
   AppendStr(value, out_);
   heap_.WorkOnBytes(out_->size() - before);
+  heap_.Claim(out_->size() - before);
   if (out_->size() > heap_.limits().max_output_bytes) {
     ThrowLimit(fmt::format("the output needs more than {} bytes", heap_.limits().max_output_bytes));
   }
@@ -187,6 +190,7 @@ Interpreter::Flow Interpreter::Capture(Action action, std::string* text) {
   try {
     const Flow flow = action();
     out_ = outer;
+    heap_.Release(text->size());
     return flow;
   } catch (...) {
     out_ = outer;
@@ -224,18 +228,24 @@ Interpreter::Flow Interpreter::RunLoop(const Stmt& statement, const Value& itera
   if (statement.test != nullptr) {
     source = iterator = MakeFilteredIterator(heap_, std::move(iterator), statement, defining);
   }
-  const Value loop_value(Kind::kLoop, new Loop(&heap_, std::move(source), std::move(iterator)));
-  Loop& loop = loop_value.As<Loop>();
-  if (statement.recursive) {
-    loop.statement = &statement;
-    loop.defining = defining;
-    loop.depth0 = depth;
+  const bool extended = scope.loop_slot >= 0;
+  Value loop;
+  if (extended) {
+    loop = Value(Kind::kLoop, new Loop(&heap_, std::move(source), iterator));
+    if (statement.recursive) {
+      loop.As<Loop>().statement = &statement;
+      loop.As<Loop>().defining = defining;
+      loop.As<Loop>().depth0 = depth;
+    }
   }
+  const auto next = [&](Value* item) {
+    return extended ? loop.As<Loop>().Next(*this, item) : iterator.As<Iterator>().Next(*this, item);
+  };
   bool any = false;
-  for (Value item; loop.Next(*this, &item);) {
+  for (Value item; next(&item);) {
     heap_.Work(1);
     Assign(scope.target, item, activation);
-    if (scope.loop_slot >= 0) activation->slots[scope.loop_slot] = loop_value;
+    if (extended) activation->slots[scope.loop_slot] = loop;
     Enter(scope.body, activation);
     const Flow flow = Exec(statement.body, activation);
     if (flow == Flow::kBreak) break;
@@ -367,6 +377,7 @@ Value Interpreter::CallMacro(const MacroValue& macro, Arguments& arguments) {
     if (i < given) {
       slot = arguments.positional[i];
     } else {
+      heap_.Work(arguments.named.size());
       slot = TakeNamed(&arguments, statement.parameters[i]);
       if (statement.parameters[i] == "caller") found_caller = true;
     }
@@ -463,6 +474,7 @@ Value Interpreter::CallFilter(std::string_view name, const Value& value,
   if (filter == nullptr) {
     throw Fault("TemplateRuntimeError", fmt::format("No filter named '{}'.", name));
   }
+  heap_.Work(arguments.positional.size() + arguments.named.size());
   Arguments copy = arguments;
   return filter(*this, value, copy);
 }
@@ -474,6 +486,7 @@ bool Interpreter::CallTest(std::string_view name, const Value& value, const Argu
   if (test == nullptr) {
     throw Fault("TemplateRuntimeError", fmt::format("No test named '{}'.", name));
   }
+  heap_.Work(arguments.positional.size() + arguments.named.size());
   Arguments copy = arguments;
   return TruthOf(test(*this, value, copy));
 }

@@ -130,7 +130,7 @@ class Interpreter {
   static Value& At(const Slot& slot, Activation* activation);
 
   void Write(const Value& value);
-  // Text written while `action` runs; nothing if it breaks out of a loop.
+  // Puts what is written while `action` runs into `text`, which is empty.
   template <typename Action>
   Flow Capture(Action action, std::string* text);
 

@@ -80,6 +80,11 @@ Value Arithmetic(BinaryOp op, const Value& left, const Value& right) {
       throw Fault("ZeroDivisionError", left.IsIntegral() && right.IsIntegral()
                                            ? "division by zero"
                                            : "float division by zero");
+    if (left.IsIntegral() && right.IsIntegral()) {  // rounded once, also beyond 53 bits
+      const auto quotient =
+          static_cast<long double>(left.int_value()) / static_cast<long double>(right.int_value());
+      return Value::Float(static_cast<double>(quotient));
+    }
     return Value::Float(left.float_value() / right.float_value());
   }
   if (left.IsIntegral() && right.IsIntegral()) {
@@ -184,9 +189,7 @@ int CompareText(std::string_view left, std::string_view right) {
 class ReprWriter {
  public:
   void Write(const Value& value) {
-    if (out_.size() > kMaxReprBytes) {
-      ThrowLimit(fmt::format("the text of a value needs more than {} bytes", kMaxReprBytes));
-    }
+    if (out_.size() > kMaxReprBytes) FailSize();
     switch (value.kind()) {
       case Kind::kMissing:
         out_ += "missing";
@@ -207,6 +210,7 @@ class ReprWriter {
         out_ += FloatText(value.float_value());
         break;
       case Kind::kString:
+        if (value.text().size() > kMaxReprBytes) FailSize();
         if (value.As<String>().markup) out_ += "Markup(";
         AppendRepr(value.text(), &out_);
         if (value.As<String>().markup) out_ += ')';
@@ -255,6 +259,10 @@ class ReprWriter {
   std::string Take() { return std::move(out_); }
 
  private:
+  [[noreturn]] static void FailSize() {
+    ThrowLimit(fmt::format("the text of a value needs more than {} bytes", kMaxReprBytes));
+  }
+
   void WriteItems(char open, const Values& items, char close) {
     out_ += open;
     for (const Value& item : items) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <set>
 
 #include "text/jinja/expression_parser.h"
 
@@ -194,10 +195,11 @@ class Parser : private ExpressionParser {
 
   void ParseSignature(Stmt* statement) {
     Expect("(");
+    std::set<std::string> names;
     while (!At(")")) {
       if (!statement->parameters.empty()) Expect(",");
       std::string name = TakeVariableName();
-      if (std::ranges::find(statement->parameters, name) != statement->parameters.end()) {
+      if (!names.insert(name).second) {
         Fail(fmt::format("duplicate argument '{}' in function definition", name));
       }
       if (Skip("=")) {

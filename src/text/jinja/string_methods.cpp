@@ -77,6 +77,7 @@ Value Is(Interpreter& interpreter, const Value& self, Arguments& arguments) {
 template <Side side>
 Value StripMethod(Interpreter& interpreter, const Value& self, Arguments& arguments) {
   const Values& given = Positional("strip", arguments, 0, 1);
+  interpreter.heap().WorkOnBytes(self.text().size());
   if (given.empty() || given[0].IsNone()) {
     return Like(interpreter, self, std::string(StripSpace(self.text(), side)));
   }
@@ -161,6 +162,7 @@ Value StartsOrEndsWith(Interpreter& interpreter, const Value& self, Arguments& a
                           : fmt::runtime("{} first arg must be str or a tuple of str, not {}"),
                       name, TypeName(part)));
     }
+    interpreter.heap().WorkOnBytes(part.text().size());
     if (!window.valid) return false;
     return at_end ? window.text.ends_with(part.text()) : window.text.starts_with(part.text());
   };

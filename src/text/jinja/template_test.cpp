@@ -294,6 +294,7 @@ TEST(TemplateLimitsTest, DepthAndSizeOfValues) {
 }
 
 TEST(TemplateLimitsTest, Memory) {
+  const Limits limits = {.max_live_bytes = 64 << 20, .max_output_bytes = 32 << 20};
   for (const char* source :
        {"{{ 'a' * 10**9 }}", "{{ [0] * 10**12 }}", "{{ 'a'.center(10**15) }}",
         "{{ 'a'.ljust(2**62, 'é') }}", "{{ '1'.zfill(10**12) }}", "{{ 'a\n'|indent(10**12) }}",
@@ -304,7 +305,7 @@ TEST(TemplateLimitsTest, Memory) {
         "{% set ns.l = ns.l + ['a' * 10**6] %}{% endfor %}",
         "{% for i in range(10**5) %}{{ 'a' * 10**5 }}{% endfor %}", "{{ '%0999999999d' % 1 }}",
         "{{ '{:999999999}'.format(1) }}", "{{ 1|round(10**9) ~ '%.999999999f' % 1 }}"}) {
-    EXPECT_THAT(ErrorOf(source), HasSubstr(": limit: ")) << source;
+    EXPECT_THAT(ErrorOf(source, Json::object(), limits), HasSubstr(": limit: ")) << source;
   }
 }
 

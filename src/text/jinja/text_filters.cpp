@@ -80,6 +80,7 @@ Value TitleFilter(Interpreter& interpreter, const Value& value, Arguments& argum
 Value TrimFilter(Interpreter& interpreter, const Value& value, Arguments& arguments) {
   const Bound bound("do_trim()", arguments, {"chars"});
   const Value text = SoftText(interpreter, value);
+  interpreter.heap().WorkOnBytes(text.text().size());
   std::string_view stripped;
   if (!bound.HasValue(0)) {
     stripped = StripSpace(text.text());
@@ -191,6 +192,7 @@ Value TruncateFilter(Interpreter& interpreter, const Value& value, Arguments& ar
 Value WordCountFilter(Interpreter& interpreter, const Value& value, Arguments& arguments) {
   const Bound bound("do_wordcount()", arguments, {});
   const Value text = SoftText(interpreter, value);
+  interpreter.heap().WorkOnBytes(16 * text.text().size());
   int64_t count = 0;
   bool in_word = false;
   for (size_t at = 0; at < text.text().size();) {
@@ -226,7 +228,7 @@ Value AbsFilter(Interpreter&, const Value& value, Arguments& arguments) {
   ThrowTypeError(fmt::format("bad operand type for abs(): '{}'", TypeName(value)));
 }
 
-Value IntFilter(Interpreter&, const Value& value, Arguments& arguments) {
+Value IntFilter(Interpreter& interpreter, const Value& value, Arguments& arguments) {
   const Bound bound("do_int()", arguments, {"default", "base"});
   const Value otherwise = bound.Has(0) ? bound[0] : Value::Integer(0);
   const int64_t base = bound.Has(1) ? IndexOf(bound[1]) : 10;
@@ -240,6 +242,7 @@ Value IntFilter(Interpreter&, const Value& value, Arguments& arguments) {
     return Value::Integer(Truncate(number));
   }
   if (!value.IsString()) return otherwise;
+  interpreter.heap().WorkOnBytes(value.text().size());
   if (base == 0 || (base >= 2 && base <= 36)) {
     if (const auto parsed = ParseInt(value.text(), static_cast<int>(base))) {
       return Value::Integer(*parsed);
@@ -250,11 +253,12 @@ Value IntFilter(Interpreter&, const Value& value, Arguments& arguments) {
   return Value::Integer(Truncate(*parsed));
 }
 
-Value FloatFilter(Interpreter&, const Value& value, Arguments& arguments) {
+Value FloatFilter(Interpreter& interpreter, const Value& value, Arguments& arguments) {
   const Bound bound("do_float()", arguments, {"default"});
   if (value.IsNumber()) return Value::Float(value.float_value());
   if (value.IsUndefined()) ThrowUndefined(value);
   if (value.IsString()) {
+    interpreter.heap().WorkOnBytes(value.text().size());
     if (const auto parsed = ParseFloat(value.text())) return Value::Float(*parsed);
   }
   return bound.Has(0) ? bound[0] : Value::Float(0);
