@@ -1,5 +1,5 @@
-// The expressions of the template language: the half of the parser that parser.cpp builds on, and
-// the only file that includes this.
+// The expressions of the template language: the half of the parser on which the statements build.
+// Only parser.cpp includes this.
 #pragma once
 
 #include <fmt/format.h>

@@ -300,12 +300,17 @@ TEST(TemplateLimitsTest, Memory) {
         "{{ 'a'.ljust(2**62, 'é') }}", "{{ '1'.zfill(10**12) }}", "{{ 'a\n'|indent(10**12) }}",
         "{{ ('a' * 10**6).replace('', 'b' * 10**6) }}", "{{ [1]|batch(10**12, 0)|list }}",
         "{{ [1]|slice(10**12)|list }}", "{{ ('a' * 10**6).join('b' * 10**6) }}",
-        "{{ (['a' * 10**6] * 10**4) | join }}",
+        "{{ (['a' * 10**6] * 10**3) | join }}",
         "{% set ns = namespace(l=[]) %}{% for i in range(10**5) %}"
         "{% set ns.l = ns.l + ['a' * 10**6] %}{% endfor %}",
-        "{% for i in range(10**5) %}{{ 'a' * 10**5 }}{% endfor %}", "{{ '%0999999999d' % 1 }}",
-        "{{ '{:999999999}'.format(1) }}", "{{ 1|round(10**9) ~ '%.999999999f' % 1 }}"}) {
-    EXPECT_THAT(ErrorOf(source, Json::object(), limits), HasSubstr(": limit: ")) << source;
+        "{% for i in range(10**5) %}{{ 'a' * 10**5 }}{% endfor %}",
+        // Text that waits within the calls of a macro for the innermost to end.
+        "{% macro m() %}{{ 'a' * 10**6 }}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ '%0999999999d' % 1 }}", "{{ '{:999999999}'.format(1) }}",
+        "{{ 1|round(10**9) ~ '%.999999999f' % 1 }}"}) {
+    EXPECT_THAT(ErrorOf(source, Json::object(), limits),
+                testing::AnyOf(HasSubstr(" bytes"), HasSubstr("a width or precision of more")))
+        << source;
   }
 }
 
