@@ -243,8 +243,8 @@ Value Join(Interpreter& interpreter, const Value& self, Arguments& arguments) {
       ThrowTypeError(
           fmt::format("sequence item {}: expected str instance, {} found", i, TypeName(items[i])));
     }
-    const std::string& part =
-        markup ? Escape(interpreter.heap(), items[i]).text() : items[i].text();
+    const Value escaped = markup ? Escape(interpreter.heap(), items[i]) : items[i];
+    const std::string& part = escaped.text();
     interpreter.heap().Reserve(text.size() + self.text().size() + part.size());
     if (i > 0) text += self.text();
     text += part;

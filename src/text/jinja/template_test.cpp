@@ -174,6 +174,7 @@ TEST(TemplateTest, Filters) {
         "|map('last')|map('map', attribute='v')|map('join')|list }}",
         "['ac', 'b']"},
        {"{{ ('<' | safe) + '<' }}{{ '<' | e }}{{ ['<'|e] }}", "<&lt;&lt;[Markup('&lt;')]"},
+       {"{{ ('-'|safe).join(['<', '>'|safe, 1]) }}", "&lt;->-1"},
        {"{{ 1024|filesizeformat }}|{{ 'a b'|urlencode }}|{{ 'a b c'|wordcount }}",
         "1.0 kB|a%20b|3"}},
       {{"d", {{"b", 1}, {"A", {"é", nullptr, 1.5, true}}, {"c", Json::object()}}}});
