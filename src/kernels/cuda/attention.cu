@@ -77,6 +77,10 @@ void Expect(const char* argument, int64_t found, int64_t low, int64_t high) {
 
 constexpr int kMany = 1 << 30;
 
+bool HasStaticScale(KvFormat format) {
+  return format == KvFormat::kFp8E4M3 || format == KvFormat::kFp8E5M2;
+}
+
 // Capability 9.0 and how many multiprocessors.
 int Multiprocessors() {
   int device = 0, major = 0, minor = 0, count = 0;
@@ -229,8 +233,8 @@ DecodeParams AttentionPlan::State::Decode(const AttentionCall& call) const {
       .v_format = v_format,
       .k_token_scale_offset = layout.KScaleOffset(0),
       .v_token_scale_offset = layout.VScaleOffset(0),
-      .k_scale = HasTokenScales(k_format) ? nullptr : call.cache.k_scale,
-      .v_scale = HasTokenScales(v_format) ? nullptr : call.cache.v_scale,
+      .k_scale = HasStaticScale(k_format) ? call.cache.k_scale : nullptr,
+      .v_scale = HasStaticScale(v_format) ? call.cache.v_scale : nullptr,
       .heads = shape.heads,
       .group = shape.heads / shape.kv_heads,
       .window = shape.window,
@@ -297,19 +301,11 @@ void CheckCall(const AttentionCall& call) {
   }
 }
 
-// The kernel may start while the one before it still runs: it waits for that one itself.
-void LaunchEarly(const KernelEntry& entry, int blocks, const void* params, cudaStream_t stream) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  const cudaLaunchConfig_t config{.gridDim = dim3(static_cast<unsigned>(blocks)),
-                                  .blockDim = dim3(static_cast<unsigned>(entry.threads)),
-                                  .dynamicSmemBytes = static_cast<size_t>(entry.shared_bytes),
-                                  .stream = stream,
-                                  .attrs = &early,
-                                  .numAttrs = 1};
+void Launch(const KernelEntry& entry, int blocks, const void* params, cudaStream_t stream) {
   void* arguments[] = {const_cast<void*>(params)};
-  CUDA_CHECK(cudaLaunchKernelExC(&config, entry.function, arguments));
+  CUDA_CHECK(cudaLaunchKernel(entry.function, dim3(static_cast<unsigned>(blocks)),
+                              dim3(static_cast<unsigned>(entry.threads)), arguments,
+                              static_cast<size_t>(entry.shared_bytes), stream));
 }
 
 }  // namespace
@@ -324,16 +320,13 @@ void Attention(const AttentionCall& call, Stream stream_) {
   const bool all = capturing != cudaStreamCaptureStatusNone;
   if (all || s.counts.decode_items > 0) {
     const DecodeParams params = s.Decode(call);
-    LaunchEarly(*s.decode, s.planner.config().workers, &params, stream);
+    Launch(*s.decode, s.planner.config().workers, &params, stream);
   }
   if (!s.prefill) return;
   const int blocks = s.planner.config().workers;
   const PrefillParams params = s.Prefill(call);
   if (all || s.counts.prefill_items > 0) {
-    void* arguments[] = {const_cast<PrefillParams*>(&params)};
-    CUDA_CHECK(cudaLaunchKernel(s.prefill->function, dim3(static_cast<unsigned>(blocks)),
-                                dim3(static_cast<unsigned>(s.prefill->threads)), arguments,
-                                static_cast<size_t>(s.prefill->shared_bytes), stream));
+    Launch(*s.prefill, blocks, &params, stream);
   }
   if (all || s.counts.prefill_combines > 0) {
     const CombineOutput output{.partials = params.partials,

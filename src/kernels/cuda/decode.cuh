@@ -116,15 +116,6 @@ __device__ __forceinline__ const typename Shared::Item& CurrentItem(Shared& shar
   return shared.items[ItemsDone(shared) % Shared::kItems];
 }
 
-// Programmatic dependent launch: until the grid before this one is done; and leave for the next
-// grid to take the multiprocessors that this one gives up.
-__device__ __forceinline__ void GridDependencyWait() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-__device__ __forceinline__ void GridDependencyLaunch() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
 template <int kDim, int kK, int kV>
 __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim>& shared,
                                         const DecodeRing<kDim, kK, kV>& ring, int lane) {
@@ -141,8 +132,6 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
   int index = blockIdx.x;
   WorkItem item = p.items[index];
   int combine = p.item_combine[index];
-  // Items were copied before the kernel in front of this one began; all else may be its work.
-  GridDependencyWait();
   while (index < count) {
     BarrierWait(&shared.item_empty[slot], slot_phase ^ 1);
     int next = 0;
@@ -701,7 +690,6 @@ __global__ void __launch_bounds__(DecodeShared<kDim>::kThreads, 1)
   }
   if (lane == 0 && warp < Shared::kWarps) shared.items_done[warp] = 0;
   __syncthreads();
-  GridDependencyLaunch();
   if (warp == Shared::kWarps) {
     Produce<kDim, kK, kV>(p, shared, ring, lane);
     return;

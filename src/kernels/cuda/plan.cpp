@@ -13,7 +13,7 @@ namespace {
 constexpr int kMinSharePages = 2;
 // Where a share is cut: a large chunk, and small ones for those who are done with theirs, since
 // multiprocessors do not get equal parts of the bandwidth.
-constexpr double kCutAt[] = {0.8125, 0.9375, 1.0};
+constexpr double kCutAt[] = {0.875, 1.0};
 constexpr int kCutsPerWorker = std::size(kCutAt);
 // Shares of less than this many bytes stay whole.
 constexpr int64_t kMinCutShare = 256 << 10;

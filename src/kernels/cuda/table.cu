@@ -22,6 +22,7 @@ std::span<const KernelEntry> KernelTable() {
 
 const KernelEntry* FindKernel(Phase phase, int head_dim, KvFormat k, KvFormat v, AttentionMath math,
                               bool soft_cap) {
+  if (ElementSize(k) > 2 || ElementSize(v) > 2) return nullptr;  // float32 is the CPU's
   if (phase == Phase::kDecode) math = AttentionMath::k16Bit;
   const auto fits = [&](std::optional<KvFormat> row, KvFormat format) {
     return row ? *row == format : phase == Phase::kDecode || ElementSize(format) == 1;
