@@ -17,7 +17,11 @@ file(GLOB cuda_sources CONFIGURE_DEPENDS src/kernels/cuda/*.cu)
 add_library(octavo_cuda SHARED ${cuda_sources} src/kernels/cuda/plan.cpp src/kernels/kv_layout.cpp src/base/dtype.cpp
                                src/base/error.cpp)
 target_include_directories(octavo_cuda PUBLIC ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
-target_compile_options(octavo_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-O3 -Xcompiler=-Wall,-Wextra,-Werror>)
+target_compile_options(octavo_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-O3 -Xptxas=-v -Xcompiler=-Wall,-Wextra,-Werror>)
+set_target_properties(octavo_cuda PROPERTIES CUDA_COMPILER_LAUNCHER ${PROJECT_SOURCE_DIR}/scripts/ptxas-report)
+# 40 attention kernels (table.cu), append, combine.
+add_test(NAME ptxas COMMAND ${PROJECT_SOURCE_DIR}/scripts/ptxas-report --check
+                            ${PROJECT_BINARY_DIR}/CMakeFiles/octavo_cuda.dir 42)
 
 # Built here so that it keeps building; on a machine without a GPU it says that it skips.
 file(GLOB conformance_sources CONFIGURE_DEPENDS tests/conformance/cuda_*.cpp tests/conformance/cuda_*.cu)
