@@ -1,12 +1,11 @@
-// Append: one launch.
+// Append: one launch. Blocks are dealt out by tiles of consecutive tokens. Of a tile, each of the
+// first kv_heads blocks stores the values of one head: quantised into shared memory token by token,
+// then out again as rows of V, 16 bytes at a time where the tokens fill them. The tile's other
+// blocks rotate queries and keys: a warp takes some heads of one token, so that cosines and norm
+// weights are read once.
 //
-// Of many tokens, a grid that fills the machine once: every block first stores tiles of values
-// (append_values.cuh), then takes its share of the queries' and keys' steps (append_heads.cuh). All
-// finish together, and what a warp loads once per range, it loads once. Of few tokens everything is
-// steps, and every warp has one.
-//
-// 8k tokens of 32 + 8 heads of 128 from bfloat16 into FP8: 105 MB in, 84 MB out, 50 million
-// elements; at 4.5 TB/s that leaves some 20 instructions per element.
+// 8k tokens of 32 + 8 heads of 128 from bfloat16 into FP8: 101 MB in, 84 MB out, 50 million
+// elements; at 4.6 TB/s that leaves some 20 instructions per element.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -19,44 +18,22 @@
 namespace octavo::cuda {
 namespace {
 
-// Blocks of a multiprocessor, as registers allow.
 template <int kHeadDim, class Input>
-constexpr int kBlocks = sizeof(Input) == 4 ? 4
-                        : kHeadDim == 256  ? 5
-                                           : 6;
-
-// Where block `block` begins if `count` things are dealt out to all.
-__device__ __forceinline__ int Share(int count, int block) {
-  return static_cast<int>(static_cast<uint64_t>(count) * block / gridDim.x);
-}
-
-template <int kHeadDim, class Input>
-__global__ __launch_bounds__(kAppendThreads, (kBlocks<kHeadDim, Input>)) void append_kernel(
+__global__ __launch_bounds__(kAppendThreads, sizeof(Input) == 2 ? 5 : 4) void append_kernel(
     const __grid_constant__ AppendParams p) {
-  extern __shared__ __align__(16) std::byte shared[];
+  extern __shared__ __align__(16) std::byte staged[];
+  const int tile_begin = static_cast<int>(blockIdx.y) * p.tile;
   const int block = static_cast<int>(blockIdx.x);
-  // Tiles are dealt out evenly, and whoever has one more has fewer steps.
-  const int tiles = p.tile == 0 ? 0 : (p.tokens + p.tile - 1) / p.tile * p.kv_heads;
-  for (int tile = Share(tiles, block); tile < Share(tiles, block + 1); ++tile) {
-    const int tile_begin = tile / p.kv_heads * p.tile, head = tile % p.kv_heads;
+  if (block < p.kv_heads) {
     if (Is16Bit(p.v_format)) {
-      AppendValues<kHeadDim, Input, true>(p, tile_begin, head, shared);
+      AppendValues<kHeadDim, Input, true>(p, tile_begin, block, staged);
     } else {
-      AppendValues<kHeadDim, Input, false>(p, tile_begin, head, shared);
+      AppendValues<kHeadDim, Input, false>(p, tile_begin, block, staged);
     }
-    __syncthreads();
+  } else {
+    const int unit = (block - p.kv_heads) * kAppendWarps + static_cast<int>(threadIdx.x / 32);
+    AppendQueriesAndKeys<kHeadDim, Input>(p, tile_begin, unit, reinterpret_cast<float*>(staged));
   }
-  const int steps = p.tokens * p.steps;
-  const auto first_step = [&](int of) {
-    if (p.tile == 0) return min(of * kAppendWarps, steps);
-    return Share(steps + tiles * p.tile_cost, of) - Share(tiles, of) * p.tile_cost;
-  };
-  const int begin = first_step(block), end = first_step(block + 1);
-  const int warp = static_cast<int>(threadIdx.x / 32);
-  const int per_warp = (end - begin + kAppendWarps - 1) / kAppendWarps;
-  const int warp_begin = begin + warp * per_warp;
-  AppendSteps<kHeadDim, Input>(p, warp_begin, min(warp_begin + per_warp, end),
-                               reinterpret_cast<float*>(shared));
 }
 
 [[noreturn]] void Refuse(const char* argument, const std::string& expected,
@@ -114,27 +91,16 @@ void Check(const AppendCall& call) {
 template <int kHeadDim, class Input>
 void Launch(AppendParams p, cudaStream_t stream) {
   constexpr int kHeads = 32 / (kHeadDim / 16);
-  const auto ceil_div = [](int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); };
-  p.q_steps = ceil_div(p.heads, kHeads);
-  p.k_steps = ceil_div(p.kv_heads, kHeads);
-  // From 256 tokens on, whole vectors of V are worth a tile; from 2048, whole pages.
-  p.tile = p.tokens < 256 ? 0 : p.tokens < 2048 ? 16 : kMaxAppendTile;
-  p.steps = p.q_steps + p.k_steps * (p.tile == 0 ? 2 : 1);
-  const int64_t steps = int64_t{p.tokens} * p.steps;
-  Require(steps < (1 << 29), "tokens", "fewer", p.tokens);
-  int blocks = ceil_div(steps, kAppendWarps), shared = kHeadsSharedBytes<kHeadDim>;
-  if (p.tile > 0) {
-    int device = 0, multiprocessors = 0;
-    CUDA_CHECK(cudaGetDevice(&device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-    // A step's arithmetic, and half as much again for writing rows.
-    p.tile_cost = 3 * p.tile / kHeads / 2;
-    // No block may have more tiles than its share of the work.
-    blocks = std::min<int64_t>(multiprocessors * (kBlocks<kHeadDim, Input>),
-                               std::max<int64_t>(1, steps / p.tile_cost));
-    shared = std::max(shared, p.tile * kHeadDim * ElementSize(p.v_format) + 128);
-  }
-  append_kernel<kHeadDim, Input><<<blocks, kAppendThreads, shared, stream>>>(p);
+  const auto ceil_div = [](int a, int b) { return (a + b - 1) / b; };
+  const int steps = ceil_div(p.heads, kHeads) + ceil_div(p.kv_heads, kHeads);
+  // Few tokens need every warp; of many, whole pages of V and long runs of loads matter.
+  p.tile = p.tokens >= 2048 ? 64 : p.tokens >= 512 ? 16 : 8;
+  p.shares = p.tokens >= 2048 ? 1 : steps;
+  const dim3 grid(p.kv_heads + ceil_div(p.tile * p.shares, kAppendWarps),
+                  ceil_div(p.tokens, p.tile));
+  const int staged = std::max(p.tile * kHeadDim * ElementSize(p.v_format) + 128,
+                              2 * kHeadDim * int{sizeof(float)});
+  append_kernel<kHeadDim, Input><<<grid, kAppendThreads, staged, stream>>>(p);
   CUDA_CHECK(cudaGetLastError());
 }
 

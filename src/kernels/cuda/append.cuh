@@ -13,8 +13,8 @@ namespace octavo::cuda {
 
 inline constexpr int kAppendThreads = 128;
 inline constexpr int kAppendWarps = kAppendThreads / 32;
+inline constexpr int kMaxAppendTile = 64;  // tokens
 
-// AppendCall's, and how the work is cut. A step is as many heads of one token as a warp holds.
 struct AppendParams {
   int tokens, heads, kv_heads;
   const void *q, *k, *v;
@@ -37,9 +37,8 @@ struct AppendParams {
   uint8_t* q_fp8;
   float* q_scale;
 
-  int q_steps = 0, k_steps = 0, steps = 0;  // of a token; the rest are values
-  int tile = 0;                             // tokens of a tile of values; 0: values are steps too
-  int tile_cost = 0;                        // of a tile and head, in steps
+  int tile = 0;    // tokens, up to kMaxAppendTile
+  int shares = 0;  // warps that share a token's queries and keys
 };
 
 __device__ __forceinline__ std::byte* Claim(const AppendParams& p, int64_t slot) {
@@ -112,33 +111,29 @@ __device__ __forceinline__ void StoreCodes(const Codes& codes, bool is_16bit, vo
   }
 }
 
-// The first slot of a page that nothing has written, if this launch writes its slot 0 and `token`
-// is the last that it writes there; else kPageSize. Tokens of a page are consecutive rows of the
-// call.
-__device__ __forceinline__ int FirstUnwritten(const AppendParams& p, int token, int64_t slot) {
-  const int place = static_cast<int>(slot % kPageSize);
-  if (place == kPageSize - 1 || token < place) return kPageSize;
-  if (place > 0 && p.slots[token - place] != slot - place) return kPageSize;
-  if (token + 1 < p.tokens && p.slots[token + 1] == slot + 1) return kPageSize;
-  return place + 1;
-}
+// A layer's statistics. Its amax rarely changes, so most warps only read it, early.
+class Reporter {
+ public:
+  __device__ Reporter(const AppendParams& p, int which)
+      : saturated_(p.saturated == nullptr ? nullptr : p.saturated + which),
+        amax_(p.amax == nullptr ? nullptr : p.amax + which),
+        known_(amax_ == nullptr ? 0 : *const_cast<const volatile float*>(amax_)) {}
+  // By a whole warp.
+  __device__ void Report(Statistics statistics) const {
+    statistics.amax = MaxOverLanes<32>(statistics.amax);
+    statistics.saturated = __reduce_add_sync(0xFFFFFFFF, statistics.saturated);
+    if (threadIdx.x % 32 != 0) return;
+    if (saturated_ != nullptr && statistics.saturated > 0)
+      atomicAdd(saturated_, static_cast<unsigned long long>(statistics.saturated));
+    // No float here is negative, so they order as integers.
+    if (amax_ != nullptr && statistics.amax > known_)
+      atomicMax(reinterpret_cast<int*>(amax_), __float_as_int(statistics.amax));
+  }
 
-// A layer's statistics of K (0) or V (1). Its amax rarely changes, so most warps only read it,
-// early.
-__device__ __forceinline__ float KnownAmax(const AppendParams& p, int which) {
-  return p.amax == nullptr ? 0 : *const_cast<const volatile float*>(p.amax + which);
-}
-// By a whole warp.
-__device__ __forceinline__ void Report(const AppendParams& p, int which, float known_amax,
-                                       Statistics statistics) {
-  statistics.amax = MaxOverLanes<32>(statistics.amax);
-  statistics.saturated = __reduce_add_sync(0xFFFFFFFF, statistics.saturated);
-  if (threadIdx.x % 32 != 0) return;
-  if (p.saturated != nullptr && statistics.saturated > 0)
-    atomicAdd(p.saturated + which, static_cast<unsigned long long>(statistics.saturated));
-  // No float here is negative, so they order as integers.
-  if (p.amax != nullptr && statistics.amax > known_amax)
-    atomicMax(reinterpret_cast<int*>(p.amax + which), __float_as_int(statistics.amax));
-}
+ private:
+  unsigned long long* saturated_;
+  float* amax_;
+  float known_;
+};
 
 }  // namespace octavo::cuda

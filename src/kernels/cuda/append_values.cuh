@@ -1,12 +1,10 @@
-// Values of many tokens: a block takes one head of a tile of consecutive tokens, quantises into
-// shared memory token by token and writes rows of V, 16 bytes at a time where the tokens fill them.
+// Values: one head of a tile of consecutive tokens by a block, through shared memory, so that rows
+// of V are written 16 bytes at a time where the tokens fill them.
 #pragma once
 
 #include "kernels/cuda/append.cuh"
 
 namespace octavo::cuda {
-
-inline constexpr int kMaxAppendTile = 64;  // tokens
 
 // Consecutive tokens of a tile that stand in one 16-byte vector of a row of V.
 struct Piece {
@@ -15,7 +13,7 @@ struct Piece {
   bool clears;  // nothing behind it in its page is written by this launch, and slot 0 is
 };
 
-// By one warp.
+// By one warp. Tokens of a page are consecutive rows of the call.
 template <int kPerVector>
 __device__ __forceinline__ void FindPieces(const AppendParams& p, int tile_begin, Piece* pieces,
                                            int* count) {
@@ -42,7 +40,10 @@ __device__ __forceinline__ void FindPieces(const AppendParams& p, int tile_begin
     const int length = behind != 0 ? __ffsll(static_cast<long long>(behind)) : 64 - token;
     const int64_t last_slot = slot[half] + length - 1;
     const int last = tile_begin + token + length - 1;
-    const bool clears = FirstUnwritten(p, last, last_slot) < kPageSize;
+    const int place = static_cast<int>(last_slot % kPageSize);
+    const bool ends = last + 1 >= p.tokens || p.slots[last + 1] != last_slot + 1;
+    const bool clears = ends && place < kPageSize - 1 && last >= place &&
+                        p.slots[last - place] == last_slot - place;
     pieces[__popcll(starts & ((uint64_t{1} << token) - 1))] = {slot[half], token, length, clears};
   }
   if (lane == 0) *count = __popcll(starts);
@@ -100,7 +101,7 @@ __device__ __forceinline__ void StorePiece(const Piece& piece, const std::byte* 
     const int end = piece.clears ? kPerVector : first + piece.count;
     for (int n = first; n < end; ++n) {
       const uint32_t codes = n < first + piece.count ? read(n) : 0;
-      const int position = k16Bit ? 2 * n : PositionIn8Bit(n);
+      const int position = k16Bit ? 2 * n : 4 * (n % 8 / 2) + 2 * (n / 8) + n % 2;
 #pragma unroll
       for (int d = 0; d < kDims; ++d) {
         std::byte* element = to + d * kRowBytes + position;
@@ -141,7 +142,7 @@ __device__ __forceinline__ void AppendValues(const AppendParams& p, int tile_beg
   };
   const float static_scale = IsStaticFp8(p.v_format) ? p.v_scale[head] : 1.0f;
 
-  const float known_amax = KnownAmax(p, 1);
+  const Reporter reporter(p, 1);
   Statistics statistics;
   Raw<Input> next = load(thread / kLanes), after = load(thread / kLanes + kAtOnce);
   if (thread < 32) FindPieces<k16Bit ? 8 : 16>(p, tile_begin, pieces, &piece_count);
@@ -167,7 +168,7 @@ __device__ __forceinline__ void AppendValues(const AppendParams& p, int tile_beg
       scales[head * kPageSize + slot % kPageSize] = scale;
     }
   }
-  Report(p, 1, known_amax, statistics);
+  reporter.Report(statistics);
   __syncthreads();
 
   const int items = (piece_count + kInterleave - 1) / kInterleave * kInterleave * kWords;

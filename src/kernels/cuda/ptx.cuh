@@ -91,19 +91,6 @@ __device__ __forceinline__ uint4 LoadStreaming(const void* p) {
   return r;
 }
 
-// 16 bytes into shared memory, asynchronously; waiting leaves the last kGroups commits under way.
-__device__ __forceinline__ void CopyAsync16(void* to, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(SharedAddress(to)), "l"(from)
-               : "memory");
-}
-__device__ __forceinline__ void CopyAsyncCommit() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int kGroups>
-__device__ __forceinline__ void CopyAsyncWait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
-}
-
 template <int kRegisters>
 __device__ __forceinline__ void RegistersUp() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));

@@ -80,12 +80,6 @@ struct Statistics {
   uint32_t saturated = 0;
 };
 
-// VPosition of the 8-bit formats.
-__device__ __forceinline__ int PositionIn8Bit(int token) {
-  const int n = token % 16;
-  return token - n + 4 * (n % 8 / 2) + 2 * (n / 8) + n % 2;
-}
-
 // Sixteen codes: 8-bit in word[0] to word[3], 16-bit in all.
 struct Codes {
   uint32_t word[8];
