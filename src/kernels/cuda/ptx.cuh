@@ -47,9 +47,6 @@ __device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t parity) 
 __device__ __forceinline__ void NamedBarrierSync(int id, int threads) {
   asm volatile("barrier.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
-__device__ __forceinline__ void NamedBarrierArrive(int id, int threads) {
-  asm volatile("barrier.arrive.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
 
 // ---- copies
 
@@ -120,11 +117,6 @@ __device__ __forceinline__ float ReciprocalRoot(float x) {
 __device__ __forceinline__ float Log2(float x) {
   float r;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
-  return r;
-}
-__device__ __forceinline__ float Tanh(float x) {
-  float r;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
   return r;
 }
 // a is the lowest.
