@@ -72,7 +72,7 @@ struct BlockTable {
 
 // q, k: RMS norm per head where there are weights, then rotation of pairs (i, i + rotary_dim / 2);
 // K and V are quantised from float32 into their slots. Writing slot 0 of a page clears the rest of
-// that page's V and scales.
+// that page's V and scales; the tokens of a page must be consecutive rows of the call.
 struct AppendCall {
   enum class Input : uint8_t { kBF16, kF32 };
   int tokens = 0;

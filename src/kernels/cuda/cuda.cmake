@@ -1,8 +1,9 @@
 # liboctavo_cuda.so: attention for compute capability 9.0, where a CUDA compiler is installed. The plan, being host
 # code, is in octavo_kernels too, and tested there.
+option(OCTAVO_CUDA "Build the CUDA kernels where nvcc is installed" ON)
 find_program(nvcc nvcc HINTS /usr/local/cuda/bin)
-if(NOT nvcc)
-  message(STATUS "No nvcc: no CUDA kernels")
+if(NOT OCTAVO_CUDA OR NOT nvcc)
+  message(STATUS "No CUDA kernels: OCTAVO_CUDA is ${OCTAVO_CUDA}, nvcc is ${nvcc}")
   return()
 endif()
 set(CMAKE_CUDA_COMPILER ${nvcc})
