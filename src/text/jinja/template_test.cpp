@@ -137,6 +137,10 @@ TEST(TemplateTest, Loops) {
        {"{% for x in [] %}{% else %}none{% endfor %}", "none"},
        // A body that never ran to its end counts as none.
        {"{% for x in [1] %}{% break %}{% else %}else{% endfor %}", "else"},
+       {"{% for x in [1] %}{% continue %}{% else %}else{% endfor %}", "else"},
+       {"{% for x in [1, 2] %}{% if x == 1 %}{% continue %}{% endif %}{{ x }}{% else %}else{% "
+        "endfor %}",
+        "2"},
        {"{% for x in [1, 2, 3] if x != 2 %}{{ x }}{{ loop.nextitem }}|{% endfor %}", "13|3|"},
        {"{% for x in [1, 2, 3, 4] %}{% if x == 2 %}{% continue %}{% endif %}{% if x == 4 %}"
         "{% break %}{% endif %}{{ x }}{% endfor %}",
