@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <random>
+#include <set>
 
 namespace octavo {
 namespace {
@@ -29,9 +30,29 @@ class Simulation {
     scheduler_.Add(std::move(sequence));
   }
 
-  // One step; checks what every step must keep.
-  void Run() {
+  // A step of which every decoding sequence that is still running is a part, and the oldest.
+  void RunFairly() {
+    const std::set<RequestId> decoding = decoding_;
+    const std::vector<RequestId> before = scheduler_.ids();
+    const int64_t running = scheduler_.running();
     const Step step = scheduler_.Schedule();
+    std::set<RequestId> part;
+    for (const Chunk& chunk : step.chunks) part.insert(chunk.id);
+    const std::vector<RequestId> after = scheduler_.ids();
+    for (int64_t i = 0; i < scheduler_.running(); ++i) {
+      ASSERT_TRUE(part.contains(after[i]) || !decoding.contains(after[i])) << after[i];
+    }
+    if (running > 0) {
+      ASSERT_TRUE(part.contains(before[0])) << before[0];
+    }
+    for (size_t i = scheduler_.running(); i < after.size(); ++i) decoding_.erase(after[i]);
+    Finish(step);
+  }
+
+  // One step; checks what every step must keep.
+  void Run() { Finish(scheduler_.Schedule()); }
+
+  void Finish(const Step& step) {
     ASSERT_EQ(step.stuck, nullptr);
     ASSERT_LE(step.tokens, limits_.max_num_batched_tokens);
     ASSERT_LE(scheduler_.running(), limits_.max_num_seqs);
@@ -48,7 +69,9 @@ class Simulation {
       Sequence& s = *chunk.sequence;
       if (chunk.begin + chunk.count < static_cast<int64_t>(s.tokens.size())) continue;
       s.tokens.push_back(7);
+      decoding_.insert(s.id);
       if (s.generated() == s.sampling.max_tokens) {
+        decoding_.erase(s.id);
         scheduler_.Remove(s.id);
         ++finished_;
       }
@@ -70,6 +93,7 @@ class Simulation {
   BlockPool pool_;
   Scheduler scheduler_;
   RequestId last_id_ = 0;
+  std::set<RequestId> decoding_;  // have one token to run
   int finished_ = 0, preempted_ = 0;
 };
 
@@ -87,6 +111,27 @@ TEST(SchedulerTest, ChunksAPromptAndFillsTheBudget) {
   EXPECT_EQ(step.chunks[0].count, 50);
   EXPECT_EQ(step.chunks[1].count, 10);
   s.scheduler().Complete(step);
+}
+
+// Whatever arrives: where the budget has a token for each running sequence, every decode gets its
+// token in every step, unless it is preempted, and every step brings the oldest one further. (A
+// prompt that takes all that is left keeps others from joining, so those who decode are older.)
+TEST(SchedulerTest, NoDecodeWaitsAndTheOldestAlwaysMoves) {
+  for (uint64_t seed = 0; seed < 30; ++seed) {
+    std::mt19937_64 random(seed);
+    const int seqs = 1 + static_cast<int>(random() % 8);
+    Simulation s(
+        7 + static_cast<int64_t>(random() % 20),
+        {.max_num_seqs = seqs, .max_num_batched_tokens = seqs + static_cast<int>(random() % 100)});
+    for (int added = 0; added < 20 || !s.scheduler().idle();) {
+      if (added < 20 && (random() % 4 == 0 || s.scheduler().idle())) {
+        s.Add(1 + static_cast<int>(random() % 300), 1 + static_cast<int>(random() % 100));
+        ++added;
+      }
+      s.RunFairly();
+      if (HasFatalFailure()) return;
+    }
+  }
 }
 
 TEST(SchedulerTest, EverySequenceFinishesWhateverTheMemory) {
