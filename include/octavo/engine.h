@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -54,6 +55,11 @@ struct SamplingParams {
       seed;  // same seed, same text, whatever else runs; without: a fresh one per request
   std::vector<int32_t> stop_token_ids;  // besides the model's eos
   bool ignore_eos = false;
+  // OpenAI's, over the output so far: a token's logit falls by presence_penalty if it occurred, and
+  // by frequency_penalty for each time. Both in [-2, 2].
+  float presence_penalty = 0, frequency_penalty = 0;
+  std::map<int32_t, float> logit_bias;  // token id: [-100, 100], added to its logit
+  int min_tokens = 0;                   // no eos and no stop token before these
   // Report log-probabilities of the prompt's tokens from this index on (at least 1); absent: none.
   std::optional<int64_t> prompt_logprobs_from;
 };

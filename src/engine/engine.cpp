@@ -4,6 +4,7 @@
 #include <cmath>
 #include <condition_variable>
 #include <filesystem>
+#include <limits>
 #include <mutex>
 #include <random>
 #include <thread>
@@ -26,7 +27,7 @@ void Require(bool condition, const char* field, const std::string& expected, aut
   }
 }
 
-void CheckSampling(const SamplingParams& p) {
+void CheckSampling(const SamplingParams& p, int64_t vocab) {
   Require(p.max_tokens >= 0, "max_tokens", "at least 0", p.max_tokens);
   Require(std::isfinite(p.temperature) && p.temperature >= 0, "temperature",
           "a number of at least 0", p.temperature);
@@ -35,6 +36,16 @@ void CheckSampling(const SamplingParams& p) {
   Require(p.min_p >= 0 && p.min_p <= 1, "min_p", "a number in [0, 1]", p.min_p);
   Require(std::isfinite(p.repetition_penalty) && p.repetition_penalty > 0, "repetition_penalty",
           "a number above 0", p.repetition_penalty);
+  for (const auto& [field, penalty] : {std::pair{"presence_penalty", p.presence_penalty},
+                                       {"frequency_penalty", p.frequency_penalty}}) {
+    Require(penalty >= -2 && penalty <= 2, field, "a number in [-2, 2]", penalty);
+  }
+  for (const auto& [id, bias] : p.logit_bias) {
+    Require(id >= 0 && id < vocab, "logit_bias", fmt::format("token ids in [0, {})", vocab), id);
+    Require(bias >= -100 && bias <= 100, "logit_bias", "numbers in [-100, 100]", bias);
+  }
+  Require(p.min_tokens >= 0 && p.min_tokens <= p.max_tokens, "min_tokens",
+          fmt::format("0 to max_tokens, which is {}", p.max_tokens), p.min_tokens);
   Require(p.prompt_logprobs_from.value_or(1) >= 1, "prompt_logprobs_from", "at least 1",
           p.prompt_logprobs_from.value_or(1));
 }
@@ -77,6 +88,7 @@ struct Engine::Impl {
   void RunStep();
   void RunStep(const Step& step);
   void TakeInbox();
+  std::span<const LogitBias> BiasesOf(Sequence& sequence) const;
   void BuildBatch(const Step& step);
   // Reports one sampled row; true if the sequence ended.
   bool Deliver(Sequence& sequence, const SampledToken& token, bool is_prompt);
@@ -193,6 +205,24 @@ void Engine::Impl::RunStep(const Step& step) {
   }
 }
 
+std::span<const LogitBias> Engine::Impl::BiasesOf(Sequence& s) const {
+  const SamplingParams& p = s.sampling;
+  std::map<int32_t, float> add = p.logit_bias;
+  for (const auto& [id, count] : s.output_counts)
+    add[id] -= p.presence_penalty + p.frequency_penalty * static_cast<float>(count);
+  if (s.generated() < p.min_tokens) {
+    for (const std::vector<int32_t>* ends : {&p.stop_token_ids, &executor.spec().eos_token_ids}) {
+      for (int32_t id : *ends) {
+        if (id >= 0 && id < executor.spec().vocab)
+          add[id] = -std::numeric_limits<float>::infinity();
+      }
+    }
+  }
+  s.biases.clear();
+  for (const auto& [id, bias] : add) s.biases.push_back({id, bias});
+  return s.biases;
+}
+
 void Engine::Impl::BuildBatch(const Step& step) {
   batch.Clear();
   rows.clear();
@@ -214,6 +244,7 @@ void Engine::Impl::BuildBatch(const Step& step) {
                        .min_p = s.sampling.min_p,
                        .repetition_penalty = s.sampling.repetition_penalty,
                        .history = s.tokens,
+                       .biases = BiasesOf(s),
                        .seed = *s.sampling.seed,
                        .token_index = static_cast<uint32_t>(s.generated())});
       rows.push_back({&s, s.id, false});
@@ -242,6 +273,7 @@ bool Engine::Impl::Deliver(Sequence& s, const SampledToken& token, bool is_promp
   if (p.max_tokens > 0) {
     event.position = static_cast<int64_t>(s.tokens.size());
     s.tokens.push_back(token.id);
+    if (p.presence_penalty != 0 || p.frequency_penalty != 0) ++s.output_counts[token.id];
     ++totals.generated_tokens;
     s.callback(event);
     const std::vector<int32_t>& eos = executor.spec().eos_token_ids;
@@ -297,7 +329,7 @@ Engine::~Engine() = default;
 
 RequestId Engine::Submit(Request request, Callback callback) {
   const Executor& executor = impl_->executor;
-  CheckSampling(request.sampling);
+  CheckSampling(request.sampling, executor.spec().vocab);
   const int64_t length = static_cast<int64_t>(request.prompt.size());
   Require(length > 0, "prompt", "at least one token", length);
   if (length > executor.max_model_len() - (request.sampling.max_tokens > 0 ? 1 : 0)) {

@@ -276,6 +276,43 @@ TEST(EngineTest, StatsCountARequestBeforeItsLastEvent) {
   EXPECT_EQ(generated_tokens, 5);
 }
 
+TEST(EngineTest, BiasesAndPenaltiesShapeTheText) {
+  auto engine = Engine::Create(Options());
+  const auto text = [&](SamplingParams p) {
+    Client client(*engine);
+    p.temperature = 0;
+    p.max_tokens = 20;
+    return client.Get(client.Submit({RandomPrompt(30, 9), p}));
+  };
+  const auto count = [](const Result& r, int32_t id) {
+    return std::count(r.tokens.begin(), r.tokens.end(), id);
+  };
+  const int32_t first = text({.ignore_eos = true}).tokens[0];
+  EXPECT_EQ(count(text({.ignore_eos = true, .logit_bias = {{first, -100}}}), first), 0);
+  EXPECT_EQ(count(text({.ignore_eos = true, .logit_bias = {{5, 100}}}), 5), 20);
+
+  // Two tokens far above all others take turns only if what occurred counts against them.
+  const std::map<int32_t, float> two = {{5, 90}, {9, 90}};
+  const Result plain = text({.ignore_eos = true, .logit_bias = two});
+  EXPECT_EQ(count(plain, 5) + count(plain, 9), 20);
+  const Result turns = text({.ignore_eos = true, .frequency_penalty = 2, .logit_bias = two});
+  EXPECT_EQ(count(turns, 5) + count(turns, 9), 20);
+  EXPECT_GE(std::min(count(turns, 5), count(turns, 9)), 5);
+  // presence_penalty counts once: against one token 2, against the other 2 as soon as it occurs.
+  const int32_t winner = plain.tokens[0], other = winner == 5 ? 9 : 5;
+  const Result once =
+      text({.ignore_eos = true, .presence_penalty = 2, .logit_bias = {{winner, 90}, {other, 20}}});
+  EXPECT_EQ(count(once, winner), 20);
+
+  const SamplingParams stop{.stop_token_ids = {first}};
+  EXPECT_EQ(text(stop).tokens.size(), 1u);
+  SamplingParams late = stop;
+  late.min_tokens = 6;
+  const Result result = text(late);
+  ASSERT_GE(result.tokens.size(), 6u);
+  EXPECT_EQ(std::count(result.tokens.begin(), result.tokens.begin() + 6, first), 0);
+}
+
 TEST(EngineTest, RefusesWhatItCannotRun) {
   auto engine = Engine::Create(Options());
   const auto refused = [&](Request request, const std::string& field) {
@@ -299,6 +336,11 @@ TEST(EngineTest, RefusesWhatItCannotRun) {
   refused({{1}, {.top_p = 1.5f}}, "top_p");
   refused({{1}, {.min_p = -0.1f}}, "min_p");
   refused({{1}, {.repetition_penalty = 0}}, "repetition_penalty");
+  refused({{1}, {.presence_penalty = 2.5f}}, "presence_penalty");
+  refused({{1}, {.frequency_penalty = NAN}}, "frequency_penalty");
+  refused({{1}, {.logit_bias = {{256, 1}}}}, "logit_bias");
+  refused({{1}, {.logit_bias = {{1, 101}}}}, "logit_bias");
+  refused({{1}, {.max_tokens = 4, .min_tokens = 5}}, "min_tokens");
   refused({{1}, {.prompt_logprobs_from = 0}}, "prompt_logprobs_from");
 }
 

@@ -4,9 +4,11 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <vector>
 
+#include "kernels/backend.h"
 #include "kv/block_pool.h"
 #include "octavo/engine.h"
 
@@ -21,7 +23,9 @@ struct Sequence {
 
   std::vector<int32_t> tokens;  // prompt, then output
   int64_t prompt_tokens = 0;
-  int64_t prompt_done = 0;  // of the prompt, computed at least once
+  std::map<int32_t, int> output_counts;  // kept if a penalty asks for it
+  std::vector<LogitBias> biases;         // of the next token
+  int64_t prompt_done = 0;               // of the prompt, computed at least once
   // Of the prompt, from the prefix cache at first admission: later ones find the sequence's own
   // pages.
   std::optional<int64_t> cached;

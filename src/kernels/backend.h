@@ -159,14 +159,21 @@ struct AttentionArgs {
   Tensor sinks;        // [heads], weights, optional: exp(sink) joins the softmax's denominator
 };
 
-// In this order: repetition_penalty, temperature, min_p, top_k, top_p, draw. kernels/sampling.h
-// defines each to the bit. Equals rank by id, lowest first, also where top_k or top_p cuts.
+struct LogitBias {
+  int32_t id = 0;
+  float add = 0;  // -inf: never this token
+};
+
+// In this order: repetition_penalty, biases, temperature, min_p, top_k, top_p, draw.
+// kernels/sampling.h defines each to the bit. Equals rank by id, lowest first, also where top_k or
+// top_p cuts.
 struct SampleRow {
   float temperature = 0;  // 0 (at most 1e-5): greedy
   int32_t top_k = 0;      // 0: all
   float top_p = 1, min_p = 0;
   float repetition_penalty = 1;
-  std::span<const int32_t> history;  // prompt and output so far, for the repetition penalty
+  std::span<const int32_t> history;   // prompt and output so far, for the repetition penalty
+  std::span<const LogitBias> biases;  // no id twice
   uint64_t seed = 0;
   uint32_t choice = 0, token_index = 0;  // with the seed: the whole state of the random number
   int32_t target = -1;  // report this token's log-probability instead of the sampled one's

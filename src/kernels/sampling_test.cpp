@@ -68,24 +68,28 @@ TEST(SamplingTest, AgreesWithReference) {
       const std::vector<float> logits = RandomLogits(random, vocab, 4);
       const std::vector<int32_t> history = {
           0, 3, 3, 700, -1, 9999999, static_cast<int32_t>(vocab) - 1};
+      std::vector<LogitBias> biases = {{0, -3}};
+      if (vocab > 4) biases.push_back({3, 2.5f});
+      if (vocab > 31) biases.push_back({30, -std::numeric_limits<float>::infinity()});
       std::vector<SampleRow> rows;
       for (float temperature : {0.0f, 0.3f, 1.0f, 8.0f}) {
         for (int32_t top_k : {0, 1, 7, 300}) {
           for (float top_p : {1.0f, 0.95f, 0.3f, 0.0f}) {
             for (float min_p : {0.0f, 0.05f, 1.0f}) {
               for (float penalty : {1.0f, 1.3f}) {
-                rows.push_back({.temperature = temperature,
-                                .top_k = top_k,
-                                .top_p = top_p,
-                                .min_p = min_p,
-                                .repetition_penalty = penalty,
-                                .history = history,
-                                .seed = rows.size() * 0x123456789ABCull,
-                                .choice = static_cast<uint32_t>(rows.size() % 3),
-                                .token_index = static_cast<uint32_t>(rows.size()),
-                                .target = rows.size() % 4 == 0
-                                              ? static_cast<int32_t>(rows.size() % vocab)
-                                              : -1});
+                rows.push_back(
+                    {.temperature = temperature,
+                     .top_k = top_k,
+                     .top_p = top_p,
+                     .min_p = min_p,
+                     .repetition_penalty = penalty,
+                     .history = history,
+                     .biases = std::span(biases).first(rows.size() % (biases.size() + 1)),
+                     .seed = rows.size() * 0x123456789ABCull,
+                     .choice = static_cast<uint32_t>(rows.size() % 3),
+                     .token_index = static_cast<uint32_t>(rows.size()),
+                     .target =
+                         rows.size() % 4 == 0 ? static_cast<int32_t>(rows.size() % vocab) : -1});
               }
             }
           }
@@ -211,6 +215,28 @@ TEST(SamplingTest, GreedyTakesTheLowestOfEquals) {
     EXPECT_EQ(SampleRowOf(*backend, logits, {.repetition_penalty = 1.2f, .history = five}).id, 0);
     EXPECT_EQ(SampleRowOf(*backend, logits, {.repetition_penalty = 1.1f, .history = five}).id, 5);
     EXPECT_EQ(SampleRowOf(*backend, logits, {.temperature = 1e-6f}).id, 5);
+  }
+}
+
+TEST(SamplingTest, BiasesMoveTheChoiceAndNotTheLogProbability) {
+  const std::vector<float> logits = {1, 3, 2.5f, 0};
+  const std::vector<int32_t> history = {2};
+  for (const auto& backend : BothBackends()) {
+    const SampledToken plain = SampleRowOf(*backend, logits, {});
+    EXPECT_EQ(plain.id, 1);
+    const std::vector<LogitBias> less = {{1, -1}}, never = {{1, -INFINITY}, {2, -INFINITY}};
+    const SampledToken second = SampleRowOf(*backend, logits, {.biases = less});
+    EXPECT_EQ(second.id, 2);
+    EXPECT_EQ(second.top1, 1);
+    EXPECT_NEAR(second.logprob, plain.logprob - 0.5, 1e-6);
+    // After the repetition penalty: 2.5 / 2 falls below 3 - 1.
+    EXPECT_EQ(
+        SampleRowOf(*backend, logits, {.repetition_penalty = 2, .history = history, .biases = less})
+            .id,
+        1);
+    EXPECT_EQ(Reached(*backend, logits, {.temperature = 50, .biases = never}),
+              (std::set<int32_t>{0, 3}));
+    EXPECT_EQ(SampleRowOf(*backend, logits, {.biases = less, .target = 1}).logprob, plain.logprob);
   }
 }
 

@@ -147,20 +147,30 @@ int32_t ArgMax(std::span<const float> x, float max) {
   return at < x.size() ? static_cast<int32_t>(at) : 0;
 }
 
-// Penalises each token of the history once; worker.penalized holds their logits as they were.
-void PenalizeHistory(std::span<float> x, const SampleRow& row, SampleWorker& worker) {
-  worker.penalized.clear();
+// Penalises each token of the history once, then adds the biases; worker.adjusted holds their
+// logits as they were.
+void AdjustLogits(std::span<float> x, const SampleRow& row, SampleWorker& worker) {
+  worker.adjusted.clear();
   if (worker.seen.size() * 64 < x.size()) worker.seen.resize((x.size() + 63) / 64);
-  for (int32_t id : row.history) {
-    if (id < 0 || static_cast<size_t>(id) >= x.size()) continue;
+  const auto first_time = [&](int32_t id) {
     uint64_t& word = worker.seen[id / 64];
     const uint64_t bit = uint64_t{1} << (id % 64);
-    if (word & bit) continue;
+    if (word & bit) return false;
     word |= bit;
-    worker.penalized.push_back({x[id], id});
-    x[id] = Penalize(x[id], row.repetition_penalty);
+    worker.adjusted.push_back({x[id], id});
+    return true;
+  };
+  if (row.repetition_penalty != 1) {
+    for (int32_t id : row.history) {
+      if (id < 0 || static_cast<size_t>(id) >= x.size() || !first_time(id)) continue;
+      x[id] = Penalize(x[id], row.repetition_penalty);
+    }
   }
-  for (const Candidate& c : worker.penalized) worker.seen[c.id / 64] = 0;
+  for (const LogitBias& bias : row.biases) {
+    first_time(bias.id);
+    x[bias.id] += bias.add;
+  }
+  for (const Candidate& c : worker.adjusted) worker.seen[c.id / 64] = 0;
 }
 
 // The least float x with x - max >= MinPMargin: comparing with it is comparing with the margin in
@@ -279,10 +289,10 @@ int32_t Draw(std::span<const float> x, const SampleRow& row, SampleWorker& worke
   return RaceCandidates(best, row);
 }
 
-// The logit of `id` before penalties.
-float RawLogit(std::span<const float> x, int32_t id, bool penalized, const SampleWorker& worker) {
-  if (penalized) {
-    for (const Candidate& c : worker.penalized) {
+// The logit of `id` before penalty and bias.
+float RawLogit(std::span<const float> x, int32_t id, bool adjusted, const SampleWorker& worker) {
+  if (adjusted) {
+    for (const Candidate& c : worker.adjusted) {
       if (c.id == id) return c.logit;
     }
   }
@@ -304,16 +314,17 @@ SampledToken SampleOne(std::span<float> x, float soft_cap, const SampleRow& row,
   }
   const double log_sum =
       std::log(HWY_DYNAMIC_DISPATCH(SumExp)(x.data(), x.size(), raw.max, -kInfinity, nullptr));
-  const bool penalized = row.repetition_penalty != 1 && !row.history.empty();
-  if (penalized) PenalizeHistory(x, row, worker);
+  const bool adjusted =
+      (row.repetition_penalty != 1 && !row.history.empty()) || !row.biases.empty();
+  if (adjusted) AdjustLogits(x, row, worker);
   if (row.temperature > kGreedyTemperature) {
     if (worker.scaled.size() < x.size()) worker.scaled.resize(x.size());
     HWY_DYNAMIC_DISPATCH(DivideLogits)(x.data(), x.size(), row.temperature, worker.scaled.data());
     out.id = Draw(std::span(worker.scaled).first(x.size()), row, worker);
   } else {
-    out.id = penalized ? ArgMax(x, Summarize(x).max) : out.top1;
+    out.id = adjusted ? ArgMax(x, Summarize(x).max) : out.top1;
   }
-  const float logit = RawLogit(x, row.target >= 0 ? row.target : out.id, penalized, worker);
+  const float logit = RawLogit(x, row.target >= 0 ? row.target : out.id, adjusted, worker);
   out.logprob = static_cast<float>(double{logit} - raw.max - log_sum);
   return out;
 }
@@ -326,7 +337,11 @@ void Sample(const SampleArgs& args, ThreadPool& pool, std::vector<SampleWorker>&
   OCTAVO_CHECK(args.rows.size() == static_cast<size_t>(args.logits.rows()) &&
                    args.out.size() == args.rows.size(),
                ShapeString(args.logits), args.rows.size(), args.out.size());
-  for (const SampleRow& row : args.rows) OCTAVO_CHECK(row.target < vocab, row.target, vocab);
+  for (const SampleRow& row : args.rows) {
+    OCTAVO_CHECK(row.target < vocab, row.target, vocab);
+    for (const LogitBias& bias : row.biases)
+      OCTAVO_CHECK(bias.id >= 0 && bias.id < vocab, bias.id, vocab);
+  }
   workers.resize(pool.threads());
   const auto sample = [&](int64_t r, int thread) {
     const std::span<float> logits(args.logits.Row<float>(r), static_cast<size_t>(vocab));

@@ -16,7 +16,7 @@ struct Candidate {
 // What a thread keeps between rows.
 struct SampleWorker {
   std::vector<Candidate> candidates;  // best first
-  std::vector<Candidate> penalized;   // tokens with their logits before the penalty
+  std::vector<Candidate> adjusted;    // tokens with their logits before penalty and bias
   std::vector<float> scaled;          // logits over temperature
   std::vector<float> probabilities;   // exp(scaled - max)
   std::vector<uint64_t> seen;         // a bit per token, all clear between rows

@@ -220,6 +220,7 @@ int32_t Choose(std::vector<float> logits, const SampleRow& row) {
     seen[id] = true;
     logits[id] = Penalize(logits[id], row.repetition_penalty);
   }
+  for (const LogitBias& bias : row.biases) logits[bias.id] += bias.add;
   if (row.temperature <= kGreedyTemperature) return ArgMax(logits);
   for (float& x : logits) x /= row.temperature;
   int32_t best = ArgMax(logits);
@@ -256,9 +257,10 @@ void Sample(const SampleArgs& args) {
       for (float& x : logits)
         x = static_cast<float>(args.soft_cap * std::tanh(double{x} / args.soft_cap));
     }
-    const bool penalized = row.repetition_penalty != 1 && !row.history.empty();
+    const bool adjusted =
+        (row.repetition_penalty != 1 && !row.history.empty()) || !row.biases.empty();
     const bool greedy = row.temperature <= kGreedyTemperature;
-    out.id = greedy && !penalized ? out.top1 : Choose(logits, row);
+    out.id = greedy && !adjusted ? out.top1 : Choose(logits, row);
     out.logprob = static_cast<float>(LogProb(logits, row.target >= 0 ? row.target : out.id));
   }
 }
