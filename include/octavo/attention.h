@@ -102,7 +102,8 @@ struct AttentionCall {
   KvLayer cache;  // device pointers
   BlockTable block_table;
   const void* q = nullptr;         // [limits.tokens, heads, head_dim] bfloat16
-  const void* q_fp8 = nullptr;     // as Append wrote it; FP8 math only
+  const void* q_fp8 = nullptr;     // [limits.tokens, heads, head_dim] as Append wrote it; FP8 math
+                                   // only
   const float* q_scale = nullptr;  // [limits.tokens, heads]; FP8 math only
   float scale = 0;
   float soft_cap = 0;            // 0: none; s = cap * tanh(s / cap); see Options

@@ -2,9 +2,9 @@
 // FP8 math those that Append rounded to e4m3), so that what is left is the kernels' own arithmetic.
 //
 // Limits, as relative L2 of everything and of any row (64 to 256 elements):
-// - 16-bit math: the output's bfloat16 rounding is 2^-9 / sqrt(3) = 1.1e-3 of each element; that of
-//   P, to bfloat16 or float16, no more. Together below 1.7e-3 everywhere, 3e-3 in a row.
-// - soft cap: the hardware's tanh is good to 2^-11 of a score, that is up to 1 % of P at the cap.
+// - 16-bit math: rounding the output to bfloat16 alone is 1.66e-3 (simulated on Gaussian data);
+//   with P in bfloat16 (V in bfloat16 pages) 2.1e-3 to 2.4e-3, 3.1e-3 in a row; with P in float16
+//   1.7e-3 and 2.3e-3.
 // - FP8 math: P in e4m3 has a rounding error of 2^-4 / sqrt(12) to half of that, evenly spread: 2
 // to
 //   2.6 % where V has no mean; in a row the few largest P may be unlucky together.
@@ -39,8 +39,8 @@ struct ErrorLimits {
 ErrorLimits LimitsOf(const CudaCase& c) {
   if (c.math == AttentionMath::kFp8) return {3e-2, 8e-2, 3e-2};
   if (c.math == AttentionMath::kFp8TensorCore) return {4e-2, 1e-1, 3e-2};
-  if (c.c.soft_cap > 0) return {3e-3, 1e-2, 5e-3};
-  return {1.7e-3, 3e-3, 1e-4};
+  const bool bf16_probabilities = c.c.v_format == KvFormat::kBF16;
+  return bf16_probabilities ? ErrorLimits{2.7e-3, 4.5e-3, 1e-4} : ErrorLimits{1.9e-3, 3.5e-3, 1e-4};
 }
 
 CacheSpec CacheOf(const CudaCase& c) {
@@ -140,6 +140,8 @@ std::vector<CudaCase> Cases(bool quick) {
     for (KvFormat k : kFormats) {
       for (KvFormat v : kFormats) {
         if (quick && k != v) continue;
+        // A model has one 16-bit type; prefill refuses a cache of two.
+        if (k != v && ElementSize(k) == 2 && ElementSize(v) == 2) continue;
         add(with(k, v, kMixed));
         if (!quick) add(with(k, v, kDecodes));
       }
@@ -268,7 +270,7 @@ std::string CheckGraph() {
     step.Shorten(lengths);
     step.Plan();
     OCTAVO_CUDA(cudaGraphLaunch(exec, stream));
-    failure = Judge(step.Download(), step.Oracle(), 64, {1.7e-3, 3e-3, 1e-4});
+    failure = Judge(step.Download(), step.Oracle(), 64, {2.7e-3, 4.5e-3, 1e-4});
     if (!failure.empty()) break;
   }
   OCTAVO_CUDA(cudaGraphExecDestroy(exec));

@@ -154,7 +154,7 @@ struct AttentionPlan::State {
         k_format(k),
         v_format(v),
         decode(Need(Phase::kDecode, shape, k, v, options)),
-        prefill(limits.sequence_tokens * (shape.heads / shape.kv_heads) > kDecodeRows
+        prefill(int64_t{limits.sequence_tokens} * (shape.heads / shape.kv_heads) > kDecodeRows
                     ? Need(Phase::kPrefill, shape, k, v, options)
                     : nullptr),
         planner(MakeConfig(shape, limits, options, k, v, prefill)),
@@ -288,8 +288,9 @@ void CheckCall(const AttentionCall& call) {
     Refuse("call.q, out, cache.arena or block_table.entries is null");
   }
   const auto misaligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 != 0; };
-  if (misaligned(call.q) || misaligned(call.out) || misaligned(call.cache.arena)) {
-    Refuse("call.q, out and cache.arena must be multiples of 16 bytes");
+  if (misaligned(call.q) || misaligned(call.q_fp8) || misaligned(call.out) ||
+      misaligned(call.cache.arena)) {
+    Refuse("call.q, q_fp8, out and cache.arena must be multiples of 16 bytes");
   }
   Expect("call.cache.claim_offset % 1024", call.cache.claim_offset % kPageUnit, 0, 0);
   if (call.soft_cap != 0 && !s.options.soft_cap) {
@@ -322,12 +323,10 @@ void Attention(const AttentionCall& call, Stream stream_) {
     const DecodeParams params = s.Decode(call);
     Launch(*s.decode, s.planner.config().workers, &params, stream);
   }
-  if (!s.prefill) return;
+  if (!s.prefill || !(all || s.counts.prefill_items > 0)) return;
   const int blocks = s.planner.config().workers;
   const PrefillParams params = s.Prefill(call);
-  if (all || s.counts.prefill_items > 0) {
-    Launch(*s.prefill, blocks, &params, stream);
-  }
+  Launch(*s.prefill, blocks, &params, stream);
   if (all || s.counts.prefill_combines > 0) {
     const CombineOutput output{.partials = params.partials,
                                .heads = params.heads,

@@ -55,12 +55,12 @@ __device__ __forceinline__ void CombineRow(const CombineOutput& output, const Co
 #pragma unroll 8
     for (int i = slice; i < end; i += slices) {
       const float w = __shfl_sync(~0u, weight, i);
+      if (w == 0) continue;  // whatever it holds
       const float* from = output.partials.out + (first + int64_t{begin + i} * item.stride) * kDim;
 #pragma unroll
       for (int j = 0; j < (kDim + 127) / 128; ++j) {
         if (kDim < 128 && 4 * lane >= kDim) break;
         const float4 x = __ldcg(reinterpret_cast<const float4*>(from + 4 * (lane + 32 * j)));
-        // A partial result that saw nothing weighs nothing, whatever it holds.
         sum[j].x = fmaf(w, x.x, sum[j].x);
         sum[j].y = fmaf(w, x.y, sum[j].y);
         sum[j].z = fmaf(w, x.z, sum[j].z);

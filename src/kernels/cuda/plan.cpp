@@ -102,7 +102,7 @@ int64_t Planner::Make(std::span<const int32_t> q_begin, std::span<const int32_t>
   for (int s = 0; s < std::ssize(kv_len); ++s) {
     const int tokens = q_begin[s + 1] - q_begin[s];
     if (tokens == 0) continue;
-    if (tokens * group_ > kDecodeRows) {
+    if (int64_t{tokens} * group_ > kDecodeRows) {
       prefills_.push_back(s);
       continue;
     }
@@ -270,11 +270,13 @@ void Planner::WritePrefills(std::span<const int32_t> q_begin, std::span<const in
   const auto block_of = [&](int s, int first) {
     const int tokens = std::min(block_tokens, q_begin[s + 1] - q_begin[s] - first);
     const int position = kv_len[s] - (q_begin[s + 1] - q_begin[s]) + first;
+    // Padding, with kv_len 0, sees no page.
+    const int end = std::max(0, position + tokens + kPageSize - 1) / kPageSize;
     return Block{.sequence = s,
                  .first_token = first,
                  .tokens = tokens,
-                 .begin = FirstPage(position) / tile * tile,
-                 .end = (position + tokens + kPageSize - 1) / kPageSize};
+                 .begin = std::min(end, FirstPage(std::max(0, position)) / tile * tile),
+                 .end = end};
   };
   const auto tiles_of = [&](const Block& b) { return CeilDiv(b.end - b.begin, tile); };
 

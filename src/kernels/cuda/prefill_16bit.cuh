@@ -23,7 +23,8 @@ template <>
 struct Range16Bit<WgmmaType::kBF16> {
   static constexpr float kOffset = 0, kLimit = 8;
 };
-// float16 loses what is below 2^-24 and above 2^16, also after a token's v scale has joined.
+// float16 loses what is below 2^-24 and above 2^16, also after a token's v scale has joined: scales
+// of 1e-4 to 64, that is int8 values up to 8,000, are within it.
 template <>
 struct Range16Bit<WgmmaType::kF16> {
   static constexpr float kOffset = 8, kLimit = 10;
@@ -199,31 +200,35 @@ __device__ void Consume16Bit(const PrefillParams& p, typename C::Shared& shared)
       }
       consumer.Pack();
     };
-    BarrierWait(&shared.k_full[ring.stage], ring.phase);
-    consumer.IssueScores(ring.stage);
-    WgmmaWait<0>();
-    scores_done(ring.stage);
-    pack(ring);
-    for (--tile; tile >= tiles.begin; --tile) {
-      Ring<C::kStages> next = ring;
-      next.Advance();
-      BarrierWait(&shared.k_full[next.stage], next.phase);
-      consumer.IssueScores(next.stage);
+    if (tiles.end > tiles.begin) {
+      BarrierWait(&shared.k_full[ring.stage], ring.phase);
+      consumer.IssueScores(ring.stage);
+      WgmmaWait<0>();
+      scores_done(ring.stage);
+      pack(ring);
+      for (--tile; tile >= tiles.begin; --tile) {
+        Ring<C::kStages> next = ring;
+        next.Advance();
+        BarrierWait(&shared.k_full[next.stage], next.phase);
+        consumer.IssueScores(next.stage);
+        BarrierWait(&shared.v_full[ring.stage], ring.phase);
+        consumer.IssueValues(ring.stage);
+        WgmmaWait<1>();
+        scores_done(next.stage);
+        WgmmaWait<0>();
+        if (elected) BarrierArrive(&shared.v_empty[ring.stage]);
+        if (__any_sync(~0u, a.rescale != 1.0f || b.rescale != 1.0f)) consumer.Rescale(a, b);
+        pack(next);
+        ring = next;
+      }
       BarrierWait(&shared.v_full[ring.stage], ring.phase);
       consumer.IssueValues(ring.stage);
-      WgmmaWait<1>();
-      scores_done(next.stage);
       WgmmaWait<0>();
       if (elected) BarrierArrive(&shared.v_empty[ring.stage]);
-      if (__any_sync(~0u, a.rescale != 1.0f || b.rescale != 1.0f)) consumer.Rescale(a, b);
-      pack(next);
-      ring = next;
+      ring.Advance();
+    } else if (elected) {
+      BarrierArrive(&shared.q_empty);
     }
-    BarrierWait(&shared.v_full[ring.stage], ring.phase);
-    consumer.IssueValues(ring.stage);
-    WgmmaWait<0>();
-    if (elected) BarrierArrive(&shared.v_empty[ring.stage]);
-    ring.Advance();
     StoreRow<C::kHeadDim>(p, item, a, ThreadRow(), consumer.out);
     StoreRow<C::kHeadDim>(p, item, b, ThreadRow() + 8, consumer.out + 2);
   }

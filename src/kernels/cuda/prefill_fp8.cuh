@@ -1,7 +1,5 @@
 // Prefill on FP8 tensor cores. docs/kernels/prefill.md has the arithmetic behind the shapes.
 //
-// A block is one producer warp and kConsumers warpgroups of 64 query rows. K tiles [tokens,
-// head_dim] and V tiles [head_dim, tokens] arrive by TMA as the pages hold them, both K-major.
 // Accumulator registers of S, packed to e4m3, are the A operand of P V as they stand, since V's
 // tokens are stored in their order.
 //
@@ -47,7 +45,7 @@ struct Fp8Consumer {
   const WgmmaOperand<kPageSize> v;
   float scores[C::kTileTokens / 2];
   float out[C::kHeadDim / 2];
-  float tile_out[C::kBuffers][C::kSumRow ? 36 : 32];
+  float tile_out[C::kTwoLevel ? C::kBuffers : 1][C::kSumRow ? 36 : 32];
   uint32_t probabilities[C::kTileTokens / 8];
 
   __device__ Fp8Consumer(typename C::Shared& shared, int warpgroup)
@@ -164,6 +162,7 @@ __device__ void Consume(const PrefillParams& p, typename C::Shared& shared) {
 #pragma unroll
     for (int i = 0; i < C::kHeadDim / 2; ++i) consumer.out[i] = 0;
 
+    if (elected && tiles.end <= tiles.begin) BarrierArrive(&shared.q_empty);
     for (int tile = tiles.end - 1; tile >= tiles.begin; --tile) {
       BarrierWait(&shared.k_full[ring.stage], ring.phase);
       consumer.IssueScores(ring.stage);

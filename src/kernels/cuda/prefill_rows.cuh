@@ -19,7 +19,7 @@ namespace octavo::cuda {
 // 2^kOffset: moving it costs a multiplication of everything so far, and rarely happens after the
 // first tile.
 struct PrefillRow {
-  float scale;          // of a score, times log2(e)
+  float scale;          // of a score, times log2(e); 1 where the soft cap has done that
   float shift = 1e30f;  // nothing seen: any score is out of range, and -inf stays -inf
   float sum = 0;        // of this thread's exponentials
   float rescale = 1;    // what the last tile made of earlier sums
@@ -106,9 +106,10 @@ __device__ __forceinline__ float QuadSum(float x) {
 // for it. Returns the factor for what there is already.
 __device__ __forceinline__ float MoveShift(PrefillRow& row, float max_score, float offset,
                                            float limit) {
-  const float exponent = QuadMax(max_score) * row.scale;
-  if (!(exponent + row.shift > limit)) return 1.0f;
-  const float shift = offset - exponent;
+  const float score = QuadMax(max_score);
+  // The same sum as in the vote, or a row's bits would depend on who else votes.
+  if (!(fmaf(score, row.scale, row.shift) > limit)) return 1.0f;
+  const float shift = offset - score * row.scale;
   const float factor = Exp2(shift - row.shift);
   row.shift = shift;
   row.sum *= factor;
@@ -181,12 +182,12 @@ __device__ __forceinline__ void StoreRow(const PrefillParams& p, const WorkItem&
   const int column = 2 * (threadIdx.x % 4);
   if (item.partial >= 0) {
     const int64_t at = item.partial + row_index;
-    const float inverse = sum == 0 ? 0.0f : 1.0f / sum;
+    const float inverse = 1.0f / sum;
     float* out = p.partials.out + at * kHeadDim + column;
 #pragma unroll
     for (int j = 0; j < kHeadDim / 8; ++j) {
       *reinterpret_cast<float2*>(out + 8 * j) =
-          make_float2(o[4 * j] * inverse, o[4 * j + 1] * inverse);
+          sum == 0 ? float2{0, 0} : float2{o[4 * j] * inverse, o[4 * j + 1] * inverse};
     }
     if (column == 0) p.partials.lse2[at] = sum == 0 ? -INFINITY : Log2(sum) - row.shift;
     return;

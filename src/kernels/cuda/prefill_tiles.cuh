@@ -36,7 +36,6 @@ struct PrefillTiles {
   static constexpr int kValueRowBytes = kPageSize * kElementSize;
   static constexpr int kTileBytes = kTileTokens * kRowBytes;
   static constexpr int kValuePageBytes = kValueRows * kValueRowBytes;  // in shared memory
-  // 64 Ki registers, shared by what the consumers and the producer need.
   static constexpr bool kSpecial = !std::is_same_v<Extra, Nothing>;
   // Registers of a thread, in eights, as a warpgroup each of producer and consumers; together no
   // more than the block starts with, or setmaxnreg waits for ever.
@@ -56,6 +55,7 @@ struct PrefillTiles {
     Extra extra;
   };
   static constexpr int kSharedBytes = sizeof(Shared) + 1024;  // to align it
+  static_assert(kSharedBytes <= 227 * 1024);
 
   static __device__ Shared& Init(uint8_t* memory) {
     auto& shared =
@@ -220,7 +220,8 @@ __device__ void Produce(const PrefillParams& p, typename Tiles::Shared& shared) 
     const int kv_head = item.head / p.group;
     PageReader reader(p, item);
     const int first_tile = item.page_begin / Tiles::kTilePages;
-    for (int tile = (item.page_end - 1) / Tiles::kTilePages; tile >= first_tile; --tile) {
+    const int tiles_end = (item.page_end + Tiles::kTilePages - 1) / Tiles::kTilePages;
+    for (int tile = tiles_end - 1; tile >= first_tile; --tile) {
       int pages[Tiles::kTilePages];
       reader.Read(tile * Tiles::kTilePages, pages);
       BarrierWait(&shared.k_empty[ring.stage], ring.phase ^ 1);

@@ -105,11 +105,9 @@ struct Widener {
     const int64_t scales = kValues ? p.v_token_scales : p.k_token_scales;
     if (scales >= 0 && threadIdx.x < Tiles::kTileTokens) {
       const int token = threadIdx.x;
-      uint32_t page = kNoPage;
-#pragma unroll
-      for (int i = 0; i < kPages; ++i) {
-        if (token / kPageSize == i) page = pages[i];
-      }
+      static_assert(kPages <= 2);
+      const auto page =
+          static_cast<uint32_t>(kPages == 2 && token >= kPageSize ? pages[kPages - 1] : pages[0]);
       float scale = 0;
       if (page != kNoPage) {
         scale = reinterpret_cast<const float*>(p.claim + page * kPageUnit +
@@ -153,10 +151,10 @@ __device__ void ProduceWidened(const PrefillParams& p, typename Tiles::Shared& s
     const int kv_head = item.head / p.group;
     PageReader reader(p, item);
     const int first_tile = item.page_begin / kPages;
-    int tile = (item.page_end - 1) / kPages;
-    int pages[kPages], next_pages[kPages];
+    int tile = (item.page_end + kPages - 1) / kPages - 1;
+    int pages[kPages], next_pages[kPages] = {};
     reader.Read(tile * kPages, pages);
-    if (elected) {
+    if (elected && tile >= first_tile) {
       if (Staging::kWidenKeys) keys.Load(pages, kv_head);
       if (Staging::kWidenValues) values.Load(pages, kv_head);
     }

@@ -109,18 +109,18 @@ struct Wgmma;
                    : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate));                 \
     }                                                                                              \
   };
-#define OCTAVO_WGMMA_ALL_TYPES(kN, kI0, kI1, kI2, kI3, kI4, kI5)                              \
-  OCTAVO_WGMMA(kE4M3, kN, "k32.f32.e4m3.e4m3", "", "", kI0, kI1, kI2, kI3, kI4, kI5)          \
-  OCTAVO_WGMMA(kBF16, kN, "k16.f32.bf16.bf16", ", 0, 0", ", 0", kI0, kI1, kI2, kI3, kI4, kI5) \
-  OCTAVO_WGMMA(kF16, kN, "k16.f32.f16.f16", ", 0, 0", ", 0", kI0, kI1, kI2, kI3, kI4, kI5)
+#define OCTAVO_WGMMA_FP8(kN, ...) OCTAVO_WGMMA(kE4M3, kN, "k32.f32.e4m3.e4m3", "", "", __VA_ARGS__)
+#define OCTAVO_WGMMA_16BIT(kN, ...)                                          \
+  OCTAVO_WGMMA(kBF16, kN, "k16.f32.bf16.bf16", ", 0, 0", ", 0", __VA_ARGS__) \
+  OCTAVO_WGMMA(kF16, kN, "k16.f32.f16.f16", ", 0, 0", ", 0", __VA_ARGS__)
 
-OCTAVO_WGMMA_ALL_TYPES(64, 32, 33, 34, 35, 36, 37)
-OCTAVO_WGMMA_ALL_TYPES(72, 36, 37, 38, 39, 40, 41)
-OCTAVO_WGMMA_ALL_TYPES(128, 64, 65, 66, 67, 68, 69)
-OCTAVO_WGMMA_ALL_TYPES(192, 96, 97, 98, 99, 100, 101)
-OCTAVO_WGMMA_ALL_TYPES(256, 128, 129, 130, 131, 132, 133)
-
-#undef OCTAVO_WGMMA_ALL_TYPES
-#undef OCTAVO_WGMMA
+OCTAVO_WGMMA_FP8(64, 32, 33, 34, 35, 36, 37)
+OCTAVO_WGMMA_FP8(72, 36, 37, 38, 39, 40, 41)
+OCTAVO_WGMMA_FP8(128, 64, 65, 66, 67, 68, 69)
+OCTAVO_WGMMA_FP8(192, 96, 97, 98, 99, 100, 101)
+OCTAVO_WGMMA_FP8(256, 128, 129, 130, 131, 132, 133)
+OCTAVO_WGMMA_16BIT(64, 32, 33, 34, 35, 36, 37)
+OCTAVO_WGMMA_16BIT(128, 64, 65, 66, 67, 68, 69)
+OCTAVO_WGMMA_16BIT(256, 128, 129, 130, 131, 132, 133)
 
 }  // namespace octavo::cuda
