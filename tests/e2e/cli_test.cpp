@@ -85,8 +85,8 @@ class CliTest : public ::testing::Test {
 };
 
 TEST_F(CliTest, HelpOfEveryCommand) {
-  for (const char* command :
-       {"", "generate", "verify", "inspect", "eval", "eval needle", "bench", "bench decode"}) {
+  for (const char* command : {"", "generate", "serve", "verify", "inspect", "eval", "eval needle",
+                              "bench", "bench decode"}) {
     const Outcome o = Run(std::string(command) + " --help");
     EXPECT_EQ(o.code, 0) << command;
     EXPECT_NE(o.out.find("Usage"), std::string::npos) << command;
