@@ -115,7 +115,8 @@ void AddServe(CLI::App& root, int& code) {
       "Example:\n  octavo serve --port 8000 --kv-cache-dtype fp8 &\n"
       "  curl localhost:8000/v1/completions -d '{\"prompt\": \"The code of\", \"stream\": true}'");
   AddEngineFlags(app, o->engine);
-  app->add_option("--host", o->server.host, "address to listen on")->capture_default_str();
+  app->add_option("--host", o->server.host, "address or name to listen on; 0.0.0.0: all of IPv4")
+      ->capture_default_str();
   app->add_option("--port", o->server.port, "0: any that is free")->capture_default_str();
   app->add_option("--api-key", o->server.api_key,
                   "asked for by every route but /health; default: the environment's OCTAVO_API_KEY")

@@ -17,8 +17,9 @@ int Serve(const ServeOptions& options) {
         (folder.has_filename() ? folder : folder.parent_path()).filename().string();
   }
   std::unique_ptr<Engine> engine = Engine::Create(options.engine);
-  for (const std::string& line : engine->StartupReport()) fmt::print(stderr, "{}\n", line);
+  const std::vector<std::string> report = engine->StartupReport();
   HttpServer server(std::move(engine), server_options);
+  for (const std::string& line : report) fmt::print(stderr, "{}\n", line);
   fmt::print(stderr, "serving {} at {}\n", server_options.model_name, server.url());
   server.Run();
   return 0;

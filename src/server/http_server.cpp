@@ -117,7 +117,10 @@ struct HttpServer::Impl {
             .max_model_len = engine->max_model_len(),
             .cache_policy = engine->StartupReport()};
     try {
-      const tcp::endpoint endpoint(asio::ip::make_address(options.host), options.port);
+      tcp::resolver resolver(io);
+      const auto found = resolver.resolve(options.host, std::to_string(options.port),
+                                          tcp::resolver::passive | tcp::resolver::numeric_service);
+      const tcp::endpoint endpoint = found.begin()->endpoint();
       acceptor.open(endpoint.protocol());
       acceptor.set_option(tcp::acceptor::reuse_address(true));
       acceptor.bind(endpoint);

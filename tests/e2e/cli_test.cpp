@@ -121,6 +121,10 @@ TEST_F(CliTest, WrongCommandLines) {
   ExpectRefused("bench decode --contexts 100", {"--contexts", "100"});
   ExpectRefused("generate --prompt-file /nonexistent.txt", {"/nonexistent.txt"});
   ExpectRefused("generate " + model + " --prompt hello", {"tokenizer.json"});
+  ExpectRefused("serve /nonexistent", {"/nonexistent"});
+  ExpectRefused("serve --host 192.0.2.1", {"--host", "192.0.2.1"});
+  ExpectRefused("serve --port 65536", {"--port"});
+  ExpectRefused("serve --max-num-seqs 0", {"--max-num-seqs"});
 }
 
 TEST_F(CliTest, VerifyPassesAndFails) {

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstdio>
 #include <map>
 #include <optional>
@@ -362,8 +363,12 @@ TEST(ServeTest, WhoeverHangsUpGivesHisPlaceBack) {
       EXPECT_EQ(refused.status, 503);
       EXPECT_NE(refused.head.find("Retry-After: 1"), std::string::npos) << refused.head;
       half ? static_cast<void>(shutdown(client.fd(), SHUT_WR)) : client.Close();
+      // Without its cancellation the request would go on for minutes.
+      const auto patience =
+          std::chrono::steady_clock::now() + std::chrono::milliseconds(kPatienceMs);
       Reply reply;
-      do {  // ten minutes, if the request went on to its end
+      do {
+        ASSERT_LT(std::chrono::steady_clock::now(), patience) << stream << half;
         reply = Exchange(server.port(), Post("/v1/completions", Completion(Json::object())));
       } while (reply.status == 503);
       EXPECT_EQ(reply.json()["choices"][0]["text"], "123456.");
