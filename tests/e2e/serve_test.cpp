@@ -13,7 +13,7 @@
 #include <chrono>
 #include <cstdio>
 #include <map>
-#include <optional>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -420,6 +420,50 @@ TEST(ServeTest, BadRequestsAreNamedAndTheNextIsServed) {
     EXPECT_EQ(text, "") << bytes;
   }
   ExpectServes(port);
+}
+
+TEST(ServeTest, MutatedRequestsAreAnsweredOrClosed) {
+  Server server({"--max-model-len", "1k"});
+  const Json chat = {{"messages", {{{"role", "user"}, {"content", "hi"}}}},
+                     {"max_tokens", 2},
+                     {"temperature", 0.5},
+                     {"stop_token_ids", {1, 2}},
+                     {"stream", true},
+                     {"stream_options", {{"include_usage", true}}}};
+  const std::string valid = Post("/v1/chat/completions", chat.dump());
+  std::mt19937 random(20240607);
+  std::map<int, int> statuses;
+  for (int i = 0; i < 10000; ++i) {
+    std::string bytes = valid;
+    for (int edits = 1 + static_cast<int>(random() % 3); edits > 0; --edits) {
+      const size_t at = random() % bytes.size();
+      switch (random() % 4) {
+        case 0:
+          bytes[at] = static_cast<char>(random());
+          break;
+        case 1:
+          bytes.erase(at, 1 + random() % 8);
+          break;
+        case 2:
+          bytes.insert(at, bytes.substr(random() % bytes.size(), random() % 16));
+          break;
+        case 3:
+          bytes.insert(at, 1, "{}[]\",:0-\\\r\n"[random() % 12]);
+          break;
+      }
+    }
+    Client client(server.port());
+    ASSERT_TRUE(client.connected()) << i;
+    client.Send(bytes);
+    shutdown(client.fd(), SHUT_WR);  // or a longer Content-Length would wait for more
+    std::string text;
+    while (client.Receive(&text)) continue;
+    ++statuses[text.starts_with("HTTP/1.1 ") ? std::stoi(text.substr(9)) : 0];
+  }
+  EXPECT_GT(statuses[200], 0);
+  EXPECT_GT(statuses[400], 1000);
+  EXPECT_EQ(statuses[500], 0);
+  ExpectServes(server.port());
 }
 
 TEST(ServeTest, LargeBodiesMayAskFirst) {
