@@ -1,9 +1,8 @@
 #include "server/http_server.h"
 
-#include <sys/socket.h>
+#include <poll.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <csignal>
 #include <deque>
 #include <exception>
@@ -92,12 +91,10 @@ std::string_view Path(const http::request_header<>& header) {
   return target.substr(0, target.find('?'));
 }
 
-// 1: bytes to read, 0: nothing yet, -1: the other side has closed.
-int Peek(tcp::socket& socket) {
-  char byte;
-  const ssize_t n = recv(socket.native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-  if (n > 0) return 1;
-  return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) ? 0 : -1;
+// Also with bytes still unread.
+bool HasHungUp(tcp::socket& socket) {
+  pollfd state{.fd = socket.native_handle(), .events = POLLRDHUP, .revents = 0};
+  return poll(&state, 1, 0) > 0;
 }
 
 }  // namespace
@@ -169,7 +166,7 @@ struct HttpServer::Impl {
   int requests = 0;  // in the worker and the engine
   // Until the engine's final event, however the coroutine that reads them ends.
   std::map<Mailbox*, std::shared_ptr<Mailbox>> mailboxes;
-  bool draining = false;
+  bool draining = false, stopping = false;  // since the first and the second signal
   const uint64_t id_base = std::random_device{}();
   uint64_t next_id = 0;
 
@@ -245,13 +242,11 @@ awaitable<void> HttpServer::Impl::HandleSignals() {
   if (connections.empty()) co_return;
   co_await signals.async_wait(asio::redirect_error(use_awaitable, error));
   if (error) co_return;  // drained
+  stopping = true;
   Log(LogLevel::kInfo, fmt::format("closing {} connections", connections.size()));
   for (Connection* connection : connections) {
     connection->stream.close();
-    if (connection->mailbox) {
-      connection->mailbox->client_gone = true;
-      connection->mailbox->wake.cancel();
-    }
+    if (connection->mailbox) connection->mailbox->wake.cancel();
   }
 }
 
@@ -448,11 +443,11 @@ void HttpServer::Impl::Deliver(Mailbox* mailbox, const Event& event) {
 void HttpServer::Impl::WatchForHangUp(Connection& connection,
                                       const std::shared_ptr<Mailbox>& mailbox) {
   tcp::socket& socket = connection.stream.socket();
-  socket.async_wait(tcp::socket::wait_read, [this, &connection, mailbox](error_code error) {
+  socket.async_wait(tcp::socket::wait_read, [&connection, mailbox](error_code error) {
     if (error || mailbox->answered) return;
-    const int state = Peek(connection.stream.socket());
-    if (state == 0) return WatchForHangUp(connection, mailbox);
-    if (state > 0) return;  // the next request already: writing will tell
+    // Otherwise it is the next request already, which would wake this at once for ever: Generate
+    // asks at every event.
+    if (!HasHungUp(connection.stream.socket())) return;
     mailbox->client_gone = true;
     mailbox->wake.cancel();
   });
@@ -540,7 +535,8 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
   Mailbox& mailbox = running->mailbox();
   std::string out = answer.Begin();
   for (bool finished = false; !finished;) {
-    if (error || mailbox.client_gone) running->Cancel();
+    if (error || stopping || mailbox.client_gone || HasHungUp(connection.stream.socket()))
+      running->Cancel();
     if (mailbox.events.empty()) {
       error_code ignored;  // the timer never fires, it is only ever cancelled
       co_await mailbox.wake.async_wait(asio::redirect_error(use_awaitable, ignored));

@@ -345,33 +345,35 @@ TEST(ServeTest, WhoeverHangsUpGivesHisPlaceBack) {
   const Json endless = {{"max_tokens", 100000}, {"ignore_eos", true}};
   for (const bool stream : {true, false}) {
     for (const bool half : {false, true}) {
-      Json fields = endless;
-      fields["stream"] = stream;
-      Client client(server.port());
-      ASSERT_TRUE(client.Send(Post("/v1/completions", Completion(fields))));
-      std::string text;
-      if (stream) {
-        ASSERT_TRUE(client.Receive(&text));
-      } else {  // it has begun once others are refused
-        while (
-            Exchange(server.port(), Post("/v1/completions", Completion(Json::object()))).status !=
-            503)
-          continue;
+      for (const bool more : {false, true}) {  // bytes after the request, which nobody reads yet
+        Json fields = endless;
+        fields["stream"] = stream;
+        Client client(server.port());
+        ASSERT_TRUE(client.Send(Post("/v1/completions", Completion(fields)) + (more ? "G" : "")));
+        std::string text;
+        if (stream) {
+          ASSERT_TRUE(client.Receive(&text));
+        } else {  // it has begun once others are refused
+          while (
+              Exchange(server.port(), Post("/v1/completions", Completion(Json::object()))).status !=
+              503)
+            continue;
+        }
+        const Reply refused =
+            Exchange(server.port(), Post("/v1/completions", Completion(Json::object())));
+        EXPECT_EQ(refused.status, 503);
+        EXPECT_NE(refused.head.find("Retry-After: 1"), std::string::npos) << refused.head;
+        half ? static_cast<void>(shutdown(client.fd(), SHUT_WR)) : client.Close();
+        // Without its cancellation the request would go on for minutes.
+        const auto patience =
+            std::chrono::steady_clock::now() + std::chrono::milliseconds(kPatienceMs);
+        Reply reply;
+        do {
+          ASSERT_LT(std::chrono::steady_clock::now(), patience) << stream << half;
+          reply = Exchange(server.port(), Post("/v1/completions", Completion(Json::object())));
+        } while (reply.status == 503);
+        EXPECT_EQ(reply.json()["choices"][0]["text"], "123456.");
       }
-      const Reply refused =
-          Exchange(server.port(), Post("/v1/completions", Completion(Json::object())));
-      EXPECT_EQ(refused.status, 503);
-      EXPECT_NE(refused.head.find("Retry-After: 1"), std::string::npos) << refused.head;
-      half ? static_cast<void>(shutdown(client.fd(), SHUT_WR)) : client.Close();
-      // Without its cancellation the request would go on for minutes.
-      const auto patience =
-          std::chrono::steady_clock::now() + std::chrono::milliseconds(kPatienceMs);
-      Reply reply;
-      do {
-        ASSERT_LT(std::chrono::steady_clock::now(), patience) << stream << half;
-        reply = Exchange(server.port(), Post("/v1/completions", Completion(Json::object())));
-      } while (reply.status == 503);
-      EXPECT_EQ(reply.json()["choices"][0]["text"], "123456.");
     }
   }
 }
