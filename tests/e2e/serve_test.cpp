@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -133,6 +134,7 @@ class Server {
     EXPECT_EQ(pipe2(pipe_ends, O_CLOEXEC), 0);
     pid_ = fork();
     if (pid_ == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
       dup2(pipe_ends[1], STDERR_FILENO);
       std::vector<std::string> words = {OCTAVO_PROGRAM, "serve", "--port", "0", "--threads", "2"};
       words.insert(words.end(), flags.begin(), flags.end());
@@ -155,7 +157,10 @@ class Server {
   }
 
   ~Server() {
-    if (pid_ > 0) {
+    if (pid_ > 0 && ::testing::Test::HasFailure()) {  // it may never drain
+      Signal(SIGKILL);
+      Wait();
+    } else if (pid_ > 0) {
       Signal(SIGTERM);
       EXPECT_EQ(Wait(), 0) << log_;
     }
