@@ -127,7 +127,8 @@ class Engine {
   bool Cancel(RequestId id);  // false: not known, or finished
 
   // Text, by the model's tokenizer.json; throw if the model has none.
-  std::vector<int32_t> Encode(std::string_view text) const;
+  // `add_special_tokens`: whether the tokenizer adds its own (<bos>); a chat template writes them.
+  std::vector<int32_t> Encode(std::string_view text, bool add_special_tokens = true) const;
   std::string Decode(std::span<const int32_t> ids) const;
   std::unique_ptr<TextStream> MakeTextStream() const;  // the engine must outlive it
 

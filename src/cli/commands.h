@@ -9,6 +9,7 @@
 #include "eval/needle.h"
 #include "eval/verify.h"
 #include "octavo/engine.h"
+#include "server/http_server.h"
 
 namespace octavo::cli {
 
@@ -20,6 +21,12 @@ struct GenerateOptions {
   bool stats = false;
 };
 int Generate(const GenerateOptions& options);
+
+struct ServeOptions {
+  EngineOptions engine;
+  ServerOptions server;  // model_folder and version: filled in from what is known here
+};
+int Serve(const ServeOptions& options);
 
 struct InspectOptions {
   std::string model;

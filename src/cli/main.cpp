@@ -106,6 +106,36 @@ void AddGenerate(CLI::App& root, int& code) {
   app->callback([o, &code] { code = Generate(*o); });
 }
 
+void AddServe(CLI::App& root, int& code) {
+  auto o = std::make_shared<ServeOptions>();
+  CLI::App* app = root.add_subcommand("serve", "Serve a model behind OpenAI's API.");
+  app->footer(
+      "GET /health, /version, /v1/models; POST /v1/completions, /v1/chat/completions. SIGTERM lets "
+      "running answers end, a second\none does not.\n"
+      "Example:\n  octavo serve --port 8000 --kv-cache-dtype fp8 &\n"
+      "  curl localhost:8000/v1/completions -d '{\"prompt\": \"The code of\", \"stream\": true}'");
+  AddEngineFlags(app, o->engine);
+  app->add_option("--host", o->server.host, "address or name to listen on; 0.0.0.0: all of IPv4")
+      ->capture_default_str();
+  app->add_option("--port", o->server.port, "0: any that is free")->capture_default_str();
+  app->add_option("--api-key", o->server.api_key,
+                  "asked for by every route but /health; default: the environment's OCTAVO_API_KEY")
+      ->envname("OCTAVO_API_KEY");
+  app->add_option("--served-model-name", o->server.model_name,
+                  "the model's name in the API; default: its folder's");
+  app->add_option("--max-num-seqs", o->engine.max_num_seqs, "sequences in one step")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  app->add_option("--max-model-len", o->engine.max_model_len,
+                  "longest sequence in tokens, e.g. 32k; 0: the model's")
+      ->transform(Tokens());
+  app->add_option("--max-requests", o->server.max_requests,
+                  "requests running and waiting; more are answered 503")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app->callback([o, &code] { code = Serve(*o); });
+}
+
 void AddVerify(CLI::App& root, int& code) {
   auto o = std::make_shared<VerifyOptions>();
   CLI::App* app = root.add_subcommand(
@@ -217,6 +247,7 @@ int Main(int argc, char** argv) {
   root.get_formatter()->column_width(34);
   int code = 0;
   AddGenerate(root, code);
+  AddServe(root, code);
   AddEval(root, code);
   AddVerify(root, code);
   AddInspect(root, code);

@@ -361,8 +361,8 @@ bool Engine::Cancel(RequestId id) {
   return true;
 }
 
-std::vector<int32_t> Engine::Encode(std::string_view text) const {
-  return impl_->RequireTokenizer().Encode(text);
+std::vector<int32_t> Engine::Encode(std::string_view text, bool add_special_tokens) const {
+  return impl_->RequireTokenizer().Encode(text, add_special_tokens);
 }
 std::string Engine::Decode(std::span<const int32_t> ids) const {
   return impl_->RequireTokenizer().Decode(ids, /*skip_special_tokens=*/true);

@@ -85,8 +85,8 @@ class CliTest : public ::testing::Test {
 };
 
 TEST_F(CliTest, HelpOfEveryCommand) {
-  for (const char* command :
-       {"", "generate", "verify", "inspect", "eval", "eval needle", "bench", "bench decode"}) {
+  for (const char* command : {"", "generate", "serve", "verify", "inspect", "eval", "eval needle",
+                              "bench", "bench decode"}) {
     const Outcome o = Run(std::string(command) + " --help");
     EXPECT_EQ(o.code, 0) << command;
     EXPECT_NE(o.out.find("Usage"), std::string::npos) << command;
@@ -121,6 +121,10 @@ TEST_F(CliTest, WrongCommandLines) {
   ExpectRefused("bench decode --contexts 100", {"--contexts", "100"});
   ExpectRefused("generate --prompt-file /nonexistent.txt", {"/nonexistent.txt"});
   ExpectRefused("generate " + model + " --prompt hello", {"tokenizer.json"});
+  ExpectRefused("serve /nonexistent", {"/nonexistent"});
+  ExpectRefused("serve --host 192.0.2.1", {"--host", "192.0.2.1"});
+  ExpectRefused("serve --port 65536", {"--port"});
+  ExpectRefused("serve --max-num-seqs 0", {"--max-num-seqs"});
 }
 
 TEST_F(CliTest, VerifyPassesAndFails) {

@@ -21,7 +21,8 @@ const std::map<std::string, std::set<std::string>> kMayKnow = {
     {"models", {"base", "io", "kernels", "kv"}},
     {"engine", {"base", "io", "text", "kernels", "kv", "models"}},
     {"eval", {"base", "io", "text", "kernels", "kv", "models", "engine"}},
-    {"cli", {"base", "io", "text", "kernels", "kv", "models", "engine", "eval"}},
+    {"server", {"base", "io", "text", "engine"}},
+    {"cli", {"base", "io", "text", "kernels", "kv", "models", "engine", "eval", "server"}},
 };
 
 // The headers of these two build anywhere with a plain compiler.
@@ -75,6 +76,22 @@ TEST(LayersTest, FoldersIncludeOnlyWhatTheyMayKnow) {
     }
   }
   EXPECT_GT(files, 50);
+}
+
+TEST(LayersTest, OnlyTheHttpServerKnowsSockets) {
+  const fs::path src = std::string(OCTAVO_SOURCE_DIR) + "/src";
+  int sockets = 0;
+  for (const auto& entry : fs::recursive_directory_iterator(src)) {
+    if (!entry.is_regular_file()) continue;
+    for (const Include& include : IncludesOf(entry.path())) {
+      if (!include.target.starts_with("boost/") && include.target != "sys/socket.h" &&
+          include.target != "poll.h")
+        continue;
+      ++sockets;
+      EXPECT_EQ(fs::relative(entry.path(), src), "server/http_server.cpp") << include.target;
+    }
+  }
+  EXPECT_GT(sockets, 0);
 }
 
 }  // namespace

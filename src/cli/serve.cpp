@@ -1,0 +1,28 @@
+#include <filesystem>
+
+#include <fmt/core.h>
+
+#include "cli/commands.h"
+
+namespace octavo::cli {
+
+int Serve(const ServeOptions& options) {
+  ServerOptions server_options = options.server;
+  server_options.model_folder = options.engine.model;
+  server_options.version = OCTAVO_VERSION;
+  if (server_options.model_name.empty()) {
+    const std::filesystem::path folder =
+        std::filesystem::absolute(options.engine.model).lexically_normal();
+    server_options.model_name =
+        (folder.has_filename() ? folder : folder.parent_path()).filename().string();
+  }
+  std::unique_ptr<Engine> engine = Engine::Create(options.engine);
+  const std::vector<std::string> report = engine->StartupReport();
+  HttpServer server(std::move(engine), server_options);
+  for (const std::string& line : report) fmt::print(stderr, "{}\n", line);
+  fmt::print(stderr, "serving {} at {}\n", server_options.model_name, server.url());
+  server.Run();
+  return 0;
+}
+
+}  // namespace octavo::cli

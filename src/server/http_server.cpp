@@ -1,0 +1,596 @@
+#include "server/http_server.h"
+
+#include <poll.h>
+
+#include <algorithm>
+#include <csignal>
+#include <deque>
+#include <exception>
+#include <map>
+#include <random>
+#include <set>
+
+#include <fmt/format.h>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/redirect_error.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/thread_pool.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <boost/beast/core.hpp>
+#include <boost/beast/http.hpp>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "io/json.h"
+#include "server/authorization.h"
+#include "server/openai.h"
+#include "text/chat_template.h"
+
+// GCC 12 destroys a capturing lambda inside a co_await expression twice: what is awaited here is
+// always a named coroutine or an operation of Asio's, and its arguments are named too.
+namespace octavo {
+namespace {
+
+namespace asio = boost::asio;
+namespace beast = boost::beast;
+namespace http = beast::http;
+using asio::awaitable;
+using asio::use_awaitable;
+using asio::ip::tcp;
+using boost::system::error_code;
+
+using HttpRequest = http::request<http::string_body>;
+using HttpResponse = http::response<http::string_body>;
+
+// What the engine and the client's socket have to say to the coroutine that answers a request. All
+// of it lives on the I/O thread.
+struct Mailbox {
+  explicit Mailbox(asio::io_context& io) : wake(io, asio::steady_timer::time_point::max()) {}
+
+  std::deque<Event> events;
+  bool client_gone = false;
+  bool answered = false;    // nobody reads any more
+  asio::steady_timer wake;  // cancelled when there is news
+};
+
+struct Connection {
+  Connection(tcp::socket socket, const ServerOptions& options)
+      : stream(std::move(socket)), buffer(options.max_header_bytes + options.max_body_bytes) {}
+
+  beast::tcp_stream stream;
+  beast::flat_buffer buffer;
+  bool busy = false;                 // a request has been read and its answer is not complete
+  std::shared_ptr<Mailbox> mailbox;  // while the engine works for it
+};
+
+// What the worker makes of a body.
+struct Prepared {
+  openai::CompletionRequest request;
+  std::vector<int32_t> prompt;
+};
+
+HttpResponse Respond(http::status status, std::string body,
+                     std::string_view type = "application/json") {
+  HttpResponse response(status, 11);
+  response.set(http::field::content_type, beast::string_view(type.data(), type.size()));
+  response.body() = std::move(body);
+  return response;
+}
+
+HttpResponse Refuse(http::status status, std::string_view message) {
+  return Respond(status, openai::ErrorBody(static_cast<int>(status), message));
+}
+
+std::string_view Path(const http::request_header<>& header) {
+  const std::string_view target(header.target().data(), header.target().size());
+  return target.substr(0, target.find('?'));
+}
+
+// Also with bytes still unread.
+bool HasHungUp(tcp::socket& socket) {
+  pollfd state{.fd = socket.native_handle(), .events = POLLRDHUP, .revents = 0};
+  return poll(&state, 1, 0) > 0;
+}
+
+}  // namespace
+
+struct HttpServer::Impl {
+  Impl(std::unique_ptr<Engine> the_engine, ServerOptions the_options)
+      : options(std::move(the_options)), engine(std::move(the_engine)) {
+    try {
+      chat_template = ChatTemplate::FromFolder(options.model_folder);
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::kNotFound) throw;
+      no_chat_template = error.message();
+    }
+    card = {.name = options.model_name,
+            .folder = options.model_folder,
+            .created = Now(),
+            .max_model_len = engine->max_model_len(),
+            .cache_policy = engine->StartupReport()};
+    try {
+      tcp::resolver resolver(io);
+      const auto found = resolver.resolve(options.host, std::to_string(options.port),
+                                          tcp::resolver::passive | tcp::resolver::numeric_service);
+      const tcp::endpoint endpoint = found.begin()->endpoint();
+      acceptor.open(endpoint.protocol());
+      acceptor.set_option(tcp::acceptor::reuse_address(true));
+      acceptor.bind(endpoint);
+      acceptor.listen();
+    } catch (const boost::system::system_error& error) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("--host, --port: cannot listen on {} port {}: {}", options.host,
+                              options.port, error.code().message()));
+    }
+  }
+
+  static int64_t Now() {
+    return std::chrono::duration_cast<std::chrono::seconds>(
+               std::chrono::system_clock::now().time_since_epoch())
+        .count();
+  }
+
+  awaitable<void> Accept();
+  awaitable<void> HandleSignals();
+  awaitable<void> Serve(tcp::socket socket);
+  awaitable<bool> ServeOne(Connection& connection);  // whether another request may follow
+  awaitable<bool> ServeCompletion(Connection& connection, const HttpRequest& message,
+                                  openai::Api api);
+  awaitable<bool> Generate(Connection& connection, const HttpRequest& message, Prepared& prepared);
+  class Running;
+  awaitable<bool> Send(Connection& connection, HttpResponse& response, bool keep_alive);
+  awaitable<void> LingerAndClose(Connection& connection);
+  awaitable<Prepared> Prepare(openai::Api api, const std::string& body);
+
+  std::optional<HttpResponse> CheckHeader(const http::request_parser<http::string_body>& parser);
+  HttpResponse AnswerGet(std::string_view path);
+  void Deliver(Mailbox* mailbox, const Event& event);
+  void WatchForHangUp(Connection& connection, const std::shared_ptr<Mailbox>& mailbox);
+  bool KeepAlive(const HttpRequest& message) const { return message.keep_alive() && !draining; }
+
+  ServerOptions options;
+  openai::ModelCard card;
+  std::optional<ChatTemplate> chat_template;
+  std::string no_chat_template;  // why
+
+  asio::io_context io{1};
+  asio::thread_pool worker{1};
+  tcp::acceptor acceptor{io};
+  asio::signal_set signals{io, SIGTERM, SIGINT};
+  std::set<Connection*> connections;
+  int requests = 0;  // in the worker and the engine
+  // Until the engine's final event, however the coroutine that reads them ends.
+  std::map<Mailbox*, std::shared_ptr<Mailbox>> mailboxes;
+  bool draining = false, stopping = false;  // since the first and the second signal
+  const uint64_t id_base = std::random_device{}();
+  uint64_t next_id = 0;
+
+  // Last, so that it is gone before what its callbacks post to.
+  std::unique_ptr<Engine> engine;
+};
+
+namespace {
+
+// What ends a coroutine otherwise than by returning is ours to mend.
+struct LogFailure {
+  void operator()(std::exception_ptr failure) const {
+    if (!failure) return;
+    try {
+      std::rethrow_exception(failure);
+    } catch (const std::exception& error) {
+      Log(LogLevel::kError, fmt::format("a connection ended with: {}", error.what()));
+    }
+  }
+};
+
+awaitable<error_code> Write(beast::tcp_stream& stream, const std::string& text, bool chunked) {
+  const asio::const_buffer bytes = asio::buffer(text);
+  const auto chunk = http::make_chunk(bytes);
+  error_code error;
+  if (chunked) {
+    co_await asio::async_write(stream, chunk, asio::redirect_error(use_awaitable, error));
+  } else {
+    co_await asio::async_write(stream, bytes, asio::redirect_error(use_awaitable, error));
+  }
+  co_return error;
+}
+
+class Counted {
+ public:
+  explicit Counted(int& count) : count_(count) { ++count_; }
+  ~Counted() { --count_; }
+  Counted(const Counted&) = delete;
+
+ private:
+  int& count_;
+};
+
+}  // namespace
+
+awaitable<void> HttpServer::Impl::Accept() {
+  for (;;) {
+    error_code error;
+    tcp::socket socket = co_await acceptor.async_accept(asio::redirect_error(use_awaitable, error));
+    if (draining) co_return;
+    if (error) {  // out of file descriptors, most likely: connections that end give some back
+      Log(LogLevel::kWarning, fmt::format("cannot accept a connection: {}", error.message()));
+      asio::steady_timer pause(io, std::chrono::milliseconds(100));
+      co_await pause.async_wait(asio::redirect_error(use_awaitable, error));
+      if (draining) co_return;
+      continue;
+    }
+    if (static_cast<int>(connections.size()) >= options.max_connections) continue;  // closes it
+    socket.set_option(tcp::no_delay(true), error);  // of a client that is gone: reading will tell
+    asio::co_spawn(io, Serve(std::move(socket)), LogFailure());
+  }
+}
+
+awaitable<void> HttpServer::Impl::HandleSignals() {
+  error_code error;
+  co_await signals.async_wait(asio::redirect_error(use_awaitable, error));
+  draining = true;
+  acceptor.close(error);
+  Log(LogLevel::kInfo, fmt::format("draining {} connections", connections.size()));
+  for (Connection* connection : connections) {
+    if (!connection->busy) connection->stream.cancel();
+  }
+  if (connections.empty()) co_return;
+  co_await signals.async_wait(asio::redirect_error(use_awaitable, error));
+  if (error) co_return;  // drained
+  stopping = true;
+  Log(LogLevel::kInfo, fmt::format("closing {} connections", connections.size()));
+  for (Connection* connection : connections) {
+    connection->stream.close();
+    if (connection->mailbox) connection->mailbox->wake.cancel();
+  }
+}
+
+awaitable<void> HttpServer::Impl::Serve(tcp::socket socket) {
+  Connection connection(std::move(socket), options);
+  connections.insert(&connection);
+  std::exception_ptr failure;
+  try {
+    while (!draining) {
+      connection.busy = false;
+      const bool again = co_await ServeOne(connection);
+      if (!again) break;
+    }
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  connections.erase(&connection);
+  if (draining && connections.empty()) signals.cancel();
+  if (failure) std::rethrow_exception(failure);
+}
+
+std::optional<HttpResponse> HttpServer::Impl::CheckHeader(
+    const http::request_parser<http::string_body>& parser) {
+  const auto& header = parser.get();
+  const std::string_view path = Path(header);
+  const bool is_get = header.method() == http::verb::get;
+  const bool is_post = header.method() == http::verb::post;
+  const auto is_one_of = [&](std::initializer_list<const char*> paths) {
+    return std::find(paths.begin(), paths.end(), path) != paths.end();
+  };
+  const beast::string_view shown = header[http::field::authorization];
+  if (path != "/health" && !IsAuthorized({shown.data(), shown.size()}, options.api_key)) {
+    HttpResponse response =
+        Refuse(http::status::unauthorized, "the Authorization header does not hold the API key");
+    response.set(http::field::www_authenticate, "Bearer");
+    return response;
+  }
+  const bool gets = is_one_of({"/health", "/version", "/v1/models"});
+  const bool posts = is_one_of({"/v1/completions", "/v1/chat/completions"});
+  if ((gets && is_get) || (posts && is_post)) return std::nullopt;
+  if (!gets && !posts) {
+    return Refuse(http::status::not_found, "no such route: " + Quote(path));
+  }
+  HttpResponse response =
+      Refuse(http::status::method_not_allowed, gets ? "this route takes GET" : "it takes POST");
+  response.set(http::field::allow, gets ? "GET" : "POST");
+  return response;
+}
+
+HttpResponse HttpServer::Impl::AnswerGet(std::string_view path) {
+  if (path == "/health") return Respond(http::status::ok, "");
+  if (path == "/version")
+    return Respond(http::status::ok, Json{{"version", options.version}}.dump());
+  return Respond(http::status::ok, openai::ModelsBody(card));
+}
+
+awaitable<bool> HttpServer::Impl::ServeOne(Connection& connection) {
+  http::request_parser<http::string_body> parser;
+  parser.header_limit(options.max_header_bytes);
+  parser.body_limit(options.max_body_bytes);
+  error_code error;
+  connection.stream.expires_after(options.read_timeout);
+  co_await http::async_read_header(connection.stream, connection.buffer, parser,
+                                   asio::redirect_error(use_awaitable, error));
+  std::optional<HttpResponse> refusal;
+  if (!error) {
+    connection.busy = true;
+    refusal = CheckHeader(parser);
+    if (!refusal && beast::iequals(parser.get()[http::field::expect], "100-continue")) {
+      http::response<http::empty_body> go_on(http::status::continue_, 11);
+      co_await http::async_write(connection.stream, go_on,
+                                 asio::redirect_error(use_awaitable, error));
+    }
+  }
+  if (!error && !refusal) {
+    connection.stream.expires_after(options.body_timeout);
+    co_await http::async_read(connection.stream, connection.buffer, parser,
+                              asio::redirect_error(use_awaitable, error));
+  }
+  if (error == http::error::body_limit) {
+    refusal = Refuse(http::status::payload_too_large,
+                     fmt::format("the body is larger than {} bytes", options.max_body_bytes));
+  } else if (error == http::error::header_limit || error == http::error::buffer_overflow) {
+    refusal = Refuse(http::status::request_header_fields_too_large,
+                     fmt::format("the header is larger than {} bytes", options.max_header_bytes));
+  } else if (error &&
+             error.category() == http::make_error_code(http::error::bad_method).category() &&
+             error != http::error::end_of_stream && error != http::error::partial_message) {
+    refusal = Refuse(http::status::bad_request, "not an HTTP request: " + error.message());
+  } else if (error) {
+    co_return false;  // hung up, or too slow
+  }
+  if (refusal) {
+    connection.busy = true;
+    co_await Send(connection, *refusal, /*keep_alive=*/false);
+    co_await LingerAndClose(connection);
+    co_return false;
+  }
+
+  const HttpRequest message = parser.release();
+  const std::string_view path = Path(message);
+  if (message.method() == http::verb::post) {
+    const openai::Api api =
+        path == "/v1/completions" ? openai::Api::kCompletions : openai::Api::kChat;
+    co_return co_await ServeCompletion(connection, message, api);
+  }
+  HttpResponse response = AnswerGet(path);
+  co_return co_await Send(connection, response, KeepAlive(message));
+}
+
+awaitable<bool> HttpServer::Impl::Send(Connection& connection, HttpResponse& response,
+                                       bool keep_alive) {
+  response.keep_alive(keep_alive);
+  response.prepare_payload();
+  error_code error;
+  connection.stream.expires_after(options.write_timeout);
+  co_await http::async_write(connection.stream, response,
+                             asio::redirect_error(use_awaitable, error));
+  co_return !error && keep_alive;
+}
+
+// Closing on top of unread bytes would reset the connection and could take the answer with it.
+awaitable<void> HttpServer::Impl::LingerAndClose(Connection& connection) {
+  error_code error;
+  connection.stream.socket().shutdown(tcp::socket::shutdown_send, error);
+  connection.stream.expires_after(std::chrono::seconds(2));
+  std::vector<char> waste(64 << 10);
+  while (!error)
+    co_await connection.stream.async_read_some(asio::buffer(waste),
+                                               asio::redirect_error(use_awaitable, error));
+}
+
+// On the worker.
+awaitable<Prepared> HttpServer::Impl::Prepare(openai::Api api, const std::string& body) {
+  Prepared out{.request = openai::ParseRequest(api, body)};
+  if (!out.request.model.empty() && out.request.model != card.name) {
+    throw Error(ErrorCode::kNotFound, fmt::format("model: this server has {}, not {}",
+                                                  Quote(card.name), Quote(out.request.model)));
+  }
+  if (api == openai::Api::kChat) {
+    if (!chat_template) throw Error(ErrorCode::kInvalidArgument, "messages: " + no_chat_template);
+    const std::time_t seconds = std::time(nullptr);
+    std::tm now;
+    localtime_r(&seconds, &now);
+    try {
+      const std::string text = chat_template->Render(out.request.chat, now);
+      out.prompt = engine->Encode(text, /*add_special_tokens=*/false);
+    } catch (const Error& error) {
+      throw Error(error.code(), "messages: " + error.message());
+    }
+  } else if (const auto* text = std::get_if<std::string>(&out.request.prompt)) {
+    out.prompt = engine->Encode(*text);
+  } else {
+    out.prompt = std::get<std::vector<int32_t>>(out.request.prompt);
+  }
+  const int64_t room = engine->max_model_len() - static_cast<int64_t>(out.prompt.size());
+  const int64_t by_default = api == openai::Api::kChat ? std::max<int64_t>(room, 1) : 16;
+  out.request.sampling.max_tokens =
+      out.request.max_tokens.value_or(static_cast<int>(std::min<int64_t>(by_default, INT32_MAX)));
+  co_return out;
+}
+
+awaitable<bool> HttpServer::Impl::ServeCompletion(Connection& connection,
+                                                  const HttpRequest& message, openai::Api api) {
+  std::optional<HttpResponse> refusal;
+  std::optional<Prepared> prepared;
+  const bool full = requests >= options.max_requests;
+  const Counted counted(requests);
+  if (full) {
+    refusal = Refuse(http::status::service_unavailable,
+                     fmt::format("{} requests are waiting already", options.max_requests));
+    refusal->set(http::field::retry_after, "1");
+  } else {
+    try {
+      awaitable<Prepared> job = Prepare(api, message.body());
+      prepared = co_await asio::co_spawn(worker, std::move(job), use_awaitable);
+    } catch (const Error& error) {
+      const int status = openai::HttpStatus(error.code());
+      refusal = Refuse(static_cast<http::status>(status), error.message());
+    } catch (const std::exception& error) {
+      refusal = Refuse(http::status::internal_server_error, error.what());
+    }
+  }
+  if (refusal) co_return co_await Send(connection, *refusal, KeepAlive(message));
+  co_return co_await Generate(connection, message, *prepared);
+}
+
+void HttpServer::Impl::Deliver(Mailbox* mailbox, const Event& event) {
+  mailbox->events.push_back(event);
+  mailbox->wake.cancel();
+  if (event.kind == Event::Kind::kFinished) mailboxes.erase(mailbox);
+}
+
+void HttpServer::Impl::WatchForHangUp(Connection& connection,
+                                      const std::shared_ptr<Mailbox>& mailbox) {
+  tcp::socket& socket = connection.stream.socket();
+  socket.async_wait(tcp::socket::wait_read, [&connection, mailbox](error_code error) {
+    if (error || mailbox->answered) return;
+    // Otherwise it is the next request already, which would wake this at once for ever: Generate
+    // asks at every event.
+    if (!HasHungUp(connection.stream.socket())) return;
+    mailbox->client_gone = true;
+    mailbox->wake.cancel();
+  });
+}
+
+// A request in the engine. Its end, also by an exception, ends what was started for it.
+class HttpServer::Impl::Running {
+ public:
+  Running(Impl& server, Connection& connection, Request request)
+      : server_(server), connection_(connection), mailbox_(std::make_shared<Mailbox>(server.io)) {
+    Mailbox* const box = mailbox_.get();
+    server_.mailboxes.emplace(box, mailbox_);
+    try {
+      // Raw pointers: the engine's loop must not be the one who lets go of a timer.
+      id_ = server_.engine->Submit(std::move(request), [&server, box](const Event& event) {
+        asio::post(server.io, [&server, box, event] { server.Deliver(box, event); });
+      });
+    } catch (...) {
+      server_.mailboxes.erase(box);
+      throw;
+    }
+    connection_.mailbox = mailbox_;
+    server_.WatchForHangUp(connection_, mailbox_);
+  }
+
+  ~Running() {
+    mailbox_->answered = true;
+    connection_.mailbox = nullptr;
+    error_code ignored;  // nothing to cancel
+    connection_.stream.socket().cancel(ignored);
+    Cancel();
+  }
+  Running(const Running&) = delete;
+
+  Mailbox& mailbox() { return *mailbox_; }
+
+  void Cancel() {
+    if (!cancelled_) server_.engine->Cancel(id_);
+    cancelled_ = true;
+  }
+  bool cancelled() const { return cancelled_; }
+
+ private:
+  Impl& server_;
+  Connection& connection_;
+  const std::shared_ptr<Mailbox> mailbox_;
+  RequestId id_ = 0;
+  bool cancelled_ = false;
+};
+
+awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpRequest& message,
+                                           Prepared& prepared) {
+  const openai::CompletionRequest& request = prepared.request;
+  const bool chunked = message.version() >= 11;
+  const bool keep_alive = KeepAlive(message) && (chunked || !request.stream);
+  const char* prefix = request.api == openai::Api::kChat ? "chatcmpl" : "cmpl";
+  openai::Answer answer(request, fmt::format("{}-{:08x}{:08x}", prefix, id_base, next_id++),
+                        card.name, Now(), static_cast<int64_t>(prepared.prompt.size()));
+  connection.stream.expires_never();
+  std::optional<HttpResponse> response;
+  std::unique_ptr<TextStream> text;
+  std::optional<Running> running;
+  try {
+    text = engine->MakeTextStream();
+    running.emplace(*this, connection,
+                    Request{.prompt = std::move(prepared.prompt), .sampling = request.sampling});
+  } catch (const Error& error) {
+    response = Refuse(static_cast<http::status>(openai::HttpStatus(error.code())), error.message());
+  }
+  if (response) co_return co_await Send(connection, *response, keep_alive);
+
+  error_code error;
+  if (request.stream) {
+    http::response<http::empty_body> head(http::status::ok, message.version());
+    head.set(http::field::content_type, "text/event-stream; charset=utf-8");
+    head.set(http::field::cache_control, "no-cache");
+    head.chunked(chunked);
+    head.keep_alive(keep_alive);
+    http::response_serializer<http::empty_body> serializer(head);
+    connection.stream.expires_after(options.write_timeout);
+    co_await http::async_write_header(connection.stream, serializer,
+                                      asio::redirect_error(use_awaitable, error));
+  }
+
+  Mailbox& mailbox = running->mailbox();
+  std::string out = answer.Begin();
+  for (bool finished = false; !finished;) {
+    if (error || stopping || mailbox.client_gone || HasHungUp(connection.stream.socket()))
+      running->Cancel();
+    if (mailbox.events.empty()) {
+      error_code ignored;  // the timer never fires, it is only ever cancelled
+      co_await mailbox.wake.async_wait(asio::redirect_error(use_awaitable, ignored));
+    }
+    for (; !mailbox.events.empty(); mailbox.events.pop_front()) {
+      const Event& event = mailbox.events.front();
+      if (event.kind == Event::Kind::kToken) {
+        std::string token_text;
+        if (request.logprobs) token_text = engine->Decode({&event.token, 1});
+        out += answer.Token(event, text->Push(event.token), token_text);
+      } else if (event.kind == Event::Kind::kFinished) {
+        finished = true;
+        if (event.finish_reason == FinishReason::kError && !request.stream) {
+          response = Refuse(http::status::internal_server_error, event.error);
+        } else {
+          out += answer.Finish(event, text->Flush());
+        }
+      }
+    }
+    if (request.stream && !out.empty() && !running->cancelled()) {
+      connection.stream.expires_after(options.write_timeout);
+      error = co_await Write(connection.stream, out, chunked);
+      out.clear();
+    }
+  }
+  const bool lost = error || running->cancelled();
+  running.reset();
+  if (lost) co_return false;
+  if (!request.stream) {
+    if (!response) response = Respond(http::status::ok, std::move(out));
+    co_return co_await Send(connection, *response, keep_alive);
+  }
+  if (chunked) {
+    const auto last = http::make_chunk_last();
+    co_await asio::async_write(connection.stream, last, asio::redirect_error(use_awaitable, error));
+  }
+  co_return !error && keep_alive;
+}
+
+HttpServer::HttpServer(std::unique_ptr<Engine> engine, ServerOptions options)
+    : impl_(std::make_unique<Impl>(std::move(engine), std::move(options))) {}
+HttpServer::~HttpServer() = default;
+
+std::string HttpServer::url() const {
+  const tcp::endpoint endpoint = impl_->acceptor.local_endpoint();
+  std::string address = endpoint.address().to_string();
+  if (endpoint.address().is_v6()) address = "[" + address + "]";
+  return fmt::format("http://{}:{}", address, endpoint.port());
+}
+
+void HttpServer::Run() {
+  asio::co_spawn(impl_->io, impl_->Accept(), LogFailure());
+  asio::co_spawn(impl_->io, impl_->HandleSignals(), LogFailure());
+  impl_->io.run();
+}
+
+}  // namespace octavo

@@ -1,0 +1,90 @@
+// OpenAI's completions API, with vLLM's extensions, as text in and text out: JSON to engine
+// requests, engine events to JSON and server-sent events. No sockets, no threads, no clock.
+//
+// Every complaint is an octavo::Error whose message begins with the field ("top_p: expected ...");
+// ErrorBody turns it into OpenAI's error object. A field that nobody knows is ignored; one that is
+// known but not supported is refused by name unless its value leaves the answer as it is (n: 1).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "octavo/engine.h"
+
+namespace octavo::openai {
+
+enum class Api { kCompletions, kChat };
+
+struct CompletionRequest {
+  Api api = Api::kCompletions;
+  std::string model;                                       // empty: not named
+  std::variant<std::string, std::vector<int32_t>> prompt;  // kCompletions
+  nlohmann::ordered_json chat;                             // kChat: what the chat template is given
+  SamplingParams sampling;                                 // max_tokens as in the field below
+  std::optional<int> max_tokens;
+  bool stream = false;
+  bool include_usage = false;
+  bool logprobs = false;  // of the chosen tokens
+};
+
+CompletionRequest ParseRequest(Api api, std::string_view body);
+
+// One answer in the making. Begin, then Token for every kToken event, then Finish, each returning
+// what is to be sent now. Streaming: server-sent events; otherwise nothing until Finish, which
+// returns the body.
+class Answer {
+ public:
+  Answer(const CompletionRequest& request, std::string id, std::string model, int64_t created,
+         int64_t prompt_tokens);
+
+  std::string Begin() const;
+  // `text`: what TextStream made of the token; `token_text`: the token alone, for logprobs.
+  std::string Token(const Event& event, std::string_view text, std::string_view token_text);
+  // `text`: the rest of it. A request that failed: only when streaming.
+  std::string Finish(const Event& event, std::string_view text);
+
+ private:
+  nlohmann::json Envelope(nlohmann::json choices) const;
+  nlohmann::json Choice(std::string_view text, nlohmann::json finish_reason, bool is_first) const;
+  nlohmann::json TakeLogprobs();
+  nlohmann::json Usage(const Event& event) const;
+
+  Api api_;
+  bool stream_, include_usage_, logprobs_;
+  std::string id_, model_;
+  int64_t created_;
+  int64_t prompt_tokens_;
+  int64_t completion_tokens_ = 0;
+  std::string text_;  // not streaming: all of it
+  struct TokenLogprob {
+    std::string text;
+    float logprob;
+    int64_t offset;  // in characters of the answer
+  };
+  std::vector<TokenLogprob> pending_;
+  int64_t characters_ = 0;
+};
+
+struct ModelCard {
+  std::string name;
+  std::string folder;
+  int64_t created = 0;  // Unix time
+  int64_t max_model_len = 0;
+  std::vector<std::string> cache_policy;  // the engine's start-up report
+};
+std::string ModelsBody(const ModelCard& card);
+
+// OpenAI's error object; `param` is the field that `message` begins with, if it does.
+std::string ErrorBody(int http_status, std::string_view message);
+// 400, 404, 501: what an Error means to the one who asked. Too long a prompt is his to mend, too.
+int HttpStatus(ErrorCode code);
+
+}  // namespace octavo::openai

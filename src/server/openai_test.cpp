@@ -1,0 +1,279 @@
+#include "server/openai.h"
+
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "io/json.h"
+#include "server/authorization.h"
+
+namespace octavo::openai {
+namespace {
+
+CompletionRequest Completion(const std::string& fields) {
+  return ParseRequest(Api::kCompletions, R"({"prompt": "x")" + fields + "}");
+}
+CompletionRequest Chat(const std::string& fields) {
+  return ParseRequest(Api::kChat,
+                      R"({"messages": [{"role": "user", "content": "x"}])" + fields + "}");
+}
+
+// The message begins with the field, and the error object names it.
+void ExpectRefused(Api api, const std::string& body, const std::string& field) {
+  try {
+    ParseRequest(api, body);
+    ADD_FAILURE() << "accepted: " << body.substr(0, 200);
+  } catch (const Error& error) {
+    EXPECT_EQ(HttpStatus(error.code()), 400);
+    const Json json = Json::parse(ErrorBody(400, error.message()));
+    EXPECT_EQ(json["error"]["param"], field.empty() ? Json() : Json(field)) << error.message();
+    EXPECT_EQ(json["error"]["type"], "invalid_request_error");
+    EXPECT_EQ(json["error"]["message"], error.message());
+  }
+}
+
+TEST(ParseRequestTest, EveryFieldArrives) {
+  const CompletionRequest r = Completion(
+      R"(, "model": "m", "max_tokens": 7, "temperature": 0.5, "top_p": 0.25, "top_k": 3,
+      "min_p": 0.125, "seed": -1, "stop_token_ids": [4, 5], "repetition_penalty": 1.5,
+      "ignore_eos": true, "stream": true, "stream_options": {"include_usage": true},
+      "logprobs": 0, "user": "somebody", "never_heard_of": {"a": [1]}, "n": 1, "stop": null)");
+  EXPECT_EQ(std::get<std::string>(r.prompt), "x");
+  EXPECT_EQ(r.model, "m");
+  EXPECT_EQ(r.max_tokens, 7);
+  EXPECT_EQ(r.sampling.temperature, 0.5f);
+  EXPECT_EQ(r.sampling.top_p, 0.25f);
+  EXPECT_EQ(r.sampling.top_k, 3);
+  EXPECT_EQ(r.sampling.min_p, 0.125f);
+  EXPECT_EQ(r.sampling.seed, ~uint64_t{0});
+  EXPECT_EQ(r.sampling.stop_token_ids, (std::vector<int32_t>{4, 5}));
+  EXPECT_EQ(r.sampling.repetition_penalty, 1.5f);
+  EXPECT_TRUE(r.sampling.ignore_eos && r.stream && r.include_usage && r.logprobs);
+}
+
+TEST(ParseRequestTest, NullIsAbsent) {
+  const CompletionRequest r = Completion(
+      R"(, "max_tokens": null, "temperature": null, "seed": null, "stream": null, "logprobs": null,
+      "stream_options": null, "n": null)");
+  EXPECT_FALSE(r.max_tokens || r.sampling.seed || r.stream || r.logprobs || r.include_usage);
+  EXPECT_EQ(r.sampling.temperature, 1.0f);
+}
+
+TEST(ParseRequestTest, PromptsOfTokenIds) {
+  for (const char* prompt : {"[1, 2]", "[[1, 2]]"}) {
+    const CompletionRequest r =
+        ParseRequest(Api::kCompletions, std::string(R"({"prompt": )") + prompt + "}");
+    EXPECT_EQ(std::get<1>(r.prompt), (std::vector<int32_t>{1, 2})) << prompt;
+  }
+  for (const char* prompt :
+       {"[1, -2]", "[1, 2.5]", "[1, 4294967296]", R"(["a", "b"])", "7", "{}", "null", "[true]"}) {
+    ExpectRefused(Api::kCompletions, std::string(R"({"prompt": )") + prompt + "}", "prompt");
+  }
+}
+
+TEST(ParseRequestTest, WrongValuesAreNamed) {
+  const std::pair<const char*, const char*> kCases[] = {{"max_tokens", "0"},
+                                                        {"max_tokens", "1.5"},
+                                                        {"max_tokens", "\"8\""},
+                                                        {"max_tokens", "18446744073709551615"},
+                                                        {"temperature", "\"hot\""},
+                                                        {"temperature", "1e300"},
+                                                        {"top_p", "[]"},
+                                                        {"top_k", "0.5"},
+                                                        {"seed", "1e3"},
+                                                        {"seed", "18446744073709551615"},
+                                                        {"stop_token_ids", "3"},
+                                                        {"stop_token_ids", "[\"a\"]"},
+                                                        {"ignore_eos", "1"},
+                                                        {"stream", "\"yes\""},
+                                                        {"stream_options", "{}"},
+                                                        {"model", "3"},
+                                                        {"repetition_penalty", "true"}};
+  for (const auto& [field, value] : kCases) {
+    const std::string pair = std::string(", \"") + field + "\": " + value + "}";
+    ExpectRefused(Api::kCompletions, R"({"prompt": "x")" + pair, field);
+    ExpectRefused(Api::kChat, R"({"messages": [{"role": "user", "content": "x"}])" + pair, field);
+  }
+  ExpectRefused(Api::kCompletions,
+                R"({"prompt": "x", "stream": true, "stream_options": {"include_usage": 3}})",
+                "stream_options.include_usage");
+}
+
+TEST(ParseRequestTest, WhatIsNotSupportedIsRefusedUnlessItChangesNothing) {
+  struct Case {
+    Api api;
+    const char *field, *neutral, *other;
+  };
+  const Api kText = Api::kCompletions, kChat = Api::kChat;
+  const Case kCases[] = {
+      {kText, "n", "1", "2"},
+      {kText, "stop", "[]", "\"x\""},
+      {kText, "best_of", "1", "3"},
+      {kText, "echo", "false", "true"},
+      {kText, "logprobs", "0", "1"},
+      {kText, "presence_penalty", "0.0", "0.5"},
+      {kText, "logit_bias", "{}", R"({"3": 1})"},
+      {kText, "prompt_logprobs", "null", "0"},
+      {kText, "min_tokens", "0", "4"},
+      {kChat, "n", "1", "2"},
+      {kChat, "frequency_penalty", "0", "-1"},
+      {kChat, "top_logprobs", "0", "5"},
+      {kChat, "tools", "[]", R"([{"type": "function"}])"},
+      {kChat, "response_format", R"({"type": "text"})", R"({"type": "json_object"})"},
+      {kChat, "continue_final_message", "false", "true"},
+      {kChat, "chat_template", "null", "\"{{ x }}\""}};
+  for (const Case& c : kCases) {
+    const std::string begin = c.api == kText
+                                  ? R"({"prompt": "x", ")"
+                                  : R"({"messages": [{"role": "user", "content": "x"}], ")";
+    EXPECT_NO_THROW(ParseRequest(c.api, begin + c.field + "\": " + c.neutral + "}")) << c.field;
+    ExpectRefused(c.api, begin + c.field + "\": " + c.other + "}", c.field);
+  }
+}
+
+TEST(ParseRequestTest, MessagesBecomeTheTemplatesContext) {
+  const CompletionRequest r = ParseRequest(Api::kChat, R"({"messages": [
+      {"role": "system", "content": "s"},
+      {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
+      "chat_template_kwargs": {"enable_thinking": false, "messages": "not these"},
+      "max_tokens": 3, "max_completion_tokens": 5, "logprobs": true})");
+  EXPECT_EQ(r.chat["messages"][0]["content"], "s");
+  EXPECT_EQ(r.chat["messages"][1]["content"], "a\nb");
+  EXPECT_EQ(r.chat["enable_thinking"], false);
+  EXPECT_EQ(r.chat["add_generation_prompt"], true);
+  EXPECT_EQ(r.max_tokens, 5);
+  EXPECT_TRUE(r.logprobs);
+  EXPECT_EQ(Chat(R"(, "add_generation_prompt": false)").chat["add_generation_prompt"], false);
+
+  const auto refused = [](const std::string& messages, const std::string& field) {
+    ExpectRefused(Api::kChat, R"({"messages": )" + messages + "}", field);
+  };
+  refused("[]", "messages");
+  refused("null", "messages");
+  refused("[3]", "messages[0]");
+  refused(R"([{"content": "x"}])", "messages[0].role");
+  refused(R"([{"role": "user"}])", "messages[0].content");
+  refused(R"([{"role": "user", "content": [{"type": "image_url"}]}])",
+          "messages[0].content[0].type");
+  refused(R"([{"role": "user", "content": [{"type": "text"}]}])", "messages[0].content[0].text");
+}
+
+TEST(ParseRequestTest, BodiesThatAreNoObject) {
+  for (const std::string& body :
+       {std::string(), std::string("{"), std::string("[]"), std::string("{\"prompt\": \"\xff\"}"),
+        std::string(200000, '['), std::string(R"({"prompt": "x", "prompt": "y"})")}) {
+    ExpectRefused(Api::kCompletions, body, "");
+  }
+}
+
+Event TokenEvent(float logprob) { return {.kind = Event::Kind::kToken, .logprob = logprob}; }
+Event FinishEvent(FinishReason reason) {
+  return {.kind = Event::Kind::kFinished, .finish_reason = reason, .cached_tokens = 2};
+}
+
+std::vector<std::string> SseData(const std::string& text) {
+  std::vector<std::string> data;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = text.find("\n\n", at);
+    EXPECT_EQ(text.substr(at, 6), "data: ");
+    data.push_back(text.substr(at + 6, end - at - 6));
+    at = end + 2;
+  }
+  return data;
+}
+
+TEST(AnswerTest, WholeCompletion) {
+  const CompletionRequest request = Completion(R"(, "logprobs": 0)");
+  Answer answer(request, "cmpl-1", "m", 99, 3);
+  EXPECT_EQ(answer.Begin(), "");
+  EXPECT_EQ(answer.Token(TokenEvent(-0.5f), "é", "é"), "");
+  EXPECT_EQ(answer.Token(TokenEvent(-INFINITY), "", "b"), "");
+  const Json body = Json::parse(answer.Finish(FinishEvent(FinishReason::kLength), "b"));
+  EXPECT_EQ(body, Json::parse(R"({"id": "cmpl-1", "object": "text_completion", "created": 99,
+      "model": "m", "choices": [{"index": 0, "text": "éb", "finish_reason": "length",
+      "logprobs": {"tokens": ["é", "b"], "token_logprobs": [-0.5, -9999.0], "top_logprobs": null,
+                   "text_offset": [0, 1]}}],
+      "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5,
+                "prompt_tokens_details": {"cached_tokens": 2}}})"));
+}
+
+TEST(AnswerTest, WholeChat) {
+  Answer answer(Chat(""), "chatcmpl-1", "m", 99, 3);
+  answer.Token(TokenEvent(0), "hi", "");
+  const Json body = Json::parse(answer.Finish(FinishEvent(FinishReason::kStop), ""));
+  EXPECT_EQ(body["object"], "chat.completion");
+  EXPECT_EQ(body["choices"][0]["message"],
+            Json::parse(R"({"role": "assistant", "content": "hi"})"));
+  EXPECT_EQ(body["choices"][0]["finish_reason"], "stop");
+  EXPECT_EQ(body["choices"][0]["logprobs"], nullptr);
+}
+
+TEST(AnswerTest, StreamedChat) {
+  const CompletionRequest request =
+      Chat(R"(, "stream": true, "stream_options": {"include_usage": true})");
+  Answer answer(request, "chatcmpl-1", "m", 99, 3);
+  std::string sent = answer.Begin();
+  sent += answer.Token(TokenEvent(0), "a", "");
+  EXPECT_EQ(answer.Token(TokenEvent(0), "", ""), "");  // half a character
+  sent += answer.Finish(FinishEvent(FinishReason::kStop), "b");
+  const std::vector<std::string> data = SseData(sent);
+  ASSERT_EQ(data.size(), 5u);
+  EXPECT_EQ(data[4], "[DONE]");
+  const char* const deltas[] = {R"({"role": "assistant", "content": ""})", R"({"content": "a"})",
+                                R"({"content": "b"})"};
+  for (int i = 0; i < 3; ++i) {
+    const Json chunk = Json::parse(data[i]);
+    EXPECT_EQ(chunk["object"], "chat.completion.chunk");
+    EXPECT_EQ(chunk["choices"][0]["delta"], Json::parse(deltas[i]));
+    EXPECT_EQ(chunk["choices"][0]["finish_reason"], i == 2 ? Json("stop") : Json());
+    EXPECT_EQ(chunk["usage"], nullptr);
+  }
+  const Json last = Json::parse(data[3]);
+  EXPECT_EQ(last["choices"], Json::array());
+  EXPECT_EQ(last["usage"]["completion_tokens"], 2);
+  EXPECT_EQ(last["usage"]["prompt_tokens_details"]["cached_tokens"], 2);
+}
+
+TEST(AnswerTest, StreamedCompletionWithLogprobsAndAFailure) {
+  Answer answer(Completion(R"(, "stream": true, "logprobs": 0)"), "cmpl-1", "m", 99, 3);
+  EXPECT_EQ(answer.Begin(), "");
+  std::string sent = answer.Token(TokenEvent(-0.5f), "a", "a");
+  sent += answer.Token(TokenEvent(-0.25f), "", "?");
+  Event failed = FinishEvent(FinishReason::kError);
+  failed.error = "the cache is too small";
+  sent += answer.Finish(failed, "");
+  const std::vector<std::string> data = SseData(sent);
+  ASSERT_EQ(data.size(), 4u);
+  EXPECT_EQ(Json::parse(data[0])["choices"][0]["logprobs"]["token_logprobs"], Json({-0.5}));
+  EXPECT_EQ(Json::parse(data[1])["choices"][0]["logprobs"]["text_offset"], Json({1}));
+  EXPECT_EQ(Json::parse(data[2])["error"]["message"], "the cache is too small");
+  EXPECT_EQ(data[3], "[DONE]");
+}
+
+TEST(ErrorBodyTest, OnlyAFieldIsAParameter) {
+  EXPECT_EQ(Json::parse(ErrorBody(400, "messages[0].role: x"))["error"]["param"],
+            "messages[0].role");
+  EXPECT_EQ(Json::parse(ErrorBody(400, "the request's body: x"))["error"]["param"], nullptr);
+  EXPECT_EQ(Json::parse(ErrorBody(500, "out of memory"))["error"]["param"], nullptr);
+  EXPECT_EQ(Json::parse(ErrorBody(500, "\xff"))["error"]["message"], "\uFFFD");
+}
+
+TEST(ModelsBodyTest, StatesThePolicy) {
+  const Json body = Json::parse(ModelsBody(
+      {.name = "m", .folder = "/m", .created = 5, .max_model_len = 64, .cache_policy = {"fp8"}}));
+  EXPECT_EQ(body["object"], "list");
+  EXPECT_EQ(body["data"][0]["id"], "m");
+  EXPECT_EQ(body["data"][0]["max_model_len"], 64);
+  EXPECT_EQ(body["data"][0]["kv_cache_policy"], Json({"fp8"}));
+}
+
+TEST(IsAuthorizedTest, TheWholeKeyAndNothingElse) {
+  EXPECT_TRUE(IsAuthorized("Bearer secret", "secret"));
+  for (const char* header : {"", "Bearer", "Bearer ", "secret", "Bearer secre", "Bearer secrets",
+                             "Bearer secretsecret", "Bearer Secret", "Basic secret"}) {
+    EXPECT_FALSE(IsAuthorized(header, "secret")) << header;
+  }
+  EXPECT_TRUE(IsAuthorized("", ""));
+}
+
+}  // namespace
+}  // namespace octavo::openai

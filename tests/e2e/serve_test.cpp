@@ -1,0 +1,540 @@
+// `octavo serve` over real sockets, with the shipped model.
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <map>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "io/json.h"
+
+namespace octavo {
+namespace {
+
+constexpr int kPatienceMs = 60'000;  // a server that hangs fails the test, slowness does not
+const char* const kPrompt =
+    "The code of amber bell is 123456.\nQuestion: what is the code of amber bell?\nAnswer: ";
+
+// A connection to 127.0.0.1.
+class Client {
+ public:
+  explicit Client(int port) : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<uint16_t>(port));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    connected_ = connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
+  }
+  ~Client() { Close(); }
+  Client(const Client&) = delete;
+
+  bool connected() const { return connected_; }
+  int fd() const { return fd_; }
+
+  void Close() {
+    if (fd_ >= 0) close(fd_);
+    fd_ = -1;
+  }
+
+  bool Send(std::string_view bytes) {
+    while (!bytes.empty()) {
+      const ssize_t n = send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+      if (n <= 0) return false;
+      bytes.remove_prefix(static_cast<size_t>(n));
+    }
+    return true;
+  }
+
+  // More bytes of what the server sends; false at its end, or when patience is.
+  bool Receive(std::string* out) {
+    pollfd wait{fd_, POLLIN, 0};
+    if (poll(&wait, 1, kPatienceMs) <= 0) {
+      ADD_FAILURE() << "the server is silent";
+      return false;
+    }
+    std::array<char, 16384> buffer;
+    const ssize_t n = recv(fd_, buffer.data(), buffer.size(), 0);
+    if (n > 0) out->append(buffer.data(), static_cast<size_t>(n));
+    return n > 0;
+  }
+
+ private:
+  int fd_;
+  bool connected_ = false;
+};
+
+struct Reply {
+  int status = 0;  // 0: none came
+  std::string head, body;
+  Json json() const { return body.empty() ? Json() : ParseJson(body, "the reply"); }
+};
+
+std::string Dechunk(const std::string& text) {
+  std::string out;
+  for (size_t at = 0; at < text.size();) {
+    const size_t length = std::stoul(text.substr(at), nullptr, 16);
+    at = text.find("\r\n", at) + 2;
+    if (length == 0) return out;
+    out += text.substr(at, length);
+    at += length + 2;
+  }
+  ADD_FAILURE() << "the last chunk is missing";
+  return out;
+}
+
+Reply ParseReply(const std::string& text) {
+  Reply reply;
+  const size_t end = text.find("\r\n\r\n");
+  if (end == text.npos) return reply;
+  reply.head = text.substr(0, end);
+  reply.status = std::stoi(text.substr(text.find(' ')));
+  reply.body = text.substr(end + 4);
+  if (reply.head.find("chunked") != reply.head.npos) reply.body = Dechunk(reply.body);
+  return reply;
+}
+
+Reply Exchange(int port, const std::string& bytes) {
+  Client client(port);
+  EXPECT_TRUE(client.connected());
+  client.Send(bytes);  // a server that refuses need not read it all
+  std::string text;
+  while (client.Receive(&text)) continue;
+  return ParseReply(text);
+}
+
+std::string Post(const std::string& path, const std::string& body,
+                 const std::string& connection = "close", const std::string& more = "") {
+  return "POST " + path + " HTTP/1.1\r\nHost: x\r\nConnection: " + connection +
+         "\r\nContent-Type: application/json\r\nContent-Length: " + std::to_string(body.size()) +
+         "\r\n" + more + "\r\n" + body;
+}
+
+std::string Get(const std::string& path, const std::string& more = "") {
+  return "GET " + path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + more + "\r\n";
+}
+
+// A server on a free port.
+class Server {
+ public:
+  explicit Server(const std::vector<std::string>& flags) {
+    int pipe_ends[2];
+    EXPECT_EQ(pipe2(pipe_ends, O_CLOEXEC), 0);
+    pid_ = fork();
+    if (pid_ == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
+      dup2(pipe_ends[1], STDERR_FILENO);
+      std::vector<std::string> words = {OCTAVO_PROGRAM, "serve", "--port", "0", "--threads", "2"};
+      words.insert(words.end(), flags.begin(), flags.end());
+      std::vector<char*> arguments;
+      for (std::string& word : words) arguments.push_back(word.data());
+      arguments.push_back(nullptr);
+      execv(OCTAVO_PROGRAM, arguments.data());
+      _exit(127);
+    }
+    close(pipe_ends[1]);
+    log_fd_ = pipe_ends[0];
+    const std::string address = "http://127.0.0.1:";
+    while (ReadLog()) {
+      const size_t at = log_.find(address);
+      if (at == log_.npos || log_.find('\n', at) == log_.npos) continue;
+      port_ = std::stoi(log_.substr(at + address.size()));
+      break;
+    }
+    EXPECT_NE(port_, 0) << log_;
+  }
+
+  ~Server() {
+    if (pid_ > 0 && ::testing::Test::HasFailure()) {  // it may never drain
+      Signal(SIGKILL);
+      Wait();
+    } else if (pid_ > 0) {
+      Signal(SIGTERM);
+      EXPECT_EQ(Wait(), 0) << log_;
+    }
+    close(log_fd_);
+  }
+  Server(const Server&) = delete;
+
+  int port() const { return port_; }
+  const std::string& log() const { return log_; }
+
+  void Signal(int signal) { kill(pid_, signal); }
+
+  // Its exit code.
+  int Wait() {
+    while (ReadLog()) continue;
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+  }
+
+  bool WaitForLog(const std::string& line) {
+    while (log_.find(line) == log_.npos) {
+      if (!ReadLog()) return false;
+    }
+    return true;
+  }
+
+ private:
+  bool ReadLog() {
+    pollfd wait{log_fd_, POLLIN, 0};
+    if (poll(&wait, 1, kPatienceMs) <= 0) {
+      ADD_FAILURE() << "the server hangs; its log:\n" << log_;
+      kill(pid_, SIGKILL);
+      return false;
+    }
+    std::array<char, 4096> buffer;
+    const ssize_t n = read(log_fd_, buffer.data(), buffer.size());
+    if (n > 0) log_.append(buffer.data(), static_cast<size_t>(n));
+    return n > 0;
+  }
+
+  pid_t pid_ = -1;
+  int log_fd_ = -1;
+  int port_ = 0;
+  std::string log_;
+};
+
+std::string Completion(Json fields) {
+  fields.emplace("prompt", kPrompt);
+  fields.emplace("temperature", 0);
+  return fields.dump();
+}
+
+// The text of a streamed answer, whose pieces are put together.
+std::string StreamedText(const std::string& sse) {
+  std::string text, last;
+  for (size_t at = 0; at < sse.size();) {
+    const size_t end = sse.find("\n\n", at);
+    EXPECT_EQ(sse.substr(at, 6), "data: ");
+    last = sse.substr(at + 6, end - at - 6);
+    at = end + 2;
+    if (last == "[DONE]") break;
+    const Json chunk = Json::parse(last);
+    for (const Json& choice : chunk["choices"]) {
+      text += choice.contains("delta") ? choice["delta"].value("content", "")
+                                       : choice["text"].get<std::string>();
+    }
+  }
+  EXPECT_EQ(last, "[DONE]");
+  return text;
+}
+
+// What the engine says without a server.
+std::string Generated(const std::string& prompt, int max_tokens) {
+  const std::string command =
+      std::string(OCTAVO_PROGRAM) + " generate --temperature 0 --ignore-eos --max-tokens " +
+      std::to_string(max_tokens) + " --prompt-file - <<'EOT'\n" + prompt + "\nEOT";
+  FILE* pipe = popen(command.c_str(), "r");
+  std::string out;
+  std::array<char, 4096> buffer;
+  while (const size_t n = fread(buffer.data(), 1, buffer.size(), pipe))
+    out.append(buffer.data(), n);
+  EXPECT_EQ(pclose(pipe), 0);
+  if (!out.empty()) out.pop_back();  // generate ends its text with a newline
+  return out;
+}
+
+void ExpectServes(int port) {
+  const Reply reply = Exchange(port, Post("/v1/completions", Completion(Json::object())));
+  EXPECT_EQ(reply.status, 200) << reply.body;
+  EXPECT_EQ(reply.json()["choices"][0]["text"], "123456.");
+}
+
+TEST(ServeTest, AnswersAreTheEnginesOwn) {
+  Server server({"--kv-cache-dtype", "fp8"});
+  EXPECT_NE(server.log().find("fp8"), std::string::npos) << server.log();
+  ExpectServes(server.port());
+
+  const Json chat = {{"messages", {{{"role", "user"}, {"content", kPrompt}}}}, {"temperature", 0}};
+  Reply reply = Exchange(server.port(), Post("/v1/chat/completions", chat.dump()));
+  ASSERT_EQ(reply.status, 200) << reply.body;
+  const Json whole = reply.json();
+  EXPECT_EQ(whole["choices"][0]["message"]["content"], "123456.");
+  EXPECT_EQ(whole["choices"][0]["finish_reason"], "stop");
+  EXPECT_EQ(whole["usage"]["completion_tokens"], 8);  // and the end
+
+  Json streamed = chat;
+  streamed["stream"] = true;
+  reply = Exchange(server.port(), Post("/v1/chat/completions", streamed.dump()));
+  EXPECT_NE(reply.head.find("text/event-stream"), std::string::npos) << reply.head;
+  EXPECT_EQ(StreamedText(reply.body), "123456.");
+}
+
+TEST(ServeTest, StreamedEqualsWholeEqualsGenerate) {
+  Server server({});
+  const std::string question = "The code of amber bell is 123456.\nQuestion: what is";
+  const std::string prompt = question + "\n";  // as the here-document of Generated ends it
+  const std::string expected = Generated(question, 200);
+  ASSERT_GT(expected.size(), 100u);
+  Json fields = {{"prompt", prompt}, {"max_tokens", 200}, {"ignore_eos", true}, {"logprobs", 0}};
+  Reply reply = Exchange(server.port(), Post("/v1/completions", Completion(fields)));
+  const Json whole = reply.json();
+  EXPECT_EQ(whole["choices"][0]["text"], expected);
+  EXPECT_EQ(whole["choices"][0]["finish_reason"], "length");
+  EXPECT_EQ(whole["choices"][0]["logprobs"]["token_logprobs"].size(), 200u);
+  fields["stream"] = true;
+  reply = Exchange(server.port(), Post("/v1/completions", Completion(fields)));
+  EXPECT_EQ(StreamedText(reply.body), expected);
+  // HTTP/1.0 knows no chunks.
+  std::string old = Post("/v1/completions", Completion(fields));
+  old.replace(old.find("1.1"), 3, "1.0");
+  reply = Exchange(server.port(), old);
+  EXPECT_EQ(reply.head.find("chunked"), std::string::npos) << reply.head;
+  EXPECT_EQ(StreamedText(reply.body), expected);
+}
+
+TEST(ServeTest, SixteenStreamsAtOnce) {
+  Server server({"--max-num-seqs", "5"});
+  std::vector<std::string> prompts, expected(16), got(16);
+  for (int i = 0; i < 16; ++i) {
+    prompts.push_back("The code of amber bell is " + std::to_string(123456 + 31337 * i) +
+                      ".\nQuestion: what is the code of amber bell?\nAnswer: ");
+    const Json fields = {{"prompt", prompts[i]}, {"max_tokens", 60}, {"ignore_eos", true}};
+    expected[i] = Exchange(server.port(), Post("/v1/completions", Completion(fields)))
+                      .json()["choices"][0]["text"];
+    EXPECT_TRUE(expected[i].starts_with(std::to_string(123456 + 31337 * i))) << expected[i];
+  }
+  std::vector<std::thread> clients;
+  for (int i = 0; i < 16; ++i) {
+    clients.emplace_back([&, i] {
+      const Json fields = {
+          {"prompt", prompts[i]}, {"max_tokens", 60}, {"ignore_eos", true}, {"stream", true}};
+      got[i] =
+          StreamedText(Exchange(server.port(), Post("/v1/completions", Completion(fields))).body);
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(got, expected);
+}
+
+TEST(ServeTest, OneConnectionManyRequestsAlsoPipelined) {
+  Server server({});
+  Client client(server.port());
+  const std::string post = Post("/v1/completions", Completion(Json::object()), "keep-alive");
+  ASSERT_TRUE(client.Send(post + post + Get("/health")));
+  std::string text;
+  while (client.Receive(&text)) continue;
+  int answers = 0;
+  for (size_t at = 0; (at = text.find("123456.", at)) != text.npos; ++at) ++answers;
+  EXPECT_EQ(answers, 2) << text;
+}
+
+TEST(ServeTest, CachedTokensAreReported) {
+  Server server({});
+  Json fields = {{"prompt", std::string(500, 'a')}, {"max_tokens", 1}};
+  std::vector<int> cached;
+  for (int i = 0; i < 2; ++i) {
+    const Reply reply = Exchange(server.port(), Post("/v1/completions", Completion(fields)));
+    cached.push_back(reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"]);
+  }
+  EXPECT_EQ(cached, (std::vector<int>{0, 448}));  // full pages of 64
+}
+
+TEST(ServeTest, WhoeverHangsUpGivesHisPlaceBack) {
+  Server server({"--max-num-seqs", "1", "--max-requests", "1"});
+  const Json endless = {{"max_tokens", 100000}, {"ignore_eos", true}};
+  for (const bool stream : {true, false}) {
+    for (const bool half : {false, true}) {
+      for (const bool more : {false, true}) {  // bytes after the request, which nobody reads yet
+        Json fields = endless;
+        fields["stream"] = stream;
+        Client client(server.port());
+        ASSERT_TRUE(client.Send(Post("/v1/completions", Completion(fields)) + (more ? "G" : "")));
+        std::string text;
+        if (stream) {
+          ASSERT_TRUE(client.Receive(&text));
+        } else {  // it has begun once others are refused
+          while (
+              Exchange(server.port(), Post("/v1/completions", Completion(Json::object()))).status !=
+              503)
+            continue;
+        }
+        const Reply refused =
+            Exchange(server.port(), Post("/v1/completions", Completion(Json::object())));
+        EXPECT_EQ(refused.status, 503);
+        EXPECT_NE(refused.head.find("Retry-After: 1"), std::string::npos) << refused.head;
+        half ? static_cast<void>(shutdown(client.fd(), SHUT_WR)) : client.Close();
+        // Without its cancellation the request would go on for minutes.
+        const auto patience =
+            std::chrono::steady_clock::now() + std::chrono::milliseconds(kPatienceMs);
+        Reply reply;
+        do {
+          ASSERT_LT(std::chrono::steady_clock::now(), patience) << stream << half;
+          reply = Exchange(server.port(), Post("/v1/completions", Completion(Json::object())));
+        } while (reply.status == 503);
+        EXPECT_EQ(reply.json()["choices"][0]["text"], "123456.");
+      }
+    }
+  }
+}
+
+TEST(ServeTest, BadRequestsAreNamedAndTheNextIsServed) {
+  Server server({"--max-model-len", "1k"});
+  const int port = server.port();
+  const auto expect = [&](const std::string& bytes, int status, const Json& param) {
+    const Reply reply = Exchange(port, bytes);
+    EXPECT_EQ(reply.status, status) << bytes.substr(0, 300) << "\n" << reply.body;
+    const Json error = reply.json().value("error", Json::object());
+    EXPECT_EQ(error.value("param", Json("absent")), param) << reply.body;
+    EXPECT_EQ(error.value("code", 0), status) << reply.body;
+  };
+  const auto completion = [&](const std::string& body, int status, const Json& param) {
+    expect(Post("/v1/completions", body), status, param);
+  };
+  completion("", 400, nullptr);
+  completion("{", 400, nullptr);
+  completion("{\"prompt\": \"\xc3\x28\"}", 400, nullptr);
+  completion(std::string(200000, '['), 400, nullptr);
+  completion(R"({"prompt": ")" + std::string(2000, 'a') + "\"}", 400, "prompt");
+  completion(R"({"prompt": [264]})", 400, "prompt");
+  completion(R"({"prompt": []})", 400, "prompt");
+  completion(R"({"prompt": "x", "top_p": 0})", 400, "top_p");
+  completion(R"({"prompt": "x", "temperature": -1})", 400, "temperature");
+  completion(R"({"prompt": "x", "n": 2})", 400, "n");
+  completion(R"({"prompt": "x", "model": "gpt-9"})", 404, "model");
+  completion(std::string((8 << 20) + 1, ' '), 413, nullptr);
+  expect(Post("/v1/chat/completions", R"({"messages": "x"})"), 400, "messages");
+  expect("POST /v1/completions HTTP/1.1\r\nContent-Length: 200000000\r\n\r\n{", 413, nullptr);
+  expect("POST /v1/completions HTTP/1.1\r\nContent-Length: -1\r\n\r\n{", 400, nullptr);
+  expect("what?\r\n\r\n", 400, nullptr);
+  expect(Get("/nowhere"), 404, nullptr);
+  expect(Get("/v1/completions"), 405, nullptr);
+  expect(Post("/health", ""), 405, nullptr);
+  expect(Get("/health", "X: " + std::string(20000, 'x') + "\r\n"), 431, nullptr);
+  // Half a request, then the end: nothing to answer.
+  for (const std::string& bytes : {std::string("GET /hea"), std::string(),
+                                   Post("/v1/completions", std::string(300, ' ')).substr(0, 250)}) {
+    Client client(port);
+    client.Send(bytes);
+    shutdown(client.fd(), SHUT_WR);
+    std::string text;
+    while (client.Receive(&text)) continue;
+    EXPECT_EQ(text, "") << bytes;
+  }
+  ExpectServes(port);
+}
+
+TEST(ServeTest, MutatedRequestsAreAnsweredOrClosed) {
+  Server server({"--max-model-len", "1k"});
+  const Json chat = {{"messages", {{{"role", "user"}, {"content", "hi"}}}},
+                     {"max_tokens", 2},
+                     {"temperature", 0.5},
+                     {"stop_token_ids", {1, 2}},
+                     {"stream", true},
+                     {"stream_options", {{"include_usage", true}}}};
+  const std::string valid = Post("/v1/chat/completions", chat.dump());
+  std::mt19937 random(20240607);
+  std::map<int, int> statuses;
+  for (int i = 0; i < 10000; ++i) {
+    std::string bytes = valid;
+    for (int edits = 1 + static_cast<int>(random() % 3); edits > 0; --edits) {
+      const size_t at = random() % bytes.size();
+      switch (random() % 4) {
+        case 0:
+          bytes[at] = static_cast<char>(random());
+          break;
+        case 1:
+          bytes.erase(at, 1 + random() % 8);
+          break;
+        case 2:
+          bytes.insert(at, bytes.substr(random() % bytes.size(), random() % 16));
+          break;
+        case 3:
+          bytes.insert(at, 1, "{}[]\",:0-\\\r\n"[random() % 12]);
+          break;
+      }
+    }
+    Client client(server.port());
+    ASSERT_TRUE(client.connected()) << i;
+    client.Send(bytes);
+    shutdown(client.fd(), SHUT_WR);  // or a longer Content-Length would wait for more
+    std::string text;
+    while (client.Receive(&text)) continue;
+    ++statuses[text.starts_with("HTTP/1.1 ") ? std::stoi(text.substr(9)) : 0];
+  }
+  EXPECT_GT(statuses[200], 0);
+  EXPECT_GT(statuses[400], 1000);
+  EXPECT_EQ(statuses[500], 0);
+  ExpectServes(server.port());
+}
+
+TEST(ServeTest, LargeBodiesMayAskFirst) {
+  Server server({"--max-model-len", "1k"});
+  Client client(server.port());
+  const std::string bytes =
+      Post("/v1/completions", Completion(Json::object()), "close", "Expect: 100-continue\r\n");
+  const size_t body = bytes.find("\r\n\r\n") + 4;
+  ASSERT_TRUE(client.Send(bytes.substr(0, body)));
+  std::string text;
+  ASSERT_TRUE(client.Receive(&text));
+  EXPECT_TRUE(text.starts_with("HTTP/1.1 100")) << text;
+  ASSERT_TRUE(client.Send(bytes.substr(body)));
+  text.clear();
+  while (client.Receive(&text)) continue;
+  EXPECT_EQ(ParseReply(text).status, 200) << text;
+}
+
+TEST(ServeTest, TheKeyGuardsEverythingButHealth) {
+  Server server({"--api-key", "secret", "--served-model-name", "amber"});
+  const int port = server.port();
+  const std::string key = "Authorization: Bearer secret\r\n";
+  EXPECT_EQ(Exchange(port, Get("/health")).status, 200);
+  for (const char* path : {"/version", "/v1/models", "/v1/completions", "/nowhere", "/health/.."}) {
+    EXPECT_EQ(Exchange(port, Get(path)).status, 401) << path;
+    EXPECT_EQ(Exchange(port, Get(path, "Authorization: Bearer secreT\r\n")).status, 401) << path;
+  }
+  EXPECT_EQ(Exchange(port, Post("/v1/completions", Completion(Json::object()))).status, 401);
+  EXPECT_TRUE(Exchange(port, Get("/version", key)).json().contains("version"));
+  const Json models = Exchange(port, Get("/v1/models", key)).json();
+  EXPECT_EQ(models["data"][0]["id"], "amber");
+  EXPECT_FALSE(models["data"][0]["kv_cache_policy"].empty());
+  const std::string post = Post("/v1/completions", Completion({{"model", "amber"}}), "close", key);
+  EXPECT_EQ(Exchange(port, post).status, 200);
+}
+
+TEST(ServeTest, SigtermDrainsTheSecondStops) {
+  {
+    Server server({});
+    Client idle(server.port()), busy(server.port());
+    const Json fields = {{"max_tokens", 300}, {"ignore_eos", true}, {"stream", true}};
+    ASSERT_TRUE(busy.Send(Post("/v1/completions", Completion(fields), "keep-alive")));
+    std::string text, nothing;
+    ASSERT_TRUE(busy.Receive(&text));
+    server.Signal(SIGTERM);
+    EXPECT_FALSE(idle.Receive(&nothing));
+    while (busy.Receive(&text)) continue;
+    EXPECT_NE(text.find("[DONE]"), text.npos);
+    EXPECT_EQ(server.Wait(), 0);
+  }
+  Server server({});
+  Client busy(server.port());
+  const Json fields = {{"max_tokens", 100000}, {"ignore_eos", true}, {"stream", true}};
+  ASSERT_TRUE(busy.Send(Post("/v1/completions", Completion(fields))));
+  std::string text;
+  ASSERT_TRUE(busy.Receive(&text));
+  server.Signal(SIGTERM);
+  EXPECT_TRUE(server.WaitForLog("draining"));
+  EXPECT_FALSE(Client(server.port()).connected());
+  server.Signal(SIGTERM);
+  while (busy.Receive(&text)) continue;
+  EXPECT_EQ(text.find("[DONE]"), text.npos);
+  EXPECT_EQ(server.Wait(), 0);
+}
+
+}  // namespace
+}  // namespace octavo
