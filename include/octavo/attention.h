@@ -13,22 +13,15 @@
 #include <memory>
 #include <span>
 
+#include "octavo/attention_spec.h"
 #include "octavo/kv_layout.h"
 
 namespace octavo::cuda {
 
 using Stream = void*;
 
-enum class AttentionMath : uint8_t {
-  k16Bit,          // queries and probabilities keep 16 bits; every format
-  kFp8,            // prefill on FP8 tensor cores with two-level accumulation; K and V in fp8_e4m3
-  kFp8TensorCore,  // the same, accumulated in the tensor cores: loses precision with length
-};
-
-struct AttentionShape {
-  int heads = 0, kv_heads = 0, head_dim = 0;  // head_dim 64, 128 or 256
-  int window = 0;  // a query sees its last `window` keys, itself included; 0: all
-};
+using octavo::AttentionMath;
+using octavo::AttentionShape;  // head_dim 64, 128 or 256
 
 struct AttentionLimits {
   int tokens = 0;           // query tokens of a step

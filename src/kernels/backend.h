@@ -3,21 +3,25 @@
 // backend implement it.
 //
 // Activations are float32 or bfloat16 ("T" below) as the caller's tensors say; inside an op
-// everything is float32 (or better). Weights are bfloat16, float16 or float32, [out, in] row-major.
-// Shapes are checked by the caller once (models/decoder) and CHECKed here; ops do not fail. Every
-// op is ordered on the backend's one stream; the CPU's is immediate. A backend is used by one
-// thread at a time.
+// everything is float32 (or better). Weights are bfloat16, float16 or float32, [out, in] row-major
+// (CUDA: bfloat16). Shapes are checked by the caller once (models/decoder) and CHECKed here; ops do
+// not fail. Every op is ordered on the backend's one stream; the CPU's is immediate. A backend is
+// used by one thread at a time.
+//
+// Tensors are in the backend's memory (Allocate); spans are in the host's and are read before an op
+// returns.
 //
 // Row invariance (CPU): a row's result does not depend on how many rows share the call, on the
 // chunk, or on threads.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
-#include <vector>
 
 #include "base/tensor.h"
+#include "octavo/attention_spec.h"
 #include "octavo/kv_layout.h"
 
 namespace octavo {
@@ -26,7 +30,7 @@ namespace octavo {
 // The scale is the caller's, already rounded to T where the model does so (Gemma).
 struct GatherArgs {
   Tensor table;
-  std::span<const int32_t> ids;
+  Tensor ids;  // [ids] int32
   float scale = 1.0f;
   Tensor out;
 };
@@ -46,6 +50,11 @@ struct NormArgs {
 // out] T or float32. Rows of x and out may be strided.
 struct MatMulArgs {
   Tensor x, weight, bias, out;
+};
+
+// One of several matmuls of the same x.
+struct Projection {
+  Tensor weight, bias, out;
 };
 
 enum class Activation : uint8_t { kSilu, kGeluTanh, kSwigluOai };
@@ -88,28 +97,50 @@ struct ExpertsArgs {
 // cos_sin[i] = cos, then sin of positions[i] * inv_freq[j] (product in float32, accurate cos and
 // sin), times scaling.
 struct RopeTableArgs {
-  std::span<const int32_t> positions;
-  std::span<const float> inv_freq;  // [rotary_dim / 2]
+  Tensor positions;  // [tokens] int32
+  Tensor inv_freq;   // [rotary_dim / 2] float32
   float scaling = 1.0f;
   Tensor cos_sin;  // [tokens, 2 * rotary_dim / 2] float32
 };
 
-// The sequences of a step as one page group sees them. Tokens of a sequence are consecutive rows.
+// The sequences of a step as one page group sees them. Tokens of a sequence are consecutive rows. A
+// sequence of kv_len 0 is padding: its rows' slots are -1 and their results mean nothing.
 struct BatchView {
   int tokens = 0;
   std::span<const int32_t> q_begin;  // [sequences + 1] first row of each sequence
-  std::span<const int32_t> kv_len;  // [sequences] tokens in the cache once this step's are appended
-  std::span<const int64_t>
-      slots;  // [tokens] page * kPageSize + place in page, page in kPageUnits; -1: padding
-  Tensor
-      block_table;  // [sequences, max_pages] int32 (uint32 page entries), kNoPage behind a window
+  std::span<const int32_t> kv_len;   // [sequences] tokens in the cache with this step's appended
+  Tensor slots;        // [tokens] int64: page * kPageSize + place in page, page in kPageUnits
+  Tensor block_table;  // [sequences, pages] int32 (uint32 page entries), kNoPage behind a window
 
   int sequences() const { return static_cast<int>(kv_len.size()); }
 };
 
+// The attention calls that one plan serves.
+struct AttentionPlanSpec {
+  AttentionShape shape;
+  KvFormat k_format = KvFormat::kBF16, v_format = KvFormat::kBF16;
+  AttentionMath math = AttentionMath::k16Bit;
+  bool soft_cap = false;                   // calls may give one
+  int max_tokens = 0, max_sequences = 0;   // of a step
+  bool operator==(const AttentionPlanSpec&) const = default;
+};
+
+// How a step's attention is shared out among workers: made on the host once per step for all layers
+// of the same shape, formats and group.
+class AttentionPlan {
+ public:
+  explicit AttentionPlan(const AttentionShape& shape) : shape_(shape) {}
+  virtual ~AttentionPlan() = default;
+  virtual void Make(const BatchView& batch) = 0;
+  const AttentionShape& shape() const { return shape_; }
+
+ private:
+  AttentionShape shape_;
+};
+
 // q, k: per-head RMS norm (if weights), rotate pairs (i, i + rotary_dim / 2); then K and V are
-// quantised from float32 into their slots, and Q is written back in place. Writing slot 0 of a page
-// clears the rest of that page's V and scales.
+// quantised from float32 into their slots, and Q is written to q_out, or back in place without one.
+// Writing slot 0 of a page clears the rest of that page's V and scales.
 struct AppendArgs {
   Tensor q, k,
       v;  // [tokens, heads * head_dim], [tokens, kv_heads * head_dim] x 2, T; rows may be strided
@@ -118,33 +149,9 @@ struct AppendArgs {
   float norm_eps = 0, norm_offset = 0;
   Tensor cos_sin;  // [tokens, rotary_dim] float32
   const BatchView* batch = nullptr;
+  AttentionPlan* plan = nullptr;  // of the attention that follows; CUDA keeps FP8 queries there
   KvLayer cache;
-};
-
-struct AttentionShape {
-  int heads = 0, kv_heads = 0, head_dim = 0;
-  int window = 0;  // a query sees its last `window` keys, itself included; 0: all
-  bool operator==(const AttentionShape&) const = default;
-};
-
-// The work of one attention call, made on the host once per step for all layers of the same shape
-// and group.
-struct AttentionPlan {
-  struct Item {
-    int32_t sequence, kv_head;
-    int32_t token_begin, token_end;  // query tokens of the sequence
-    int32_t page_begin, page_end;    // KV pages
-    int32_t partial;  // index into the partial results, or -1: writes the output itself
-  };
-  struct Combine {
-    int32_t sequence, kv_head, token_begin, token_end;
-    int32_t partial_begin, partial_end;
-  };
-  AttentionShape shape;
-  std::vector<Item> items;
-  std::vector<Combine> combines;
-  int64_t partial_stride = 0;  // floats of one partial result
-  int64_t partial_floats = 0;  // workspace
+  Tensor q_out;  // [tokens, heads * head_dim] of Backend::intermediate_dtype()
 };
 
 // softmax(scale * q k^T, soft-capped, causal, windowed, with a sink per head) v over the pages of
@@ -193,20 +200,57 @@ struct SampleArgs {
   std::span<SampledToken> out;
 };
 
+// Zeroed memory of a backend, which must outlive it. The CPU's is the host's.
+class Memory {
+ public:
+  using Free = std::function<void(std::byte*)>;
+  Memory() = default;
+  Memory(std::byte* data, size_t bytes, Free free) : data_(data, std::move(free)), size_(bytes) {}
+
+  std::byte* data() const { return data_.get(); }
+  size_t size() const { return size_; }
+
+ private:
+  std::unique_ptr<std::byte, Free> data_;
+  size_t size_ = 0;
+};
+
+// Recorded ops. Running them again reads what their tensors hold by then; what was in spans and
+// plans of other shapes than those recorded is the caller's to keep.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+  virtual void Run() = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
   virtual const char* name() const = 0;
+  // The type of values between the matmuls of a block: of queries after Append, of gate and up.
+  virtual DType intermediate_dtype() const { return DType::kF32; }
+
+  // Null data if there is not enough.
+  virtual Memory Allocate(size_t bytes) = 0;
+  virtual Memory AllocateHost(size_t bytes) = 0;  // host memory that copies start from
+  virtual size_t FreeBytes() = 0;                 // that Allocate could give
+  // Ordered with the ops. Upload may return before it has read host memory of AllocateHost, which
+  // Download waits for.
+  virtual void Upload(void* to, const void* from, size_t bytes) = 0;
+  virtual void Download(void* to, const void* from, size_t bytes) = 0;
+  // Records the ops that `body` calls, which do not run. Null where calling them again is as good.
+  virtual std::unique_ptr<Graph> Record(const std::function<void()>& /*body*/) { return nullptr; }
 
   virtual void Gather(const GatherArgs&) = 0;
   virtual void Norm(const NormArgs&) = 0;
   virtual void MatMul(const MatMulArgs&) = 0;
+  virtual void Project(const Tensor& x, std::span<const Projection> projections) = 0;
   virtual void GatedActivation(const GatedActivationArgs&) = 0;
   virtual void Route(const RouteArgs&) = 0;
   virtual void Experts(const ExpertsArgs&) = 0;
   virtual void RopeTable(const RopeTableArgs&) = 0;
   virtual void Append(const AppendArgs&) = 0;
-  virtual AttentionPlan PlanAttention(const AttentionShape&, const BatchView&) = 0;
+  virtual std::unique_ptr<AttentionPlan> PlanAttention(const AttentionPlanSpec&) = 0;
   virtual void Attention(const AttentionArgs&) = 0;
   virtual void Sample(const SampleArgs&) = 0;
 };

@@ -47,7 +47,8 @@ class Conformance {
       for (DType t : {DType::kF32, DType::kBF16}) {
         for (int64_t columns : {1, 15, 64, 259}) {
           const TestTensor table = Random(table_type, 50, columns, 1, 3);
-          const std::vector<int32_t> ids = {49, 0, 7, 7, 21};
+          const std::vector<int32_t> rows = {49, 0, 7, 7, 21};
+          const Tensor ids(rows.data(), DType::kI32, {5});
           Compare(TestTensor(t, 5, columns, 2), "gather",
                   [&](Backend& backend, const TestTensor& out) {
                     backend.Gather({.table = table, .ids = ids, .scale = 59.75f, .out = out});

@@ -24,7 +24,7 @@ namespace octavo::conformance {
 // What a backend is asked for. A backend with its own memory copies in and out behind these.
 struct AttentionOps {
   std::function<void(const AppendArgs&)> append;
-  std::function<AttentionPlan(const AttentionShape&, const BatchView&)> plan;
+  std::function<std::unique_ptr<AttentionPlan>(const AttentionShape&, const BatchView&)> plan;
   std::function<void(const AttentionArgs&)> attention;
 };
 
@@ -305,7 +305,7 @@ class Step {
     view = {.tokens = tokens,
             .q_begin = q_begin_,
             .kv_len = kv_len_,
-            .slots = slots_,
+            .slots = Tensor(slots_.data(), DType::kI64, {static_cast<int64_t>(slots_.size())}),
             .block_table = Tensor(table_.data(), DType::kI32, {view_rows(), pool.max_pages()})};
     q = Make(q_memory_, tokens, c.heads(), 8);
     k = Make(k_memory_, tokens, c.kv_heads, 0);
@@ -457,12 +457,12 @@ inline Outcome RunAttentionCase(const AttentionCase& c, const AttentionOps& refe
   const Step expected(wide, pool, ranges), actual(c, pool, ranges);
   Buffer wide_memory(static_cast<size_t>(expected.out.size()) * sizeof(float));
   Tensor wide_out(wide_memory.data(), DType::kF32, {expected.out.rows(), expected.out.columns()});
-  const AttentionPlan reference_plan = reference.plan(c.shape(), expected.view);
-  AttentionArgs args = expected.Attention(pool, reference_plan);
+  const auto reference_plan = reference.plan(c.shape(), expected.view);
+  AttentionArgs args = expected.Attention(pool, *reference_plan);
   args.out = wide_out;
   reference.attention(args);
-  const AttentionPlan plan = ops.plan(c.shape(), actual.view);
-  ops.attention(actual.Attention(pool, plan));
+  const auto plan = ops.plan(c.shape(), actual.view);
+  ops.attention(actual.Attention(pool, *plan));
 
   Outcome outcome;
   outcome.difference = Compare(actual.out, wide_out, c.head_dim);

@@ -212,8 +212,7 @@ std::string CheckOracle(const CudaCase& c) {
       .kv_len = kv_len,
       .block_table = Tensor(cache.table().data(), DType::kI32,
                             {static_cast<int64_t>(kv_len.size()), cache.stride()})};
-  octavo::AttentionPlan plan;
-  plan.shape = {heads, c.c.kv_heads, dim, c.c.window};
+  const reference::NoPlan plan({heads, c.c.kv_heads, dim, c.c.window});
   reference::Attention(
       {.q = Tensor(q.data(), DType::kBF16, {batch.tokens, int64_t{heads} * dim}),
        .out = Tensor(out.data(), DType::kF32, {batch.tokens, int64_t{heads} * dim}),

@@ -15,7 +15,7 @@ constexpr int kQueryRows = 16;  // rows of q in one piece of work
 std::vector<AppendRun> FindRuns(const BatchView& batch) {
   std::vector<AppendRun> runs;
   for (int row = 0; row < batch.tokens; ++row) {
-    const int64_t slot = batch.slots[row];
+    const int64_t slot = batch.slots.Row<int64_t>(0)[row];
     if (slot < 0) continue;
     const uint32_t page = static_cast<uint32_t>(slot / kPageSize);
     const int place = static_cast<int>(slot % kPageSize);
@@ -66,11 +66,11 @@ void CheckShapes(const AppendArgs& args) {
 }  // namespace
 
 void RopeTable(const RopeTableArgs& args, ThreadPool& pool) {
-  const int64_t half = static_cast<int64_t>(args.inv_freq.size());
-  pool.ForEach(static_cast<int64_t>(args.positions.size()), [&](int64_t row, int) {
+  const int64_t half = args.inv_freq.size();
+  pool.ForEach(args.positions.size(), [&](int64_t row, int) {
     float* cos = args.cos_sin.Row<float>(row);
     for (int64_t j = 0; j < half; ++j) {
-      const float angle = static_cast<float>(args.positions[row]) * args.inv_freq[j];
+      const float angle = static_cast<float>(args.positions.Row<int32_t>(0)[row]) * args.inv_freq.Row<float>(0)[j];
       cos[j] = std::cos(angle) * args.scaling;
       cos[half + j] = std::sin(angle) * args.scaling;
     }

@@ -241,7 +241,7 @@ void Queries(const AppendJob& job, int begin, int end) {
   if (job.q_weight.empty() && !args.cos_sin) return;
   HWY_ALIGN float x[kMaxHeadDim];
   for (int row = begin; row < end; ++row) {
-    if (args.batch->slots[row] < 0) continue;
+    if (args.batch->slots.Row<int64_t>(0)[row] < 0) continue;
     for (int head = 0; head < args.heads; ++head) {
       LoadHead(args.q, row, head, head_dim, x);
       NormAndRotate(args, job.q_weight, row, x);

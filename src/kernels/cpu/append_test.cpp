@@ -257,8 +257,8 @@ TEST_P(AppendTest, NormalisesAndRotatesInFloat32) {
         const TokenRange range{0, 0, 70};
 
         std::vector<float> table(70 * rotary), expected_table(70 * rotary);
-        RopeTableArgs rope{.positions = positions,
-                           .inv_freq = inv_freq,
+        RopeTableArgs rope{.positions = Tensor(positions.data(), DType::kI32, {70}),
+                           .inv_freq = Tensor(inv_freq.data(), DType::kF32, {rotary / 2}),
                            .scaling = 1.1f,
                            .cos_sin = Tensor(table.data(), DType::kF32, {70, rotary})};
         cpu::RopeTable(rope, threads);
@@ -305,7 +305,7 @@ TEST_P(AppendTest, SkipsPadding) {
   const TokenRange range{0, 0, 20};
   Step step(c, pool, std::span(&range, 1));
   const std::vector<int64_t> nowhere(20, -1);
-  step.view.slots = nowhere;
+  step.view.slots = Tensor(nowhere.data(), DType::kI64, {20});
   cpu::Append(step.Append(pool), threads);
   for (size_t i = 0; i < pool.arena().size(); ++i)
     ASSERT_EQ(pool.arena().data()[i], std::byte{0xFF});

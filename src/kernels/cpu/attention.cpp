@@ -6,7 +6,6 @@
 #include <numbers>
 
 #include "base/error.h"
-#include "kernels/attention_plan.h"
 #include "kernels/cpu/attention_kernels.h"
 
 namespace octavo::cpu {
@@ -36,7 +35,7 @@ const int32_t* TokenOrder(KvFormat v_format) {
 
 template <class Work>  // Item or Combine
 AttentionBlock MakeBlock(const AttentionArgs& args, const Work& work) {
-  const AttentionShape& shape = args.plan->shape;
+  const AttentionShape& shape = args.plan->shape();
   const BatchView& batch = *args.batch;
   const KvLayer& cache = args.cache;
   AttentionBlock block;
@@ -84,7 +83,11 @@ struct Scratch {
   }
 };
 
-void RunItem(const AttentionArgs& args, const AttentionPlan::Item& item, float* partials,
+const AttentionWork& WorkOf(const AttentionArgs& args) {
+  return static_cast<const WorkPlan*>(args.plan)->work();
+}
+
+void RunItem(const AttentionArgs& args, const AttentionWork::Item& item, float* partials,
              float* memory) {
   AttentionBlock block = MakeBlock(args, item);
   const Scratch scratch = Scratch::At(memory, block.rows, block.row_stride);
@@ -100,7 +103,7 @@ void RunItem(const AttentionArgs& args, const AttentionPlan::Item& item, float* 
   };
   if (item.partial >= 0) {
     attend(item.page_begin, item.page_end,
-           AttentionState::At(partials + item.partial * args.plan->partial_stride, block.rows));
+           AttentionState::At(partials + item.partial * WorkOf(args).partial_stride, block.rows));
     return;
   }
   int page = item.page_begin;
@@ -114,10 +117,10 @@ void RunItem(const AttentionArgs& args, const AttentionPlan::Item& item, float* 
   Finish(block, scratch.total);
 }
 
-void RunCombine(const AttentionArgs& args, const AttentionPlan::Combine& combine, float* partials) {
+void RunCombine(const AttentionArgs& args, const AttentionWork::Combine& combine, float* partials) {
   const AttentionBlock block = MakeBlock(args, combine);
   auto partial = [&](int i) {
-    return AttentionState::At(partials + i * args.plan->partial_stride, block.rows);
+    return AttentionState::At(partials + i * WorkOf(args).partial_stride, block.rows);
   };
   const AttentionState total = partial(combine.partial_begin);
   for (int i = combine.partial_begin + 1; i < combine.partial_end; ++i)
@@ -126,7 +129,7 @@ void RunCombine(const AttentionArgs& args, const AttentionPlan::Combine& combine
 }
 
 void CheckShapes(const AttentionArgs& args) {
-  const AttentionShape& shape = args.plan->shape;
+  const AttentionShape& shape = args.plan->shape();
   const KvLayout& layout = args.cache.layout;
   OCTAVO_CHECK(layout.kv_heads == shape.kv_heads, layout.kv_heads, shape.kv_heads);
   OCTAVO_CHECK(layout.head_dim == shape.head_dim && shape.head_dim % 8 == 0, layout.head_dim,
@@ -144,34 +147,35 @@ void CheckShapes(const AttentionArgs& args) {
 
 }  // namespace
 
-AttentionPlan PlanAttention(const AttentionShape& shape, const BatchView& batch, int threads) {
-  return MakeAttentionPlan(shape, batch,
-                           {.block_rows = kBlockRows,
-                            .split_pages = kSplitPages,
-                            .workers = threads,
-                            .dim_align = kDimAlign});
+void WorkPlan::Make(const BatchView& batch) {
+  work_ = MakeAttentionWork(shape(), batch,
+                            {.block_rows = kBlockRows,
+                             .split_pages = kSplitPages,
+                             .workers = threads_,
+                             .dim_align = kDimAlign});
 }
 
 void Attention(const AttentionArgs& args, ThreadPool& pool, Buffer& workspace) {
   CheckShapes(args);
-  const AttentionPlan& plan = *args.plan;
+  const AttentionWork& work = WorkOf(args);
+  const AttentionShape& shape = args.plan->shape();
   int rows = 1;
-  for (const AttentionPlan::Item& item : plan.items) {
+  for (const AttentionWork::Item& item : work.items) {
     rows = std::max(rows,
-                    (item.token_end - item.token_begin) * (plan.shape.heads / plan.shape.kv_heads));
+                    (item.token_end - item.token_begin) * (shape.heads / shape.kv_heads));
   }
-  const int64_t thread_floats = AlignRow(Scratch::Floats(rows, AlignRow(plan.shape.head_dim)));
+  const int64_t thread_floats = AlignRow(Scratch::Floats(rows, AlignRow(shape.head_dim)));
   const size_t bytes =
-      static_cast<size_t>(plan.partial_floats + pool.threads() * thread_floats) * sizeof(float);
+      static_cast<size_t>(work.partial_floats + pool.threads() * thread_floats) * sizeof(float);
   if (workspace.size() < bytes) workspace = Buffer(bytes);
   float* partials = reinterpret_cast<float*>(workspace.data());
-  float* scratch = partials + plan.partial_floats;
+  float* scratch = partials + work.partial_floats;
 
-  pool.ForEach(static_cast<int64_t>(plan.items.size()), [&](int64_t i, int thread) {
-    RunItem(args, plan.items[i], partials, scratch + thread * thread_floats);
+  pool.ForEach(static_cast<int64_t>(work.items.size()), [&](int64_t i, int thread) {
+    RunItem(args, work.items[i], partials, scratch + thread * thread_floats);
   });
-  pool.ForEach(static_cast<int64_t>(plan.combines.size()),
-               [&](int64_t i, int) { RunCombine(args, plan.combines[i], partials); });
+  pool.ForEach(static_cast<int64_t>(work.combines.size()),
+               [&](int64_t i, int) { RunCombine(args, work.combines[i], partials); });
 }
 
 }  // namespace octavo::cpu

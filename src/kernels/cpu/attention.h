@@ -5,13 +5,22 @@
 
 #include "base/tensor.h"
 #include "base/thread_pool.h"
-#include "kernels/backend.h"
+#include "kernels/attention_work.h"
 
 namespace octavo::cpu {
 
-AttentionPlan PlanAttention(const AttentionShape& shape, const BatchView& batch, int threads);
+class WorkPlan final : public AttentionPlan {
+ public:
+  WorkPlan(const AttentionShape& shape, int threads) : AttentionPlan(shape), threads_(threads) {}
+  void Make(const BatchView& batch) override;
+  const AttentionWork& work() const { return work_; }
 
-// `workspace` is grown as needed and may be reused by any later call; its contents mean nothing
+ private:
+  int threads_;
+  AttentionWork work_;
+};
+
+// `args.plan` is a WorkPlan. `workspace` is grown as needed and may be reused by any later call; its contents mean nothing
 // between calls.
 void Attention(const AttentionArgs& args, ThreadPool& pool, Buffer& workspace);
 

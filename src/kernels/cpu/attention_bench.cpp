@@ -57,7 +57,7 @@ class Cache {
     BatchView batch{.tokens = kPageSize,
                     .q_begin = q_begin,
                     .kv_len = kv_len,
-                    .slots = slots,
+                    .slots = Tensor(slots.data(), DType::kI64, {kPageSize}),
                     .block_table = {}};
     AppendArgs args;
     args.q = args.k = args.v = Tensor(x.data(), DType::kF32, {kPageSize, columns});
@@ -94,8 +94,8 @@ void Run(benchmark::State& state, KvFormat format, int heads, int kv_heads, int 
                         .kv_len = kv_len,
                         .slots = {},
                         .block_table = cache.table()};
-  const AttentionPlan plan = cpu::PlanAttention(
-      {.heads = heads, .kv_heads = kv_heads, .head_dim = head_dim}, batch, threads);
+  cpu::WorkPlan plan({.heads = heads, .kv_heads = kv_heads, .head_dim = head_dim}, threads);
+  plan.Make(batch);
   AttentionArgs args;
   args.q = Tensor(q.data(), DType::kF32, {tokens, int64_t{heads} * head_dim});
   args.out = Tensor(out.data(), DType::kF32, {tokens, int64_t{heads} * head_dim});

@@ -24,11 +24,17 @@ using conformance::AttentionOps;
 AttentionOps ReferenceOps() {
   return {reference::Append,
           [](const AttentionShape& shape, const BatchView&) {
-            AttentionPlan plan;
-            plan.shape = shape;
-            return plan;
+            return std::make_unique<reference::NoPlan>(shape);
           },
           reference::Attention};
+}
+
+std::unique_ptr<cpu::WorkPlan> PlanCpu(const AttentionShape& shape,
+                                       const BatchView& batch,
+                                       int threads) {
+  auto plan = std::make_unique<cpu::WorkPlan>(shape, threads);
+  plan->Make(batch);
+  return plan;
 }
 
 // The CPU's operations on a pool of threads; `plan_threads` may promise more than there are, to
@@ -40,7 +46,7 @@ class CpuOps {
   AttentionOps ops() {
     return {[this](const AppendArgs& args) { cpu::Append(args, pool_); },
             [this](const AttentionShape& shape, const BatchView& batch) {
-              return cpu::PlanAttention(shape, batch, plan_threads_);
+              return PlanCpu(shape, batch, plan_threads_);
             },
             [this](const AttentionArgs& args) { cpu::Attention(args, pool_, workspace_); }};
   }
@@ -96,8 +102,8 @@ std::vector<std::vector<std::byte>> RunInChunks(const AttentionCase& c, int chun
     const Step step(c, pool, ranges);
     if (prepare) prepare(step, ranges);
     ops.append(step.Append(pool));
-    const AttentionPlan plan = ops.plan(c.shape(), step.view);
-    ops.attention(step.Attention(pool, plan));
+    const auto plan = ops.plan(c.shape(), step.view);
+    ops.attention(step.Attention(pool, *plan));
     EXPECT_TRUE(step.intact() && pool.arena().intact()) << c.Name();
     int row = 0;
     for (const TokenRange& range : ranges) {
@@ -211,11 +217,11 @@ TEST_P(AttentionTest, WhatNoQuerySeesNeverLeaks) {
         conformance::FillCache(c, pool, ReferenceOps());
         CpuOps cpu(1);
         const Step step(c, pool, conformance::CallRanges(c));
-        const AttentionPlan plan = cpu.ops().plan(c.shape(), step.view);
+        const auto plan = cpu.ops().plan(c.shape(), step.view);
         std::vector<std::vector<float>> outs;
         for (unsigned char fill : {0x00, 0xFF, 0x7F, 0x7C}) {
           for (int s = 0; s < 2; ++s) pool.FillUnseen(s, Lengths(c)[s], fill);
-          cpu.ops().attention(step.Attention(pool, plan));
+          cpu.ops().attention(step.Attention(pool, *plan));
           const float* out = step.out.Row<float>(0);
           outs.emplace_back(out, out + step.out.row_stride * step.out.rows() - 8);
           for (int64_t row = 0; row < step.out.rows(); ++row) {
@@ -309,8 +315,8 @@ TEST_P(AttentionTest, DecodesEveryCode) {
       }
       CpuOps cpu(1);
       const Step step(c, pool, conformance::CallRanges(c));
-      const AttentionPlan plan = cpu.ops().plan(c.shape(), step.view);
-      cpu.ops().attention(step.Attention(pool, plan));
+      const auto plan = cpu.ops().plan(c.shape(), step.view);
+      cpu.ops().attention(step.Attention(pool, *plan));
       const float scale = HasTokenScales(format) ? 1.0f : layer.v_scale[0];
       for (int t = 0; t < tokens; ++t) {
         for (int code = 0; code < 256; ++code) {
@@ -338,8 +344,8 @@ TEST_P(AttentionTest, AQueryThatSeesNothingYieldsZeros) {
   Step step(c, pool, conformance::CallRanges(c));
   const int32_t kv_len[] = {2};  // fewer than the queries: the first stands before the sequence
   step.view.kv_len = kv_len;
-  const AttentionPlan plan = cpu.ops().plan(c.shape(), step.view);
-  cpu.ops().attention(step.Attention(pool, plan));
+  const auto plan = cpu.ops().plan(c.shape(), step.view);
+  cpu.ops().attention(step.Attention(pool, *plan));
   for (int64_t i = 0; i < step.out.columns(); ++i) {
     EXPECT_EQ(step.out.Row<float>(0)[i], 0.0f);
     EXPECT_NE(step.out.Row<float>(1)[i], 0.0f);
@@ -355,10 +361,10 @@ TEST_P(AttentionTest, SinksMayBeFarFromTheScores) {
     conformance::FillCache(c, pool, ReferenceOps());
     CpuOps cpu(1);
     const Step step(c, pool, conformance::CallRanges(c));
-    const AttentionPlan plan = cpu.ops().plan(c.shape(), step.view);
+    const auto plan = cpu.ops().plan(c.shape(), step.view);
     auto run = [&](float sink) {
       const std::vector<float> sinks(c.heads(), sink);
-      AttentionArgs args = step.Attention(pool, plan);
+      AttentionArgs args = step.Attention(pool, *plan);
       if (sink != 0) args.sinks = Tensor(sinks.data(), DType::kF32, {c.heads()});
       cpu.ops().attention(args);
       const float* out = step.out.Row<float>(0);
@@ -377,10 +383,10 @@ TEST(AttentionPlan, CoversEveryQueryAndPageOnce) {
     Pool pool(c, Lengths(c));
     const Step step(c, pool, conformance::CallRanges(c));
     for (int threads : {1, 2, 64}) {
-      const AttentionPlan plan = cpu::PlanAttention(c.shape(), step.view, threads);
+      const auto plan = PlanCpu(c.shape(), step.view, threads);
       std::vector<std::vector<int>> pages(step.view.tokens *
                                           c.kv_heads);  // seen by a query token and kv head
-      for (const AttentionPlan::Item& item : plan.items) {
+      for (const AttentionWork::Item& item : plan->work().items) {
         for (int t = item.token_begin; t < item.token_end; ++t) {
           auto& seen = pages[(step.view.q_begin[item.sequence] + t) * c.kv_heads + item.kv_head];
           for (int page = item.page_begin; page < item.page_end; ++page) seen.push_back(page);
@@ -403,7 +409,7 @@ TEST(AttentionPlan, CoversEveryQueryAndPageOnce) {
         }
       }
       if (threads == 1) {
-        EXPECT_EQ(plan.combines.size(), 0u);
+        EXPECT_EQ(plan->work().combines.size(), 0u);
       }
     }
   }

@@ -1,15 +1,15 @@
-#include "kernels/backend.h"
 #include "kernels/cpu/append.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/moe.h"
 #include "kernels/cpu/sampling.h"
+#include "kernels/host_backend.h"
 
 namespace octavo {
 namespace {
 
-class CpuBackend final : public Backend {
+class CpuBackend final : public HostBackend {
  public:
   explicit CpuBackend(int threads) : pool_(threads) {}
 
@@ -25,8 +25,8 @@ class CpuBackend final : public Backend {
   void Experts(const ExpertsArgs& args) override { cpu::Experts(args, pool_, experts_scratch_); }
   void RopeTable(const RopeTableArgs& args) override { cpu::RopeTable(args, pool_); }
   void Append(const AppendArgs& args) override { cpu::Append(args, pool_); }
-  AttentionPlan PlanAttention(const AttentionShape& shape, const BatchView& batch) override {
-    return cpu::PlanAttention(shape, batch, pool_.threads());
+  std::unique_ptr<AttentionPlan> PlanAttention(const AttentionPlanSpec& spec) override {
+    return std::make_unique<cpu::WorkPlan>(spec.shape, pool_.threads());
   }
   void Attention(const AttentionArgs& args) override {
     cpu::Attention(args, pool_, attention_workspace_);

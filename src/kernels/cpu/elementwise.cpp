@@ -29,7 +29,7 @@ HWY_INLINE void ScaleRow(const W* from, float scale, int64_t columns, T* to) {
 
 template <class T>
 HWY_INLINE void GatherRow(const GatherArgs& args, int64_t row) {
-  const int64_t id = args.ids[row], columns = args.table.columns();
+  const int64_t id = args.ids.Row<int32_t>(0)[row], columns = args.table.columns();
   T* to = args.out.Row<T>(row);
   switch (args.table.dtype) {
     case DType::kBF16:
@@ -219,12 +219,12 @@ bool SameShape(const Tensor& a, const Tensor& b) {
 }  // namespace
 
 void Gather(const GatherArgs& args, ThreadPool& pool) {
-  const int64_t rows = static_cast<int64_t>(args.ids.size());
+  const int64_t rows = args.ids.size();
   OCTAVO_CHECK(args.out.rows() == rows && args.out.columns() == args.table.columns(),
                ShapeString(args.table), ShapeString(args.out), rows);
   OCTAVO_CHECK(IsWeight(args.table.dtype) && IsActivation(args.out.dtype), ShapeString(args.table),
                ShapeString(args.out));
-  for (int32_t id : args.ids)
+  for (const int32_t id : std::span(args.ids.Row<int32_t>(0), rows))
     OCTAVO_CHECK(0 <= id && id < args.table.rows(), id, ShapeString(args.table));
   ForRows(pool, rows, args.out.columns(), [&](int64_t begin, int64_t end, int) {
     HWY_DYNAMIC_DISPATCH(GatherRows)(args, begin, end);

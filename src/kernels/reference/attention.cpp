@@ -152,7 +152,7 @@ bool HasStaticScale(KvFormat format) {
 
 void AppendHead(const AppendArgs& args, int token, int head) {
   const KvLayout& layout = args.cache.layout;
-  const int64_t slot = args.batch->slots[token];
+  const int64_t slot = args.batch->slots.Row<int64_t>(0)[token];
   const int place = static_cast<int>(slot % kPageSize);
   std::byte* claim = args.cache.Claim(static_cast<uint32_t>(slot / kPageSize));
   std::byte* k = claim + layout.KOffset(head);
@@ -210,11 +210,11 @@ Entry ReadEntry(const KvLayer& cache, uint32_t page, int place, int head) {
 }  // namespace
 
 void RopeTable(const RopeTableArgs& args) {
-  const int64_t half = static_cast<int64_t>(args.inv_freq.size());
-  for (size_t i = 0; i < args.positions.size(); ++i) {
+  const int64_t half = args.inv_freq.size();
+  for (int64_t i = 0; i < args.positions.size(); ++i) {
     for (int64_t j = 0; j < half; ++j) {
       const double angle =
-          static_cast<float>(args.positions[i]) * args.inv_freq[j];  // product in float32
+          static_cast<float>(args.positions.Row<int32_t>(0)[i]) * args.inv_freq.Row<float>(0)[j];  // product in float32
       Write(args.cos_sin, static_cast<int64_t>(i), j, std::cos(angle) * args.scaling);
       Write(args.cos_sin, static_cast<int64_t>(i), half + j, std::sin(angle) * args.scaling);
     }
@@ -224,7 +224,7 @@ void RopeTable(const RopeTableArgs& args) {
 void Append(const AppendArgs& args) {
   const int head_dim = args.cache.layout.head_dim;
   for (int token = 0; token < args.batch->tokens; ++token) {
-    if (args.batch->slots[token] < 0) continue;
+    if (args.batch->slots.Row<int64_t>(0)[token] < 0) continue;
     for (int head = 0; head < args.heads; ++head) {
       const std::vector<double> row =
           NormAndRotate(args.q, token, head, head_dim, args.q_norm, args);
@@ -240,7 +240,7 @@ void Attention(const AttentionArgs& args) {
   const int head_dim = layout.head_dim;
   const int heads = static_cast<int>(args.q.columns() / head_dim);
   const int group = heads / layout.kv_heads;
-  const int window = args.plan->shape.window;
+  const int window = args.plan->shape().window;
   for (int sequence = 0; sequence < batch.sequences(); ++sequence) {
     const int tokens = batch.q_begin[sequence + 1] - batch.q_begin[sequence];
     for (int kv_head = 0; kv_head < layout.kv_heads; ++kv_head) {

@@ -9,7 +9,11 @@ namespace octavo::reference {
 void RopeTable(const RopeTableArgs& args);
 void Append(const AppendArgs& args);
 
-// Reads the plan's shape and none of its items.
+class NoPlan final : public AttentionPlan {  // one thread has nothing to share out
+ public:
+  using AttentionPlan::AttentionPlan;
+  void Make(const BatchView&) override {}
+};
 void Attention(const AttentionArgs& args);
 
 }  // namespace octavo::reference

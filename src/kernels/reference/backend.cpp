@@ -1,11 +1,11 @@
-#include "kernels/backend.h"
+#include "kernels/host_backend.h"
 #include "kernels/reference/attention.h"
 #include "kernels/reference/ops.h"
 
 namespace octavo {
 namespace {
 
-class ReferenceBackend final : public Backend {
+class ReferenceBackend final : public HostBackend {
  public:
   const char* name() const override { return "reference"; }
 
@@ -19,10 +19,8 @@ class ReferenceBackend final : public Backend {
   void Experts(const ExpertsArgs& args) override { reference::Experts(args); }
   void RopeTable(const RopeTableArgs& args) override { reference::RopeTable(args); }
   void Append(const AppendArgs& args) override { reference::Append(args); }
-  AttentionPlan PlanAttention(const AttentionShape& shape, const BatchView&) override {
-    AttentionPlan plan;
-    plan.shape = shape;
-    return plan;
+  std::unique_ptr<AttentionPlan> PlanAttention(const AttentionPlanSpec& spec) override {
+    return std::make_unique<reference::NoPlan>(spec.shape);
   }
   void Attention(const AttentionArgs& args) override { reference::Attention(args); }
   void Sample(const SampleArgs& args) override { reference::Sample(args); }

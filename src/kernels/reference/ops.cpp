@@ -87,9 +87,9 @@ std::vector<double> Softmax(const std::vector<double>& logits) {
 }  // namespace
 
 void Gather(const GatherArgs& args) {
-  for (size_t r = 0; r < args.ids.size(); ++r) {
+  for (int64_t r = 0; r < args.ids.size(); ++r) {
     for (int64_t i = 0; i < args.table.columns(); ++i)
-      Put(args.out, r, i, Get(args.table, args.ids[r], i) * args.scale);
+      Put(args.out, r, i, Get(args.table, args.ids.Row<int32_t>(0)[r], i) * args.scale);
   }
 }
 

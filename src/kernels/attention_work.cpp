@@ -1,4 +1,4 @@
-#include "kernels/attention_plan.h"
+#include "kernels/attention_work.h"
 
 #include <algorithm>
 
@@ -7,7 +7,7 @@
 namespace octavo {
 namespace {
 
-using Item = AttentionPlan::Item;
+using Item = AttentionWork::Item;
 
 // One item per block of query tokens and kv head, each over all the pages that its queries see.
 std::vector<Item> WholeItems(const AttentionShape& shape, const BatchView& batch,
@@ -33,8 +33,8 @@ std::vector<Item> WholeItems(const AttentionShape& shape, const BatchView& batch
 
 }  // namespace
 
-AttentionPlan MakeAttentionPlan(const AttentionShape& shape, const BatchView& batch,
-                                const AttentionPlanOptions& options) {
+AttentionWork MakeAttentionWork(const AttentionShape& shape, const BatchView& batch,
+                                const AttentionWorkOptions& options) {
   OCTAVO_CHECK(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0, shape.heads,
                shape.kv_heads);
   const int group = shape.heads / shape.kv_heads;
@@ -44,8 +44,7 @@ AttentionPlan MakeAttentionPlan(const AttentionShape& shape, const BatchView& ba
     return int64_t{item.page_end - item.page_begin} * rows(item);
   };
 
-  AttentionPlan plan;
-  plan.shape = shape;
+  AttentionWork work;
   const std::vector<Item> whole = WholeItems(shape, batch, block_tokens);
   int64_t total = 0;
   for (const Item& item : whole) total += cost(item);
@@ -57,7 +56,7 @@ AttentionPlan MakeAttentionPlan(const AttentionShape& shape, const BatchView& ba
   for (const Item& item : whole) {
     const int first_cut = (item.page_begin / options.split_pages + 1) * options.split_pages;
     if (cost(item) <= largest || first_cut >= item.page_end) {
-      plan.items.push_back(item);
+      work.items.push_back(item);
       continue;
     }
     const int partial_begin = partials;
@@ -67,23 +66,23 @@ AttentionPlan MakeAttentionPlan(const AttentionShape& shape, const BatchView& ba
       page = split.page_end =
           std::min(item.page_end, (page / options.split_pages + 1) * options.split_pages);
       split.partial = partials++;
-      plan.items.push_back(split);
+      work.items.push_back(split);
     }
-    plan.combines.push_back(
+    work.combines.push_back(
         {item.sequence, item.kv_head, item.token_begin, item.token_end, partial_begin, partials});
     partial_rows = std::max(partial_rows, rows(item));
   }
   // The longest first: the last to finish should be short.
-  std::stable_sort(plan.items.begin(), plan.items.end(),
+  std::stable_sort(work.items.begin(), work.items.end(),
                    [&](const Item& a, const Item& b) { return cost(a) > cost(b); });
 
   // A partial result: maximum and sum per row (padded to dim_align), then the rows.
   auto align = [&](int n) {
     return (n + options.dim_align - 1) / options.dim_align * int64_t{options.dim_align};
   };
-  plan.partial_stride = 2 * align(partial_rows) + partial_rows * align(shape.head_dim);
-  plan.partial_floats = partials * plan.partial_stride;
-  return plan;
+  work.partial_stride = 2 * align(partial_rows) + partial_rows * align(shape.head_dim);
+  work.partial_floats = partials * work.partial_stride;
+  return work;
 }
 
 }  // namespace octavo

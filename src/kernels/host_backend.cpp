@@ -1,0 +1,26 @@
+#include "kernels/host_backend.h"
+
+#include <unistd.h>
+
+#include <cstring>
+
+namespace octavo {
+
+Memory HostBackend::Allocate(size_t bytes) {
+  auto buffer = std::make_shared<Buffer>(bytes);
+  return Memory(buffer->data(), bytes, [buffer](std::byte*) {});
+}
+
+size_t HostBackend::FreeBytes() {
+  return static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES)) *
+         static_cast<size_t>(sysconf(_SC_PAGESIZE));
+}
+
+void HostBackend::Upload(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
+
+void HostBackend::Project(const Tensor& x, std::span<const Projection> projections) {
+  for (const Projection& p : projections)
+    MatMul({.x = x, .weight = p.weight, .bias = p.bias, .out = p.out});
+}
+
+}  // namespace octavo
