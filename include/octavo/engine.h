@@ -27,17 +27,22 @@ namespace octavo {
 
 // Names and meanings are vLLM's, where vLLM has them.
 struct EngineOptions {
-  std::string model;                    // a Hugging Face folder
-  std::string dtype = "bfloat16";       // arithmetic: "bfloat16" or "float32"
+  std::string model;               // a Hugging Face folder
+  std::string device = "auto";     // "cpu", "cuda", or "auto": a GPU where there is one
+  std::string dtype = "bfloat16";  // arithmetic: "bfloat16" or "float32"
+  // On a GPU, of layers whose K and V are fp8_e4m3: "auto" (= "fp8", two-level accumulation),
+  // "fp8_tensor_core" (loses precision with length) or "16bit".
+  std::string attention_math = "auto";
   std::string kv_cache_dtype = "auto";  // see docs/kv-cache.md
   std::string kv_cache_dtype_k,
       kv_cache_dtype_v;  // either operand on its own; empty: kv_cache_dtype
   std::vector<std::string> kv_cache_dtype_skip_layers;
   std::string kv_cache_scales;  // side-car file of calibrated scales; empty: the checkpoint's
   int64_t kv_cache_memory_bytes =
-      0;                      // 0: what max_num_seqs * max_model_len tokens need, at most 4 GiB
-  int64_t max_model_len = 0;  // tokens; 0: the model's max_position_embeddings
-  int max_num_seqs = 16;      // sequences in one step
+      0;  // 0: what max_num_seqs * max_model_len tokens need, at most 4 GiB; GPU: what is left
+  double gpu_memory_utilization = 0.9;  // of all memory, with weights and activations
+  int64_t max_model_len = 0;            // tokens; 0: the model's max_position_embeddings
+  int max_num_seqs = 16;                // sequences in one step
   int max_num_batched_tokens =
       512;  // tokens in one step; prompts are cut into chunks of at most this
   bool enable_prefix_caching = true;

@@ -1,4 +1,5 @@
-// The arrays of one step, as the decoder reads them: built on the host from chunks of sequences.
+// The arrays of one step: built on the host from chunks of sequences, copied to the backend at
+// once, always to the same addresses.
 #pragma once
 
 #include <span>
@@ -6,12 +7,20 @@
 
 #include "kernels/backend.h"
 #include "kv/block_pool.h"
+#include "models/decoder.h"
 
 namespace octavo {
 
+struct BatchLimits {
+  int tokens = 0;
+  int sequences = 0;
+  int64_t pages = 0;  // of a sequence, in each group
+};
+
 class Batch {
  public:
-  explicit Batch(int groups) : groups_(groups) {}
+  // The backend must outlive the batch.
+  Batch(Backend& backend, int groups, const BatchLimits& limits);
 
   void Clear();
 
@@ -22,25 +31,35 @@ class Batch {
   // Asks for the logits of a row, and what to sample from them.
   void AddSample(int row, const SampleRow& sample);
 
-  int tokens() const { return static_cast<int>(ids_.size()); }
-  std::span<const int32_t> ids() const { return ids_; }
-  std::span<const int32_t> positions() const { return positions_; }
-  std::span<const int32_t> logit_rows() const { return logit_rows_; }
+  // Rows of padding, each a sequence of its own, until there are `tokens` rows.
+  void PadTo(int tokens);
+
+  int tokens() const { return tokens_; }
+  int sequences() const { return static_cast<int>(kv_len_.size()); }
+  const BatchLimits& limits() const { return limits_; }
+  int32_t position(int row) const { return At<int32_t>(host_, positions_)[row]; }
+  int32_t logit_row(size_t sample) const { return At<int32_t>(host_, logit_rows_)[sample]; }
   std::span<const SampleRow> samples() const { return samples_; }
 
-  // Valid until the next change.
-  std::vector<BatchView> Views();
+  // Copies the step to the backend. What it returns is valid until the next change.
+  StepInput Upload();
 
  private:
-  struct Group {
-    std::vector<int64_t> slots;
-    std::vector<std::vector<uint32_t>> tables;  // of each sequence
-    std::vector<uint32_t> block_table;          // the same as one rectangle
-  };
+  template <class T>
+  static T* At(const Memory& memory, int64_t offset) {
+    return reinterpret_cast<T*>(memory.data() + offset);
+  }
+  void AddRow(int32_t id, int32_t position);
 
-  std::vector<int32_t> ids_, positions_, q_begin_{0}, kv_len_;
-  std::vector<Group> groups_;
-  std::vector<int32_t> logit_rows_;
+  Backend& backend_;
+  int groups_;
+  BatchLimits limits_;
+  // Byte offsets: ids, positions and logit rows, then each group's slots, then the block tables,
+  // [sequences, groups, pages].
+  int64_t ids_, positions_, logit_rows_, slots_, tables_;
+  Memory host_, device_;
+  int tokens_ = 0;
+  std::vector<int32_t> q_begin_{0}, kv_len_;
   std::vector<SampleRow> samples_;
 };
 

@@ -1,6 +1,7 @@
 #include "octavo/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <condition_variable>
 #include <filesystem>
@@ -57,7 +58,7 @@ struct Engine::Impl {
       : executor(options),
         scheduler(executor.pool(), {options.max_num_seqs, options.max_num_batched_tokens,
                                     options.enable_prefix_caching}),
-        batch(executor.groups()) {
+        batch(executor.MakeBatch()) {
     const std::filesystem::path folder = options.model;
     std::error_code
         ignored;  // a link that leads nowhere is there, and FromFolder says what is wrong with it
@@ -100,6 +101,7 @@ struct Engine::Impl {
   Scheduler scheduler;
   Batch batch;
   EngineStats totals;  // the loop's own copy
+  std::chrono::steady_clock::time_point health_read{};
   struct Row {
     Sequence* sequence;  // gone once the request has ended
     RequestId id;
@@ -195,7 +197,7 @@ void Engine::Impl::RunStep(const Step& step) {
     const Row& row = rows[i];
     if (row.id == ended) continue;
     if (!sampled[i].finite) {
-      const size_t position = batch.positions()[batch.logit_rows()[i]];
+      const size_t position = batch.position(batch.logit_row(i));
       Finish(row.id, FinishReason::kError,
              fmt::format("the logits after token {} are not finite", position));
       ended = row.id;
@@ -315,9 +317,16 @@ void Engine::Impl::PublishStats() {
   totals.waiting = scheduler.waiting();
   totals.cache_bytes = executor.cache_bytes();
   totals.cache_bytes_used = executor.cache_bytes_used();
+  // A GPU would be waited for: not after every step.
+  const auto now = std::chrono::steady_clock::now();
+  std::optional<std::vector<LayerHealth>> fresh;
+  if (scheduler.idle() || now - health_read > std::chrono::milliseconds(250)) {
+    fresh = executor.ReadHealth();
+    health_read = now;
+  }
   std::lock_guard lock(mutex);
   stats = totals;
-  health.assign(executor.health().begin(), executor.health().end());
+  if (fresh) health = std::move(*fresh);
 }
 
 std::unique_ptr<Engine> Engine::Create(const EngineOptions& options) {

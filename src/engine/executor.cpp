@@ -6,12 +6,15 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "engine/device.h"
 #include "models/config.h"
+#include "models/upload.h"
 
 namespace octavo {
 namespace {
 
 constexpr int64_t kMostCacheBytesUnasked = int64_t{4} << 30;
+constexpr int64_t kPlanAndGraphBytes = int64_t{1} << 30;  // kept free beside the cache on a GPU
 
 DType ArithmeticDType(const std::string& name) {
   if (name == "bfloat16") return DType::kBF16;
@@ -37,12 +40,43 @@ void CheckOptions(const EngineOptions& options, const ModelSpec& spec) {
   RequireWithin(1, 1 << 20, "--max-num-batched-tokens", options.max_num_batched_tokens);
   RequireWithin(0, 1024, "--threads", options.threads);
   RequireWithin(0, int64_t{1} << 46, "--kv-cache-memory-bytes", options.kv_cache_memory_bytes);
+  if (!(options.gpu_memory_utilization > 0 && options.gpu_memory_utilization <= 1)) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("--gpu-memory-utilization: expected a share in (0, 1], found {}",
+                            options.gpu_memory_utilization));
+  }
+  if (const std::string& math = options.attention_math;
+      math != "auto" && math != "fp8" && math != "fp8_tensor_core" && math != "16bit") {
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        fmt::format("--attention-math: expected auto, fp8, fp8_tensor_core or 16bit, found '{}'",
+                    math));
+  }
   if (options.max_model_len < 0 || options.max_model_len > spec.max_position_embeddings) {
     throw Error(ErrorCode::kInvalidArgument,
                 fmt::format("--max-model-len: expected 0 (the model's) or up to its "
                             "max_position_embeddings, {}, found {}",
                             spec.max_position_embeddings, options.max_model_len));
   }
+}
+
+// Batch sizes that graphs are recorded for.
+int GraphSize(int sequences) {
+  for (int size : {1, 2, 4}) {
+    if (sequences <= size) return size;
+  }
+  return (sequences + 7) / 8 * 8;
+}
+
+Tensor First(const Tensor& words, size_t begin, int64_t count) {
+  return Tensor(words.Row<int32_t>(0) + begin, DType::kI32, {count});
+}
+
+AttentionMath LayerMath(const std::string& name, const LayerSpec& layer, const KvLayout& layout) {
+  const bool can_fp8 = layout.k_format == KvFormat::kFp8E4M3 &&
+                       layout.v_format == KvFormat::kFp8E4M3 && layer.soft_cap == 0;
+  if (name == "16bit" || !can_fp8) return AttentionMath::k16Bit;
+  return name == "fp8_tensor_core" ? AttentionMath::kFp8TensorCore : AttentionMath::kFp8;
 }
 
 std::string MiB(int64_t bytes) {
@@ -57,16 +91,79 @@ Executor::Executor(const EngineOptions& options)
 Executor::Executor(const EngineOptions& options, ModelSpec spec)
     : dtype_((CheckOptions(options, spec), ArithmeticDType(options.dtype))),
       spec_(std::move(spec)),
+      backend_(MakeBackend(options.device, options.threads)),
       checkpoint_(Checkpoint::Open(options.model)),
       weights_(LoadWeights(spec_, checkpoint_)),
       max_num_seqs_(options.max_num_seqs),
       max_num_batched_tokens_(options.max_num_batched_tokens) {
   max_model_len_ = options.max_model_len ? options.max_model_len : spec_.max_position_embeddings;
-
-  backend_ = MakeCpuBackend(options.threads);
+  if (!backend_->is_host()) {
+    if (dtype_ == DType::kF32) {
+      throw Error(ErrorCode::kUnsupported,
+                  fmt::format("--dtype float32 needs --device cpu, found {}", backend_->name()));
+    }
+    weights_ = UploadWeights(weights_, *backend_);
+  }
+  backend_->Reserve(Limits());
   std::vector<LayerCache> caches = LayOutCache(options);
-  decoder_ = std::make_unique<Decoder>(spec_, weights_, *backend_, dtype_, std::move(caches),
-                                       max_num_batched_tokens_);
+  decoder_ =
+      std::make_unique<Decoder>(spec_, weights_, *backend_, dtype_, std::move(caches),
+                                StepLimits{.tokens = StepTokens(), .sequences = StepSequences()});
+}
+
+int Executor::StepSequences() const {
+  return backend_->is_host() ? max_num_seqs_ : GraphSize(max_num_seqs_);
+}
+
+int Executor::StepTokens() const { return std::max(max_num_batched_tokens_, StepSequences()); }
+
+BackendLimits Executor::Limits() const {
+  BackendLimits limits{.tokens = StepTokens(),
+                       .sample_rows = Decoder::kLogitRows,
+                       .vocab = spec_.vocab,
+                       .hidden = spec_.hidden};
+  for (const LayerSpec& layer : spec_.layers) {
+    if (layer.ffn.experts == 0) continue;
+    limits.experts = std::max(limits.experts, layer.ffn.experts);
+    limits.top_k = std::max(limits.top_k, layer.ffn.top_k);
+    limits.expert_intermediate = std::max(limits.expert_intermediate, layer.ffn.intermediate);
+  }
+  return limits;
+}
+
+// What the user gave; or on a GPU what --gpu-memory-utilization leaves; or on the host what
+// max_num_seqs * max_model_len tokens need, within reason.
+int64_t Executor::CacheBytes(const EngineOptions& options,
+                             const std::vector<KvLayerFacts>& facts) const {
+  if (options.kv_cache_memory_bytes > 0) return options.kv_cache_memory_bytes;
+  if (!backend_->is_host()) {
+    const auto [free, total] = backend_->memory_info();
+    const StepLimits limits{.tokens = StepTokens(), .sequences = StepSequences()};
+    const int64_t taken =
+        static_cast<int64_t>(total - free) + kPlanAndGraphBytes +
+        Decoder::ScratchBytes(spec_, dtype_, backend_->intermediate_dtype(), limits);
+    const int64_t bytes =
+        static_cast<int64_t>(options.gpu_memory_utilization * static_cast<double>(total)) - taken;
+    if (bytes <= 0) {
+      throw Error(ErrorCode::kResourceExhausted,
+                  fmt::format("--gpu-memory-utilization {}: {} of {} are taken by weights, "
+                              "activations and other programs, none is left for the KV cache",
+                              options.gpu_memory_utilization, MiB(taken),
+                              MiB(static_cast<int64_t>(total))));
+    }
+    return bytes / kPageUnit * kPageUnit;
+  }
+  // The geometry depends on the memory only through the slab length: ask with what would be
+  // plenty.
+  const GroupGeometry plenty = MakeGroups(facts, policy_.layers, kMostCacheBytesUnasked);
+  double wanted = 0;
+  for (const KvGroup& group : plenty.groups) {
+    // A whole slab is lent at a time, so each group may hold one that is nearly empty.
+    wanted += static_cast<double>(max_num_seqs_) * static_cast<double>(PagesPerSequence(group)) *
+                  static_cast<double>(group.page_bytes) +
+              static_cast<double>(plenty.slab_bytes);
+  }
+  return static_cast<int64_t>(std::min(wanted, static_cast<double>(kMostCacheBytesUnasked)));
 }
 
 std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
@@ -83,22 +180,14 @@ std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
   scales_ = LoadKvScales(checkpoint_, Given(options.kv_cache_scales), facts.layers, policy_.layers);
   for (const std::string& warning : scales_.warnings) Log(LogLevel::kWarning, warning);
 
-  int64_t bytes = options.kv_cache_memory_bytes;
-  if (bytes == 0) {
-    // The geometry depends on the memory only through the slab length: ask with what would be
-    // plenty.
-    const GroupGeometry plenty = MakeGroups(facts.layers, policy_.layers, kMostCacheBytesUnasked);
-    double wanted = 0;
-    for (const KvGroup& group : plenty.groups) {
-      // A whole slab is lent at a time, so each group may hold one that is nearly empty.
-      wanted += static_cast<double>(max_num_seqs_) * static_cast<double>(PagesPerSequence(group)) *
-                    static_cast<double>(group.page_bytes) +
-                static_cast<double>(plenty.slab_bytes);
-    }
-    bytes = static_cast<int64_t>(std::min(wanted, static_cast<double>(kMostCacheBytesUnasked)));
-  }
+  const int64_t bytes = CacheBytes(options, facts.layers);
   geometry_ = MakeGroups(facts.layers, policy_.layers, bytes);
-  arena_memory_ = Buffer(bytes);
+  arena_memory_ = backend_->Allocate(bytes);
+  if (!arena_memory_.data()) {
+    throw Error(ErrorCode::kResourceExhausted,
+                fmt::format("out of memory for a KV cache of {}; lower --kv-cache-memory-bytes",
+                            MiB(bytes)));
+  }
   arena_ = std::make_unique<Arena>(arena_memory_.data(), bytes, geometry_);
   pool_ = std::make_unique<BlockPool>(arena_.get(),
                                       PrefixSeed(options.model, policy_.layers, scales_.layers));
@@ -115,18 +204,32 @@ std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
     max_model_len_ = fit;
   }
 
-  health_.resize(spec_.layers.size());
+  std::vector<float> scales;
+  for (const LayerScales& layer : scales_.layers) {
+    for (const KvScale* operand : {&layer.k, &layer.v})
+      scales.insert(scales.end(), operand->values.begin(), operand->values.end());
+  }
+  const size_t layers = spec_.layers.size();
+  scale_memory_ = backend_->Allocate(scales.size() * sizeof(float));
+  backend_->Upload(scale_memory_.data(), scales.data(), scales.size() * sizeof(float));
+  health_memory_ = backend_->Allocate(layers * sizeof(LayerHealth));
+  const auto* scale = reinterpret_cast<const float*>(scale_memory_.data());
+  auto* health = reinterpret_cast<LayerHealth*>(health_memory_.data());
   std::vector<LayerCache> caches;
-  for (size_t l = 0; l < spec_.layers.size(); ++l) {
+  for (size_t l = 0; l < layers; ++l) {
     const LayerPlace& place = geometry_.layers[l];
+    const float* k_scale = scale;
+    const float* v_scale = k_scale + scales_.layers[l].k.values.size();
+    scale = v_scale + scales_.layers[l].v.values.size();
     caches.push_back({.kv = {.layout = place.layout,
                              .arena = arena_->base(),
                              .claim_offset = place.claim_offset,
-                             .k_scale = scales_.layers[l].k.values.data(),
-                             .v_scale = scales_.layers[l].v.values.data(),
-                             .saturated = health_[l].saturated,
-                             .amax = health_[l].amax},
-                      .group = place.group});
+                             .k_scale = k_scale,
+                             .v_scale = v_scale,
+                             .saturated = health[l].saturated,
+                             .amax = health[l].amax},
+                      .group = place.group,
+                      .math = LayerMath(options.attention_math, spec_.layers[l], place.layout)});
   }
   return caches;
 }
@@ -136,23 +239,64 @@ int64_t Executor::PagesPerSequence(const KvGroup& group) const {
   return group.window ? std::min(all, WindowPages(group.window, max_num_batched_tokens_)) : all;
 }
 
-void Executor::Forward(Batch& batch, const Decoder::Observer& observer) {
-  const std::vector<BatchView> views = batch.Views();
-  decoder_->Forward({.ids = batch.ids(), .positions = batch.positions(), .groups = views},
-                    observer);
+Batch Executor::MakeBatch() {
+  return Batch(*backend_, groups(),
+               {.tokens = StepTokens(),
+                .sequences = StepSequences(),
+                .pages = (max_model_len_ + kPageSize - 1) / kPageSize});
+}
+
+Executor::DecodeGraph* Executor::GraphFor(const Batch& batch, const StepInput& input) {
+  const auto [found, first] = graphs_.try_emplace(batch.tokens());
+  DecodeGraph& graph = found->second;
+  if (first) return nullptr;  // kernels are loaded by a run that is not recorded
+  if (graph.ops) return &graph;
+  graph.ops = backend_->Record([&] {
+    decoder_->Forward(input);
+    if (batch.tokens() <= Decoder::kLogitRows)
+      graph.logits = decoder_->Logits(First(input.logit_rows, 0, batch.tokens()));
+  });
+  return &graph;
+}
+
+void Executor::Run(Batch& batch, const TakeLogits& take, const Decoder::Observer& observer) {
+  const size_t samples = batch.samples().size();
+  const bool decode = !backend_->is_host() && !observer && batch.tokens() == batch.sequences() &&
+                      batch.tokens() == static_cast<int>(samples) &&
+                      GraphSize(batch.tokens()) <= batch.limits().sequences;
+  if (decode) batch.PadTo(GraphSize(batch.tokens()));
+  const StepInput input = batch.Upload();
+  decoder_->Plan(input);
+  DecodeGraph* graph = decode ? GraphFor(batch, input) : nullptr;
+  if (graph)
+    graph->ops->Run();
+  else
+    decoder_->Forward(input, observer);
+  if (graph && graph->logits) {
+    take(0, graph->logits.Rows(0, static_cast<int64_t>(samples)));
+    return;
+  }
+  for (size_t i = 0; i < samples; i += Decoder::kLogitRows) {
+    const size_t n = std::min<size_t>(Decoder::kLogitRows, samples - i);
+    take(i, decoder_->Logits(First(input.logit_rows, i, n), observer));
+  }
 }
 
 std::vector<SampledToken> Executor::Execute(Batch& batch) {
-  Forward(batch);
   std::vector<SampledToken> sampled(batch.samples().size());
-  for (size_t i = 0; i < sampled.size(); i += Decoder::kLogitRows) {
-    const size_t n = std::min<size_t>(Decoder::kLogitRows, sampled.size() - i);
-    backend_->Sample({.logits = Logits(batch.logit_rows().subspan(i, n)),
+  Run(batch, [&](size_t first, const Tensor& logits) {
+    backend_->Sample({.logits = logits,
                       .soft_cap = spec_.final_soft_cap,
-                      .rows = batch.samples().subspan(i, n),
-                      .out = std::span(sampled).subspan(i, n)});
-  }
+                      .rows = batch.samples().subspan(first, logits.rows()),
+                      .out = std::span(sampled).subspan(first, logits.rows())});
+  });
   return sampled;
+}
+
+std::vector<LayerHealth> Executor::ReadHealth() {
+  std::vector<LayerHealth> health(spec_.layers.size());
+  backend_->Download(health.data(), health_memory_.data(), health.size() * sizeof(LayerHealth));
+  return health;
 }
 
 double Executor::cache_bytes_per_token() const {

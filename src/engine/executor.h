@@ -3,6 +3,8 @@
 // Not thread-safe: one thread calls it.
 #pragma once
 
+#include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -39,28 +41,40 @@ class Executor {
   BlockPool& pool() { return *pool_; }
   int groups() const { return static_cast<int>(geometry_.groups.size()); }
 
-  void Forward(Batch& batch, const Decoder::Observer& observer = nullptr);
-  // Logits of rows of the last Forward: see Decoder::Logits.
-  Tensor Logits(std::span<const int32_t> rows, const Decoder::Observer& observer = nullptr) {
-    return decoder_->Logits(rows, observer);
-  }
-  // Forward, then a token for each of the batch's samples.
+  Batch MakeBatch();
+  // Runs the batch and hands out the logits of its samples' rows, in order and in pieces:
+  // [rows, vocab] float32 in the backend's memory, valid during the call.
+  using TakeLogits = std::function<void(size_t first_sample, const Tensor& logits)>;
+  void Run(Batch& batch, const TakeLogits& take, const Decoder::Observer& observer = nullptr);
+  // Runs the batch and samples a token for each of its samples.
   std::vector<SampledToken> Execute(Batch& batch);
+  Backend& backend() { return *backend_; }
 
   std::vector<std::string> StartupReport() const;
   // Formats and scale sources per layer; fixed, so any thread may ask. Counts are in health().
   std::vector<LayerCacheReport> CacheReport(std::span<const LayerHealth> health) const;
-  std::span<const LayerHealth> health() const { return health_; }
+  std::vector<LayerHealth> ReadHealth();
   double cache_bytes_per_token() const;
   int64_t cache_bytes() const;
   int64_t cache_bytes_used() const;  // pages that sequences hold
 
  private:
   std::vector<LayerCache> LayOutCache(const EngineOptions& options);
+  int64_t CacheBytes(const EngineOptions& options, const std::vector<KvLayerFacts>& facts) const;
+  BackendLimits Limits() const;
+  int StepSequences() const;  // of a step, with those that pad it
+  int StepTokens() const;
+  // A decode step as recorded ops, with its logits where those are few.
+  struct DecodeGraph {
+    std::unique_ptr<Graph> ops;
+    Tensor logits;
+  };
+  DecodeGraph* GraphFor(const Batch& batch, const StepInput& input);
   int64_t PagesPerSequence(const KvGroup& group) const;  // of max_model_len tokens, at most
 
   DType dtype_ = DType::kBF16;
   ModelSpec spec_;
+  std::unique_ptr<Backend> backend_;
   Checkpoint checkpoint_;
   Weights weights_;
   KvPolicy policy_;
@@ -68,12 +82,11 @@ class Executor {
   int64_t max_model_len_ = 0;
   int max_num_seqs_ = 0, max_num_batched_tokens_ = 0;
   GroupGeometry geometry_;
-  Buffer arena_memory_;
+  Memory arena_memory_, scale_memory_, health_memory_;
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<BlockPool> pool_;
-  std::vector<LayerHealth> health_;
-  std::unique_ptr<Backend> backend_;
   std::unique_ptr<Decoder> decoder_;
+  std::map<int, DecodeGraph> graphs_;  // by padded batch size
 };
 
 }  // namespace octavo

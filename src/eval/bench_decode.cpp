@@ -101,7 +101,10 @@ double MatVecBandwidth(Backend& backend, double seconds) {
 class SyntheticLayer {
  public:
   SyntheticLayer(Backend& backend, KvFormat format, int64_t tokens)
-      : backend_(backend), ones_(kKvHeads, 1.0f) {
+      : backend_(backend),
+        plan_(backend.PlanAttention(
+            {.shape = {.heads = kHeads, .kv_heads = kKvHeads, .head_dim = kHeadDim, .window = 0}})),
+        ones_(kKvHeads, 1.0f) {
     kv_.layout = {
         .k_format = format, .v_format = format, .kv_heads = kKvHeads, .head_dim = kHeadDim};
     page_bytes_ = kv_.layout.ClaimBytes();
@@ -128,14 +131,13 @@ class SyntheticLayer {
                           .kv_len = kv_len,
                           .slots = {},
                           .block_table = Tensor(table.data(), DType::kI32, {1, pages})};
-    const AttentionPlan plan = backend_.PlanAttention(
-        {.heads = kHeads, .kv_heads = kKvHeads, .head_dim = kHeadDim, .window = 0}, batch);
+    plan_->Make(batch);
     const Tensor q(queries_.data(), DType::kBF16, {1, kHeads * kHeadDim});
     const Tensor out(out_.data(), DType::kBF16, {1, kHeads * kHeadDim});
     backend_.Attention({.q = q,
                         .out = out,
                         .batch = &batch,
-                        .plan = &plan,
+                        .plan = plan_.get(),
                         .cache = kv_,
                         .scale = 0.088f,
                         .soft_cap = 0,
@@ -160,8 +162,11 @@ class SyntheticLayer {
     std::vector<int64_t> slots(kPageSize);
     for (int64_t page = 0; page < pages_; ++page) {
       for (int t = 0; t < kPageSize; ++t) slots[t] = int64_t{Entry(page)} * kPageSize + t;
-      const BatchView batch{
-          .tokens = kPageSize, .q_begin = {}, .kv_len = {}, .slots = slots, .block_table = {}};
+      const BatchView batch{.tokens = kPageSize,
+                            .q_begin = {},
+                            .kv_len = {},
+                            .slots = Tensor(slots.data(), DType::kI64, {kPageSize}),
+                            .block_table = {}};
       backend_.Append({.q = Tensor(q.data(), DType::kBF16, {kPageSize, kHeads * kHeadDim}),
                        .k = Tensor(k.data(), DType::kBF16, {kPageSize, kKvHeads * kHeadDim}),
                        .v = Tensor(v.data(), DType::kBF16, {kPageSize, kKvHeads * kHeadDim}),
@@ -175,6 +180,7 @@ class SyntheticLayer {
   }
 
   Backend& backend_;
+  std::unique_ptr<AttentionPlan> plan_;
   KvLayer kv_;
   std::vector<float> ones_;
   uint64_t saturated_[2] = {};
@@ -200,13 +206,14 @@ class ModelDecode {
 
   ModelDecode(const std::string& model, const std::string& format, int64_t longest, int threads)
       : executor_({.model = model,
+                   .device = "cpu",
                    .kv_cache_dtype = format,
                    .kv_cache_memory_bytes = CacheBytes(model, format, longest),
                    .max_model_len = longest,
                    .max_num_seqs = 1,
                    .enable_prefix_caching = false,
                    .threads = threads}),
-        batch_(executor_.groups()) {
+        batch_(executor_.MakeBatch()) {
     std::memset(executor_.pool().arena().base(), 0x11, executor_.cache_bytes());
   }
 

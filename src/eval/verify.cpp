@@ -163,7 +163,7 @@ class Runner {
  private:
   void Extend(SequencePages& pages, std::span<const int32_t> ids, int64_t begin, int chunk,
               int64_t first_row, Logits& out, const Decoder::Observer& observer) {
-    Batch batch(executor_.groups());
+    Batch batch = executor_.MakeBatch();
     const int64_t end = static_cast<int64_t>(ids.size());
     for (; begin < end; begin += chunk) {
       const int count = static_cast<int>(std::min<int64_t>(chunk, end - begin));
@@ -173,18 +173,17 @@ class Runner {
       }
       batch.Clear();
       batch.Add(ids, begin, count, pages);
-      executor_.Forward(batch, observer);
+      for (int64_t p = std::max(begin, first_row); p < begin + count; ++p)
+        batch.AddSample(static_cast<int>(p - begin), {});
+      const auto take = [&](size_t, const Tensor& logits) {
+        const size_t before = out.values.size();
+        out.values.resize(before + logits.size());
+        executor_.backend().Download(out.values.data() + before, logits.data,
+                                     logits.size() * sizeof(float));
+      };
+      executor_.Run(batch, take, observer);
       pages.Publish(ids, begin + count);
       pages.ReleaseBehindWindows();
-      std::vector<int32_t> rows;
-      for (int64_t p = std::max(begin, first_row); p < begin + count; ++p)
-        rows.push_back(static_cast<int32_t>(p - begin));
-      for (size_t r = 0; r < rows.size(); r += Decoder::kLogitRows) {
-        const size_t n = std::min<size_t>(Decoder::kLogitRows, rows.size() - r);
-        const Tensor logits = executor_.Logits(std::span(rows).subspan(r, n), observer);
-        const float* values = static_cast<const float*>(logits.data);
-        out.values.insert(out.values.end(), values, values + logits.size());
-      }
     }
     if (const float cap = spec().final_soft_cap; cap > 0) {
       for (float& x : out.values) x = cap * std::tanh(x / cap);

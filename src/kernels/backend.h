@@ -120,8 +120,9 @@ struct AttentionPlanSpec {
   AttentionShape shape;
   KvFormat k_format = KvFormat::kBF16, v_format = KvFormat::kBF16;
   AttentionMath math = AttentionMath::k16Bit;
-  bool soft_cap = false;                   // calls may give one
-  int max_tokens = 0, max_sequences = 0;   // of a step
+  bool soft_cap = false;                  // calls may give one
+  int max_tokens = 0, max_sequences = 0;  // of a step
+  int max_sequence_tokens = 0;            // query tokens of one sequence; 1: decode only
   bool operator==(const AttentionPlanSpec&) const = default;
 };
 
@@ -215,6 +216,19 @@ class Memory {
   size_t size_ = 0;
 };
 
+struct MemoryInfo {
+  size_t free = 0, total = 0;  // bytes
+};
+
+// The most that ops will be asked for: what a backend's workspaces are sized by.
+struct BackendLimits {
+  int tokens = 0;       // rows of a step
+  int sample_rows = 0;  // rows of one call of Sample
+  int64_t vocab = 0;
+  int experts = 0, top_k = 0;  // 0: no Experts
+  int64_t hidden = 0, expert_intermediate = 0;
+};
+
 // Recorded ops. Running them again reads what their tensors hold by then; what was in spans and
 // plans of other shapes than those recorded is the caller's to keep.
 class Graph {
@@ -229,11 +243,15 @@ class Backend {
   virtual const char* name() const = 0;
   // The type of values between the matmuls of a block: of queries after Append, of gate and up.
   virtual DType intermediate_dtype() const { return DType::kF32; }
+  virtual bool is_host() const { return false; }  // tensors may be read and written directly
+
+  // Once, before any op.
+  virtual void Reserve(const BackendLimits&) {}
 
   // Null data if there is not enough.
   virtual Memory Allocate(size_t bytes) = 0;
   virtual Memory AllocateHost(size_t bytes) = 0;  // host memory that copies start from
-  virtual size_t FreeBytes() = 0;                 // that Allocate could give
+  virtual MemoryInfo memory_info() = 0;
   // Ordered with the ops. Upload may return before it has read host memory of AllocateHost, which
   // Download waits for.
   virtual void Upload(void* to, const void* from, size_t bytes) = 0;

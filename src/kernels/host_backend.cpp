@@ -11,9 +11,10 @@ Memory HostBackend::Allocate(size_t bytes) {
   return Memory(buffer->data(), bytes, [buffer](std::byte*) {});
 }
 
-size_t HostBackend::FreeBytes() {
-  return static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES)) *
-         static_cast<size_t>(sysconf(_SC_PAGESIZE));
+MemoryInfo HostBackend::memory_info() {
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return {.free = static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES)) * page,
+          .total = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * page};
 }
 
 void HostBackend::Upload(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }

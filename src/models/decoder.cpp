@@ -7,66 +7,131 @@
 
 namespace octavo {
 
+Decoder::Layout Decoder::LayOut(const ModelSpec& spec, DType dtype, DType intermediate,
+                                const StepLimits& limits) {
+  int64_t q = 0, kv = 0, inner = 0, experts = 0, top_k = 0, rope = 0;
+  for (const LayerSpec& layer : spec.layers) {
+    q = std::max<int64_t>(q, layer.heads * layer.head_dim);
+    kv = std::max<int64_t>(kv, layer.kv_heads * layer.head_dim);
+    if (layer.ffn.experts == 0) inner = std::max(inner, layer.ffn.intermediate);
+    experts = std::max<int64_t>(experts, layer.ffn.experts);
+    top_k = std::max<int64_t>(top_k, layer.ffn.top_k);
+  }
+  for (const RopeSpec& table : spec.ropes) rope += 2 * std::ssize(table.inv_freq);
+  int64_t total = 0;
+  const auto take = [&](DType type, int64_t rows, int64_t columns) {
+    constexpr int64_t kAlign = 256;
+    const int64_t offset = total;
+    const int64_t bytes = rows * columns * static_cast<int64_t>(SizeOf(type));
+    total += (bytes + kAlign - 1) / kAlign * kAlign;
+    return offset;
+  };
+  const DType f32 = DType::kF32;
+  const int64_t rows = limits.tokens;
+  Layout at{};
+  at.hidden = take(f32, rows, spec.hidden);
+  at.normed = take(f32, rows, spec.hidden);
+  at.delta = take(f32, rows, spec.hidden);
+  at.qkv = take(f32, rows, q + 2 * kv);
+  at.query = take(intermediate, rows, intermediate == f32 ? 0 : q);
+  at.attended = take(dtype, rows, q);
+  at.gate_up = take(intermediate, rows, 2 * inner);
+  at.router = take(f32, rows, experts);
+  at.route_ids = take(DType::kI32, rows, top_k);
+  at.route_weights = take(f32, rows, top_k);
+  at.rope = take(f32, rows, rope);
+  at.logit_rows = take(f32, kLogitRows, spec.hidden);
+  at.logit_normed = take(f32, kLogitRows, spec.hidden);
+  at.logits = take(f32, kLogitRows, spec.vocab);
+  at.total = total;
+  return at;
+}
+
+int64_t Decoder::ScratchBytes(const ModelSpec& spec, DType dtype, DType intermediate,
+                              const StepLimits& limits) {
+  return LayOut(spec, dtype, intermediate, limits).total;
+}
+
 Decoder::Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend, DType dtype,
-                 std::vector<LayerCache> caches, int max_tokens)
+                 std::vector<LayerCache> caches, const StepLimits& limits)
     : spec_(spec),
       weights_(weights),
       backend_(backend),
       dtype_(dtype),
+      intermediate_(backend.intermediate_dtype()),
       caches_(std::move(caches)),
-      max_tokens_(max_tokens) {
+      limits_(limits),
+      at_(LayOut(spec, dtype, intermediate_, limits)),
+      scratch_(backend.Allocate(at_.total)) {
   OCTAVO_CHECK(caches_.size() == spec.layers.size(), caches_.size(), spec.layers.size());
-  int64_t q = 0, kv = 0, intermediate = 0, experts = 0, top_k = 0, rope = 0;
-  for (const LayerSpec& layer : spec.layers) {
-    q = std::max<int64_t>(q, layer.heads * layer.head_dim);
-    kv = std::max<int64_t>(kv, layer.kv_heads * layer.head_dim);
-    if (layer.ffn.experts == 0) intermediate = std::max(intermediate, layer.ffn.intermediate);
-    experts = std::max<int64_t>(experts, layer.ffn.experts);
-    top_k = std::max<int64_t>(top_k, layer.ffn.top_k);
+  if (!scratch_.data()) {
+    throw Error(ErrorCode::kResourceExhausted,
+                "out of memory for activations; lower --max-num-batched-tokens");
   }
-  for (const RopeSpec& table : spec.ropes) rope += 2 * static_cast<int64_t>(table.inv_freq.size());
-  const auto activations = [&](int64_t rows, int64_t columns) {
-    return Buffer(rows * columns * SizeOf(dtype_));
-  };
-  hidden_ = Buffer(max_tokens * spec.hidden * sizeof(float));
-  normed_ = Buffer(max_tokens * spec.hidden * sizeof(float));
-  delta_ = Buffer(max_tokens * spec.hidden * sizeof(float));
-  query_ = Buffer(max_tokens * q * sizeof(float));
-  key_ = Buffer(max_tokens * kv * sizeof(float));
-  value_ = Buffer(max_tokens * kv * sizeof(float));
-  attended_ = activations(max_tokens, q);
-  gate_ = Buffer(max_tokens * intermediate * sizeof(float));
-  up_ = Buffer(max_tokens * intermediate * sizeof(float));
-  router_ = Buffer(max_tokens * experts * sizeof(float));
-  route_ids_ = Buffer(max_tokens * top_k * sizeof(int32_t));
-  route_weights_ = Buffer(max_tokens * top_k * sizeof(float));
-  rope_ = Buffer(max_tokens * rope * sizeof(float));
-  logit_rows_ = Buffer(kLogitRows * spec.hidden * sizeof(float));
-  logits_ = Buffer(kLogitRows * spec.vocab * sizeof(float));
+  for (const RopeSpec& rope : spec.ropes) {
+    const size_t bytes = rope.inv_freq.size() * sizeof(float);
+    inv_freqs_.push_back(backend.Allocate(bytes));
+    backend.Upload(inv_freqs_.back().data(), rope.inv_freq.data(), bytes);
+  }
+  MakePlans();
 }
 
-Tensor Decoder::Scratch(const Buffer& buffer, DType dtype, int64_t rows, int64_t columns) const {
-  OCTAVO_CHECK(rows * columns * SizeOf(dtype) <= buffer.size(), rows, columns, buffer.size());
-  return Tensor(buffer.data(), dtype, {rows, columns});
+void Decoder::MakePlans() {
+  std::vector<AttentionPlanSpec> specs;
+  for (size_t l = 0; l < spec_.layers.size(); ++l) {
+    const LayerSpec& layer = spec_.layers[l];
+    const LayerCache& cache = caches_[l];
+    const AttentionPlanSpec plan{.shape = {.heads = layer.heads,
+                                           .kv_heads = layer.kv_heads,
+                                           .head_dim = layer.head_dim,
+                                           .window = layer.window},
+                                 .k_format = cache.kv.layout.k_format,
+                                 .v_format = cache.kv.layout.v_format,
+                                 .math = cache.math,
+                                 .soft_cap = layer.soft_cap > 0,
+                                 .max_tokens = limits_.tokens,
+                                 .max_sequences = limits_.sequences,
+                                 .max_sequence_tokens = limits_.tokens};
+    size_t i = 0;
+    while (i < plans_.size() && !(specs[i] == plan && plans_[i].group == cache.group)) ++i;
+    layer_plans_.push_back(i);
+    if (i < plans_.size()) continue;
+    specs.push_back(plan);
+    AttentionPlanSpec decode = plan;
+    decode.max_tokens = std::min(limits_.tokens, limits_.sequences);
+    decode.max_sequence_tokens = 1;
+    plans_.push_back({cache.group, backend_.PlanAttention(plan), backend_.PlanAttention(decode)});
+  }
+}
+
+Tensor Decoder::Scratch(int64_t offset, DType dtype, int64_t rows, int64_t columns) const {
+  return Tensor(scratch_.data() + offset, dtype, {rows, columns});
+}
+
+void Decoder::Plan(const StepInput& input) {
+  const BatchView& any = input.groups[0];
+  decode_only_ = any.tokens == any.sequences();
+  for (Plans& plans : plans_)
+    (decode_only_ ? plans.decode : plans.any)->Make(input.groups[plans.group]);
 }
 
 void Decoder::Forward(const StepInput& input, const Observer& observer) {
   const int tokens = static_cast<int>(input.ids.size());
-  OCTAVO_CHECK(tokens > 0 && tokens <= max_tokens_, tokens, max_tokens_);
-  residual_ = Scratch(hidden_, DType::kF32, tokens, spec_.hidden);
-  block_out_ = Scratch(delta_, DType::kF32, tokens, spec_.hidden);
-  plans_.clear();
+  OCTAVO_CHECK(tokens > 0 && tokens <= limits_.tokens, tokens, limits_.tokens);
+  residual_ = Scratch(at_.hidden, DType::kF32, tokens, spec_.hidden);
+  block_out_ = Scratch(at_.delta, DType::kF32, tokens, spec_.hidden);
 
-  float* rope = reinterpret_cast<float*>(rope_.data());
+  int64_t rope = at_.rope;
   rope_tables_.clear();
-  for (const RopeSpec& spec : spec_.ropes) {
-    const Tensor table(rope, DType::kF32, {tokens, 2 * static_cast<int64_t>(spec.inv_freq.size())});
+  for (size_t i = 0; i < spec_.ropes.size(); ++i) {
+    const int64_t pairs = std::ssize(spec_.ropes[i].inv_freq);
+    const Tensor table = Scratch(rope, DType::kF32, tokens, 2 * pairs);
     backend_.RopeTable({.positions = input.positions,
-                        .inv_freq = spec.inv_freq,
-                        .scaling = spec.scaling,
+                        .inv_freq = Tensor(inv_freqs_[i].data(), DType::kF32, {pairs}),
+                        .scaling = spec_.ropes[i].scaling,
                         .cos_sin = table});
     rope_tables_.push_back(table);
-    rope += table.size();
+    rope += table.size() * static_cast<int64_t>(sizeof(float));
   }
 
   // Gemma's embedding scale is a buffer in the model's own type, so it is rounded before it
@@ -89,13 +154,13 @@ void Decoder::Forward(const StepInput& input, const Observer& observer) {
                      .offset = spec_.norm_offset,
                      .out = out});
     };
-    block_in_ = Scratch(normed_, dtype_, tokens, spec_.hidden);
+    block_in_ = Scratch(at_.normed, dtype_, tokens, spec_.hidden);
     norm(residual_, pending, w.input_norm, block_in_);
     if (observer) observer(static_cast<int>(l), residual_);
-    Attend(layer, w, caches_[l], input);
+    Attend(l, input);
     if (layer.post_norms) norm(block_out_, {}, w.post_attention_norm, block_out_);
     // A routing decision should not hang on a rounding.
-    if (layer.ffn.experts > 0) block_in_ = Scratch(normed_, DType::kF32, tokens, spec_.hidden);
+    if (layer.ffn.experts > 0) block_in_ = Scratch(at_.normed, intermediate_, tokens, spec_.hidden);
     norm(residual_, block_out_, layer.post_norms ? w.pre_ffn_norm : w.post_attention_norm,
          block_in_);
     FeedForward(layer, w, tokens);
@@ -105,18 +170,24 @@ void Decoder::Forward(const StepInput& input, const Observer& observer) {
   backend_.Norm({.x = residual_, .delta = pending, .weight = {}, .out = {}});
 }
 
-void Decoder::Attend(const LayerSpec& layer, const LayerWeights& w, const LayerCache& cache,
-                     const StepInput& input) {
-  const int64_t tokens = residual_.rows();
-  const Tensor q = Scratch(query_, DType::kF32, tokens, int64_t{layer.heads} * layer.head_dim);
-  const Tensor k = Scratch(key_, DType::kF32, tokens, int64_t{layer.kv_heads} * layer.head_dim);
-  const Tensor v = Scratch(value_, DType::kF32, tokens, int64_t{layer.kv_heads} * layer.head_dim);
-  const Tensor attended = Scratch(attended_, dtype_, tokens, int64_t{layer.heads} * layer.head_dim);
+void Decoder::Attend(size_t l, const StepInput& input) {
+  const LayerSpec& layer = spec_.layers[l];
+  const LayerWeights& w = weights_.layers[l];
+  const LayerCache& cache = caches_[l];
+  const int64_t tokens = residual_.rows(), q_size = int64_t{layer.heads} * layer.head_dim,
+                kv_size = int64_t{layer.kv_heads} * layer.head_dim;
+  const Tensor qkv = Scratch(at_.qkv, DType::kF32, tokens, q_size + 2 * kv_size);
+  const Tensor q = qkv.Columns(0, q_size), k = qkv.Columns(q_size, q_size + kv_size),
+               v = qkv.Columns(q_size + kv_size, q_size + 2 * kv_size);
+  const Tensor query =
+      intermediate_ == DType::kF32 ? q : Scratch(at_.query, intermediate_, tokens, q_size);
+  const Tensor attended = Scratch(at_.attended, dtype_, tokens, q_size);
   const BatchView& batch = input.groups[cache.group];
+  const Plans& plans = plans_[layer_plans_[l]];
+  AttentionPlan* plan = (decode_only_ ? plans.decode : plans.any).get();
 
-  backend_.MatMul({.x = block_in_, .weight = w.q, .bias = w.q_bias, .out = q});
-  backend_.MatMul({.x = block_in_, .weight = w.k, .bias = w.k_bias, .out = k});
-  backend_.MatMul({.x = block_in_, .weight = w.v, .bias = w.v_bias, .out = v});
+  const Projection projections[] = {{w.q, w.q_bias, q}, {w.k, w.k_bias, k}, {w.v, w.v_bias, v}};
+  backend_.Project(block_in_, projections);
   backend_.Append({.q = q,
                    .k = k,
                    .v = v,
@@ -127,11 +198,13 @@ void Decoder::Attend(const LayerSpec& layer, const LayerWeights& w, const LayerC
                    .norm_offset = spec_.norm_offset,
                    .cos_sin = rope_tables_[layer.rope],
                    .batch = &batch,
-                   .cache = cache.kv});
-  backend_.Attention({.q = q,
+                   .plan = plan,
+                   .cache = cache.kv,
+                   .q_out = query});
+  backend_.Attention({.q = query,
                       .out = attended,
                       .batch = &batch,
-                      .plan = &PlanFor(layer, cache.group, input),
+                      .plan = plan,
                       .cache = cache.kv,
                       .scale = layer.attention_scale,
                       .soft_cap = layer.soft_cap,
@@ -142,20 +215,21 @@ void Decoder::Attend(const LayerSpec& layer, const LayerWeights& w, const LayerC
 void Decoder::FeedForward(const LayerSpec& layer, const LayerWeights& w, int tokens) {
   const FfnSpec& ffn = layer.ffn;
   if (ffn.experts == 0) {
-    const Tensor gate = Scratch(gate_, DType::kF32, tokens, ffn.intermediate);
-    const Tensor up = Scratch(up_, DType::kF32, tokens, ffn.intermediate);
-    backend_.MatMul(
-        {.x = block_in_, .weight = w.dense.gate, .bias = w.dense.gate_bias, .out = gate});
-    backend_.MatMul({.x = block_in_, .weight = w.dense.up, .bias = w.dense.up_bias, .out = up});
+    const Tensor both = Scratch(at_.gate_up, intermediate_, tokens, 2 * ffn.intermediate);
+    const Tensor gate = both.Columns(0, ffn.intermediate),
+                 up = both.Columns(ffn.intermediate, 2 * ffn.intermediate);
+    const Projection projections[] = {{w.dense.gate, w.dense.gate_bias, gate},
+                                      {w.dense.up, w.dense.up_bias, up}};
+    backend_.Project(block_in_, projections);
     backend_.GatedActivation(
         {.activation = ffn.activation, .limit = ffn.limit, .gate = gate, .up = up, .out = gate});
     backend_.MatMul(
         {.x = gate, .weight = w.dense.down, .bias = w.dense.down_bias, .out = block_out_});
     return;
   }
-  const Tensor logits = Scratch(router_, DType::kF32, tokens, ffn.experts);
-  const Tensor ids = Scratch(route_ids_, DType::kI32, tokens, ffn.top_k);
-  const Tensor weights = Scratch(route_weights_, DType::kF32, tokens, ffn.top_k);
+  const Tensor logits = Scratch(at_.router, DType::kF32, tokens, ffn.experts);
+  const Tensor ids = Scratch(at_.route_ids, DType::kI32, tokens, ffn.top_k);
+  const Tensor weights = Scratch(at_.route_weights, DType::kF32, tokens, ffn.top_k);
   backend_.MatMul({.x = block_in_, .weight = w.router, .bias = w.router_bias, .out = logits});
   backend_.Route({.logits = logits,
                   .top_k = ffn.top_k,
@@ -172,32 +246,21 @@ void Decoder::FeedForward(const LayerSpec& layer, const LayerWeights& w, int tok
                     .out = block_out_});
 }
 
-const AttentionPlan& Decoder::PlanFor(const LayerSpec& layer, int group, const StepInput& input) {
-  const AttentionShape shape{.heads = layer.heads,
-                             .kv_heads = layer.kv_heads,
-                             .head_dim = layer.head_dim,
-                             .window = layer.window};
-  for (const Plan& plan : plans_) {
-    if (plan.group == group && plan.plan.shape == shape) return plan.plan;
-  }
-  plans_.push_back({group, backend_.PlanAttention(shape, input.groups[group])});
-  return plans_.back().plan;
-}
-
-Tensor Decoder::Logits(std::span<const int32_t> rows, const Observer& observer) {
-  OCTAVO_CHECK(rows.size() <= kLogitRows, rows.size());
-  const int64_t count = static_cast<int64_t>(rows.size());
-  const Tensor x = Scratch(logit_rows_, DType::kF32, count, spec_.hidden);
-  const Tensor logits = Scratch(logits_, DType::kF32, count, spec_.vocab);
+Tensor Decoder::Logits(const Tensor& rows, const Observer& observer) {
+  const int64_t count = rows.size();
+  OCTAVO_CHECK(count <= kLogitRows, count);
+  const Tensor x = Scratch(at_.logit_rows, DType::kF32, count, spec_.hidden);
+  const Tensor normed = Scratch(at_.logit_normed, intermediate_, count, spec_.hidden);
+  const Tensor logits = Scratch(at_.logits, DType::kF32, count, spec_.vocab);
   backend_.Gather({.table = residual_, .ids = rows, .out = x});
   backend_.Norm({.x = x,
                  .delta = {},
                  .weight = weights_.final_norm,
                  .eps = spec_.norm_eps,
                  .offset = spec_.norm_offset,
-                 .out = x});
-  if (observer) observer(static_cast<int>(spec_.layers.size()), x);
-  backend_.MatMul({.x = x, .weight = weights_.lm_head, .bias = {}, .out = logits});
+                 .out = normed});
+  if (observer) observer(static_cast<int>(spec_.layers.size()), normed);
+  backend_.MatMul({.x = normed, .weight = weights_.lm_head, .bias = {}, .out = logits});
   return logits;
 }
 

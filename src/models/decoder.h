@@ -2,7 +2,7 @@
 #pragma once
 
 #include <functional>
-#include <span>
+#include <memory>
 #include <vector>
 
 #include "base/tensor.h"
@@ -17,12 +17,18 @@ namespace octavo {
 struct LayerCache {
   KvLayer kv;
   int group = 0;
+  AttentionMath math = AttentionMath::k16Bit;
 };
 
+// Tensors are in the backend's memory, int32.
 struct StepInput {
-  std::span<const int32_t> ids;        // [tokens]
-  std::span<const int32_t> positions;  // [tokens]
-  std::span<const BatchView> groups;   // the same tokens as each page group sees them
+  Tensor ids, positions;          // [tokens]
+  Tensor logit_rows;              // [most] rows whose logits may be asked for
+  std::vector<BatchView> groups;  // the same tokens as each page group sees them
+};
+
+struct StepLimits {
+  int tokens = 0, sequences = 0;
 };
 
 class Decoder {
@@ -33,47 +39,62 @@ class Decoder {
 
   // `spec`, `weights` and `backend` must outlive the decoder. `dtype`, float32 or bfloat16, is what
   // the two inputs of a block's matmuls are stored in: its normed input and the attention's output.
-  // The residual stream, what is added to it, and what a fused GPU kernel would keep in registers
-  // are float32 in both: queries, keys and values before the cache (so they are rounded once, not
-  // twice), the FFN between its matmuls, and what a router and its experts read.
+  // The residual stream, what is added to it, and queries, keys and values before the cache are
+  // float32 in both (so they are rounded once, not twice); what a fused kernel would keep in
+  // registers - the FFN between its matmuls, what a router and its experts read - is of the
+  // backend's intermediate_dtype().
   Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend, DType dtype,
-          std::vector<LayerCache> caches, int max_tokens);
+          std::vector<LayerCache> caches, const StepLimits& limits);
 
-  // Appends the step's tokens to the cache and computes their hidden states. At most max_tokens
-  // tokens.
+  // Memory that a decoder takes from the backend, not counting its attention plans'.
+  static int64_t ScratchBytes(const ModelSpec& spec, DType dtype, DType intermediate,
+                              const StepLimits& limits);
+
+  // Shares a step's attention out: on the host, before Forward.
+  void Plan(const StepInput& input);
+
+  // Appends the planned step's tokens to the cache and computes their hidden states.
   void Forward(const StepInput& input, const Observer& observer = nullptr);
 
-  // Logits of these rows of the last step, before the model's final soft-cap: [rows, vocab]
-  // float32. At most kLogitRows rows at a time; valid until the next call.
-  Tensor Logits(std::span<const int32_t> rows, const Observer& observer = nullptr);
+  // Logits of these rows of the last step ([rows] int32), before the model's final soft-cap:
+  // [rows, vocab] float32. At most kLogitRows rows at a time; valid until the next call.
+  Tensor Logits(const Tensor& rows, const Observer& observer = nullptr);
 
   static constexpr int kLogitRows = 64;
 
  private:
-  void Attend(const LayerSpec& layer, const LayerWeights& w, const LayerCache& cache,
-              const StepInput& input);
+  // Byte offsets of the scratch tensors, each grown to the widest layer.
+  struct Layout {
+    int64_t hidden, normed, delta, qkv, query, attended, gate_up, router, route_ids, route_weights,
+        rope, logit_rows, logit_normed, logits, total;
+  };
+  static Layout LayOut(const ModelSpec& spec, DType dtype, DType intermediate,
+                       const StepLimits& limits);
+
+  // One plan per shape, formats, math and group, each twice: for any step, and for steps of one
+  // token per sequence, whose graphs need no prefill kernels.
+  struct Plans {
+    int group;
+    std::unique_ptr<AttentionPlan> any, decode;
+  };
+  void MakePlans();
+  void Attend(size_t l, const StepInput& input);
   void FeedForward(const LayerSpec& layer, const LayerWeights& w, int tokens);
-  const AttentionPlan& PlanFor(const LayerSpec& layer, int group, const StepInput& input);
-  // A [rows, columns] view of a scratch buffer, grown at construction only.
-  Tensor Scratch(const Buffer& buffer, DType dtype, int64_t rows, int64_t columns) const;
+  Tensor Scratch(int64_t offset, DType dtype, int64_t rows, int64_t columns) const;
 
   const ModelSpec& spec_;
   const Weights& weights_;
   Backend& backend_;
-  DType dtype_;
+  DType dtype_, intermediate_;
   std::vector<LayerCache> caches_;
-  int max_tokens_;
-
-  struct Plan {
-    int group;
-    AttentionPlan plan;
-  };
-  std::vector<Plan> plans_;  // of the current step
+  StepLimits limits_;
+  Layout at_;
+  Memory scratch_;
+  std::vector<Memory> inv_freqs_;  // of each rope
+  std::vector<Plans> plans_;
+  std::vector<size_t> layer_plans_;  // index into plans_
+  bool decode_only_ = false;         // the planned step
   std::vector<Tensor> rope_tables_;
-
-  // `hidden_` is the residual stream, `normed_` what a block reads, `delta_` what it adds.
-  Buffer hidden_, normed_, delta_, query_, key_, value_, attended_, gate_, up_, router_, route_ids_,
-      route_weights_, rope_, logit_rows_, logits_;
   Tensor residual_, block_in_, block_out_;
 };
 

@@ -34,6 +34,7 @@ struct Weights {
   Tensor lm_head;     // [vocab, hidden]; the embedding when tied
   std::vector<LayerWeights> layers;
   std::vector<Buffer> owned;
+  Memory device;  // where they are in a backend's own memory: models/upload
 };
 
 // Finds, checks (shape, dtype) and if need be converts every tensor the spec asks for. Errors name

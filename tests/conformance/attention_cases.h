@@ -31,7 +31,9 @@ struct AttentionOps {
 inline AttentionOps OpsOf(Backend& backend) {
   return {[&](const AppendArgs& args) { backend.Append(args); },
           [&](const AttentionShape& shape, const BatchView& batch) {
-            return backend.PlanAttention(shape, batch);
+            auto plan = backend.PlanAttention({.shape = shape});
+            plan->Make(batch);
+            return plan;
           },
           [&](const AttentionArgs& args) { backend.Attention(args); }};
 }

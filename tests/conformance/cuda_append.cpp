@@ -194,7 +194,8 @@ class AppendCheck {
       return DeviceBuffer(t.data, static_cast<size_t>(t.rows() * t.row_stride) * SizeOf(t.dtype));
     };
     const DeviceBuffer q = upload(args.q), k = upload(args.k), v = upload(args.v);
-    const DeviceBuffer norm(norm_), slots(args.batch->slots.data, args.batch->slots.size() * sizeof(int64_t));
+    const DeviceBuffer norm(norm_),
+        slots(args.batch->slots.data, args.batch->slots.size() * sizeof(int64_t));
     DeviceBuffer cos_sin;
     if (args.cos_sin) cos_sin = upload(args.cos_sin);
     const size_t elements = static_cast<size_t>(tokens) * c.heads() * c.head_dim;

@@ -57,7 +57,8 @@ TEST(AllocationTest, SteadyStateAllocatesNothing) {
   // One thread: with more, which thread's buffers grow when is chance.
   const auto backend = MakeCpuBackend(1);
   const auto step = [&] {
-    backend->Gather({.table = head, .ids = tokens, .out = out});
+    backend->Gather(
+        {.table = head, .ids = Tensor(tokens.data(), DType::kI32, {kRows}), .out = out});
     backend->Norm({.x = x, .delta = {}, .weight = norm, .eps = 1e-5f, .out = out});
     backend->MatMul({.x = x, .weight = square, .bias = {}, .out = out});
     backend->GatedActivation({.gate = x, .up = up, .out = out});

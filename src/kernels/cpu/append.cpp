@@ -70,7 +70,8 @@ void RopeTable(const RopeTableArgs& args, ThreadPool& pool) {
   pool.ForEach(args.positions.size(), [&](int64_t row, int) {
     float* cos = args.cos_sin.Row<float>(row);
     for (int64_t j = 0; j < half; ++j) {
-      const float angle = static_cast<float>(args.positions.Row<int32_t>(0)[row]) * args.inv_freq.Row<float>(0)[j];
+      const float angle =
+          static_cast<float>(args.positions.Row<int32_t>(0)[row]) * args.inv_freq.Row<float>(0)[j];
       cos[j] = std::cos(angle) * args.scaling;
       cos[half + j] = std::sin(angle) * args.scaling;
     }

@@ -161,8 +161,7 @@ void Attention(const AttentionArgs& args, ThreadPool& pool, Buffer& workspace) {
   const AttentionShape& shape = args.plan->shape();
   int rows = 1;
   for (const AttentionWork::Item& item : work.items) {
-    rows = std::max(rows,
-                    (item.token_end - item.token_begin) * (shape.heads / shape.kv_heads));
+    rows = std::max(rows, (item.token_end - item.token_begin) * (shape.heads / shape.kv_heads));
   }
   const int64_t thread_floats = AlignRow(Scratch::Floats(rows, AlignRow(shape.head_dim)));
   const size_t bytes =

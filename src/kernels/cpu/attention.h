@@ -20,8 +20,8 @@ class WorkPlan final : public AttentionPlan {
   AttentionWork work_;
 };
 
-// `args.plan` is a WorkPlan. `workspace` is grown as needed and may be reused by any later call; its contents mean nothing
-// between calls.
+// `args.plan` is a WorkPlan. `workspace` is grown as needed and may be reused by any later call;
+// its contents mean nothing between calls.
 void Attention(const AttentionArgs& args, ThreadPool& pool, Buffer& workspace);
 
 }  // namespace octavo::cpu

@@ -29,8 +29,7 @@ AttentionOps ReferenceOps() {
           reference::Attention};
 }
 
-std::unique_ptr<cpu::WorkPlan> PlanCpu(const AttentionShape& shape,
-                                       const BatchView& batch,
+std::unique_ptr<cpu::WorkPlan> PlanCpu(const AttentionShape& shape, const BatchView& batch,
                                        int threads) {
   auto plan = std::make_unique<cpu::WorkPlan>(shape, threads);
   plan->Make(batch);

@@ -15,11 +15,13 @@ set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
 set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
 
 file(GLOB cuda_sources CONFIGURE_DEPENDS src/kernels/cuda/*.cu)
-add_library(octavo_cuda SHARED ${cuda_sources} src/kernels/cuda/plan.cpp src/kernels/kv_layout.cpp src/base/dtype.cpp
-                               src/base/error.cpp)
+add_library(octavo_cuda SHARED ${cuda_sources} src/kernels/cuda/backend.cpp src/kernels/cuda/plan.cpp
+                               src/kernels/kv_layout.cpp src/base/dtype.cpp src/base/error.cpp src/base/tensor.cpp)
 target_include_directories(octavo_cuda PUBLIC ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
 target_compile_options(octavo_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-O3 -Xptxas=-v -Xcompiler=-Wall,-Wextra,-Werror>)
-set_target_properties(octavo_cuda PROPERTIES CUDA_COMPILER_LAUNCHER ${PROJECT_SOURCE_DIR}/scripts/ptxas-report)
+target_include_directories(octavo_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+set_target_properties(octavo_cuda PROPERTIES CUDA_COMPILER_LAUNCHER ${PROJECT_SOURCE_DIR}/scripts/ptxas-report
+                                             LIBRARY_OUTPUT_DIRECTORY ${CMAKE_RUNTIME_OUTPUT_DIRECTORY})
 # 40 attention kernels (table.cu), append, combine.
 add_test(NAME ptxas COMMAND ${PROJECT_SOURCE_DIR}/scripts/ptxas-report --check
                             ${PROJECT_BINARY_DIR}/CMakeFiles/octavo_cuda.dir 42)

@@ -1,7 +1,7 @@
-// The ops of kernels/backend.h on a CUDA device, but for attention and append (octavo/attention.h). Tensors
-// are device memory, weights bfloat16, T bfloat16 or float32; rows may be strided where backend.h
-// says so. Nothing here allocates or waits after construction, so all but Sampler may be captured
-// in a graph; limits are those of construction.
+// The ops of kernels/backend.h on a CUDA device, but for attention and append (octavo/attention.h).
+// Tensors are device memory, weights bfloat16, T bfloat16 or float32; rows may be strided where
+// backend.h says so. Nothing here allocates or waits after construction, so all but Sampler may be
+// captured in a graph; limits are those of construction.
 #pragma once
 
 #include <cuda_runtime.h>

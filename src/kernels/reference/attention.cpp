@@ -213,8 +213,8 @@ void RopeTable(const RopeTableArgs& args) {
   const int64_t half = args.inv_freq.size();
   for (int64_t i = 0; i < args.positions.size(); ++i) {
     for (int64_t j = 0; j < half; ++j) {
-      const double angle =
-          static_cast<float>(args.positions.Row<int32_t>(0)[i]) * args.inv_freq.Row<float>(0)[j];  // product in float32
+      const double angle = static_cast<float>(args.positions.Row<int32_t>(0)[i]) *
+                           args.inv_freq.Row<float>(0)[j];  // product in float32
       Write(args.cos_sin, static_cast<int64_t>(i), j, std::cos(angle) * args.scaling);
       Write(args.cos_sin, static_cast<int64_t>(i), half + j, std::sin(angle) * args.scaling);
     }
