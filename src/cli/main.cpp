@@ -62,8 +62,17 @@ void AddEngineFlags(CLI::App* app, EngineOptions& o, bool one_format = true) {
       "model", o.model,
       "a Hugging Face folder (config.json, safetensors); default: the shipped needle model");
   app->add_option("--dtype", o.dtype, "arithmetic: bfloat16 or float32")->capture_default_str();
+  app->add_option("--device", o.device, "cpu, cuda, or auto: a GPU where there is one")
+      ->capture_default_str();
   app->add_option("--threads", o.threads, "CPU threads; 0: all")
       ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app->add_option("--gpu-memory-utilization", o.gpu_memory_utilization,
+                  "share of a GPU's memory for weights, activations and cache")
+      ->capture_default_str();
+  app->add_option("--attention-math", o.attention_math,
+                  "prefill on a GPU over fp8_e4m3 pages: fp8 (two-level accumulation; auto), "
+                  "fp8_tensor_core (for those who want to see it fail) or 16bit")
       ->capture_default_str();
   app->add_option("--max-num-batched-tokens", o.max_num_batched_tokens,
                   "tokens in one step; longer prompts run in chunks")

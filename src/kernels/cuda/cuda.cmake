@@ -15,7 +15,7 @@ set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
 set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
 
 file(GLOB cuda_sources CONFIGURE_DEPENDS src/kernels/cuda/*.cu)
-add_library(octavo_cuda SHARED ${cuda_sources} src/kernels/cuda/backend.cpp src/kernels/cuda/plan.cpp
+add_library(octavo_cuda SHARED ${cuda_sources} src/kernels/cuda/plan.cpp
                                src/kernels/kv_layout.cpp src/base/dtype.cpp src/base/error.cpp src/base/tensor.cpp)
 target_include_directories(octavo_cuda PUBLIC ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
 target_compile_options(octavo_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-O3 -Xptxas=-v -Xcompiler=-Wall,-Wextra,-Werror>)

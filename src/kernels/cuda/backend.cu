@@ -46,14 +46,14 @@ class StepPlan final : public octavo::AttentionPlan {
 
   void Make(const BatchView& batch) override { plan_.Make(batch.q_begin, batch.kv_len, stream_); }
 
-  const AttentionPlan& plan() const { return plan_; }
+  const cuda::AttentionPlan& plan() const { return plan_; }
   const uint8_t* fp8_queries() const { return q_fp8_.data() ? plan_.fp8_queries() : nullptr; }
   void* q_fp8() const { return q_fp8_.data(); }
   float* q_scale() const { return reinterpret_cast<float*>(q_scale_.data()); }
 
  private:
   cudaStream_t stream_;
-  AttentionPlan plan_;
+  cuda::AttentionPlan plan_;
   Memory q_fp8_, q_scale_;
 };
 
