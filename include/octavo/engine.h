@@ -27,9 +27,10 @@ namespace octavo {
 
 // Names and meanings are vLLM's, where vLLM has them.
 struct EngineOptions {
-  std::string model;               // a Hugging Face folder
-  std::string device = "auto";     // "cpu", "cuda", or "auto": a GPU where there is one
-  std::string dtype = "bfloat16";  // arithmetic: "bfloat16" or "float32"
+  std::string model;                 // a Hugging Face folder
+  std::string load_format = "auto";  // "dummy": noise for weights, from a config.json alone
+  std::string device = "auto";       // "cpu", "cuda", or "auto": a GPU where there is one
+  std::string dtype = "bfloat16";    // arithmetic: "bfloat16" or "float32"
   // On a GPU, of layers whose K and V are fp8_e4m3: "auto" (= "fp8", two-level accumulation),
   // "fp8_tensor_core" (loses precision with length) or "16bit".
   std::string attention_math = "auto";
@@ -123,7 +124,9 @@ class Engine {
  public:
   using Callback = std::function<void(const Event&)>;
 
-  static std::unique_ptr<Engine> Create(const EngineOptions& options);
+  // With `same_model`, an engine of the same model and device, weights are shared with it.
+  static std::unique_ptr<Engine> Create(const EngineOptions& options,
+                                        const Engine* same_model = nullptr);
   ~Engine();  // cancels what is left
 
   // Refuses an empty prompt, ids outside the vocabulary, prompts that the model or the cache cannot

@@ -201,7 +201,9 @@ void AddEval(CLI::App& root, int& code) {
       "--html needle.html");
   NeedleEvalOptions& e = o->eval;
   AddEngineFlags(app, e.engine, /*one_format=*/false);
-  app->add_option("--kv-cache-dtypes", e.formats, "formats to compare")
+  app->add_option(
+         "--kv-cache-dtypes", e.formats,
+         "what to compare: FORMAT[:MATH][/SKIP], e.g. bf16,fp8,fp8:16bit,fp8/sliding_window")
       ->delimiter(',')
       ->capture_default_str();
   app->add_option("--lengths", e.lengths, "prompt lengths in tokens")

@@ -54,8 +54,9 @@ void CheckSampling(const SamplingParams& p, int64_t vocab) {
 }  // namespace
 
 struct Engine::Impl {
-  explicit Impl(const EngineOptions& options)
-      : executor(options),
+  template <class... Model>  // none: the options' own
+  explicit Impl(const EngineOptions& options, const Model&... model)
+      : executor(options, model...),
         scheduler(executor.pool(), {options.max_num_seqs, options.max_num_batched_tokens,
                                     options.enable_prefix_caching}),
         batch(executor.MakeBatch()) {
@@ -329,8 +330,10 @@ void Engine::Impl::PublishStats() {
   if (fresh) health = std::move(*fresh);
 }
 
-std::unique_ptr<Engine> Engine::Create(const EngineOptions& options) {
-  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(options)));
+std::unique_ptr<Engine> Engine::Create(const EngineOptions& options, const Engine* same_model) {
+  auto impl = same_model ? std::make_unique<Impl>(options, same_model->impl_->executor.model())
+                         : std::make_unique<Impl>(options);
+  return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

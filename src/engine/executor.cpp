@@ -79,6 +79,26 @@ AttentionMath LayerMath(const std::string& name, const LayerSpec& layer, const K
   return name == "fp8_tensor_core" ? AttentionMath::kFp8TensorCore : AttentionMath::kFp8;
 }
 
+std::shared_ptr<const LoadedModel> Load(const EngineOptions& options, const ModelSpec& spec,
+                                        Backend& backend) {
+  if (options.dtype == "float32" && !backend.is_host()) {
+    throw Error(ErrorCode::kUnsupported,
+                fmt::format("--dtype float32: needs --device cpu, found {}", backend.name()));
+  }
+  if (options.load_format != "auto" && options.load_format != "dummy") {
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        fmt::format("--load-format: expected auto or dummy, found '{}'", options.load_format));
+  }
+  const bool dummy = options.load_format == "dummy";
+  Checkpoint checkpoint =
+      dummy ? Checkpoint::Empty(options.model) : Checkpoint::Open(options.model);
+  Weights weights = dummy ? MakeDummyWeights(spec) : LoadWeights(spec, checkpoint);
+  if (!backend.is_host()) weights = UploadWeights(spec, weights, backend);
+  return std::make_shared<const LoadedModel>(
+      LoadedModel{spec, std::move(checkpoint), std::move(weights), backend.name()});
+}
+
 std::string MiB(int64_t bytes) {
   return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1 << 20));
 }
@@ -89,25 +109,26 @@ Executor::Executor(const EngineOptions& options)
     : Executor(options, ReadModelSpec(options.model)) {}
 
 Executor::Executor(const EngineOptions& options, ModelSpec spec)
+    : Executor(options, spec, [&](Backend& backend) { return Load(options, spec, backend); }) {}
+
+Executor::Executor(const EngineOptions& options, std::shared_ptr<const LoadedModel> model)
+    : Executor(options, model->spec, [&](Backend& backend) {
+        OCTAVO_CHECK(model->device == backend.name(), model->device, backend.name());
+        return model;
+      }) {}
+
+Executor::Executor(const EngineOptions& options, const ModelSpec& spec,
+                   const std::function<std::shared_ptr<const LoadedModel>(Backend&)>& load)
     : dtype_((CheckOptions(options, spec), ArithmeticDType(options.dtype))),
-      spec_(std::move(spec)),
       backend_(MakeBackend(options.device, options.threads)),
-      checkpoint_(Checkpoint::Open(options.model)),
-      weights_(LoadWeights(spec_, checkpoint_)),
+      model_(load(*backend_)),
       max_num_seqs_(options.max_num_seqs),
       max_num_batched_tokens_(options.max_num_batched_tokens) {
-  max_model_len_ = options.max_model_len ? options.max_model_len : spec_.max_position_embeddings;
-  if (!backend_->is_host()) {
-    if (dtype_ == DType::kF32) {
-      throw Error(ErrorCode::kUnsupported,
-                  fmt::format("--dtype float32 needs --device cpu, found {}", backend_->name()));
-    }
-    weights_ = UploadWeights(weights_, *backend_);
-  }
+  max_model_len_ = options.max_model_len ? options.max_model_len : spec.max_position_embeddings;
   backend_->Reserve(Limits());
   std::vector<LayerCache> caches = LayOutCache(options);
   decoder_ =
-      std::make_unique<Decoder>(spec_, weights_, *backend_, dtype_, std::move(caches),
+      std::make_unique<Decoder>(model_->spec, model_->weights, *backend_, dtype_, std::move(caches),
                                 StepLimits{.tokens = StepTokens(), .sequences = StepSequences()});
 }
 
@@ -120,9 +141,9 @@ int Executor::StepTokens() const { return std::max(max_num_batched_tokens_, Step
 BackendLimits Executor::Limits() const {
   BackendLimits limits{.tokens = StepTokens(),
                        .sample_rows = Decoder::kLogitRows,
-                       .vocab = spec_.vocab,
-                       .hidden = spec_.hidden};
-  for (const LayerSpec& layer : spec_.layers) {
+                       .vocab = spec().vocab,
+                       .hidden = spec().hidden};
+  for (const LayerSpec& layer : spec().layers) {
     if (layer.ffn.experts == 0) continue;
     limits.experts = std::max(limits.experts, layer.ffn.experts);
     limits.top_k = std::max(limits.top_k, layer.ffn.top_k);
@@ -141,7 +162,7 @@ int64_t Executor::CacheBytes(const EngineOptions& options,
     const StepLimits limits{.tokens = StepTokens(), .sequences = StepSequences()};
     const int64_t taken =
         static_cast<int64_t>(total - free) + kPlanAndGraphBytes +
-        Decoder::ScratchBytes(spec_, dtype_, backend_->intermediate_dtype(), limits);
+        Decoder::ScratchBytes(spec(), dtype_, backend_->intermediate_dtype(), limits);
     const int64_t bytes =
         static_cast<int64_t>(options.gpu_memory_utilization * static_cast<double>(total)) - taken;
     if (bytes <= 0) {
@@ -168,8 +189,8 @@ int64_t Executor::CacheBytes(const EngineOptions& options,
 
 std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
   KvModelFacts facts{
-      .layers = {}, .dtype = spec_.dtype, .checkpoint_format = spec_.kv_cache_format};
-  for (const LayerSpec& layer : spec_.layers)
+      .layers = {}, .dtype = spec().dtype, .checkpoint_format = spec().kv_cache_format};
+  for (const LayerSpec& layer : spec().layers)
     facts.layers.push_back({layer.window, layer.kv_heads, layer.head_dim});
   policy_ = ResolveKvPolicy({.kv_cache_dtype = options.kv_cache_dtype,
                              .kv_cache_dtype_k = Given(options.kv_cache_dtype_k),
@@ -177,7 +198,8 @@ std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
                              .skip_layers = options.kv_cache_dtype_skip_layers},
                             facts);
   for (const std::string& warning : policy_.warnings) Log(LogLevel::kWarning, warning);
-  scales_ = LoadKvScales(checkpoint_, Given(options.kv_cache_scales), facts.layers, policy_.layers);
+  scales_ = LoadKvScales(model_->checkpoint, Given(options.kv_cache_scales), facts.layers,
+                         policy_.layers);
   for (const std::string& warning : scales_.warnings) Log(LogLevel::kWarning, warning);
 
   const int64_t bytes = CacheBytes(options, facts.layers);
@@ -209,7 +231,7 @@ std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
     for (const KvScale* operand : {&layer.k, &layer.v})
       scales.insert(scales.end(), operand->values.begin(), operand->values.end());
   }
-  const size_t layers = spec_.layers.size();
+  const size_t layers = spec().layers.size();
   scale_memory_ = backend_->Allocate(scales.size() * sizeof(float));
   backend_->Upload(scale_memory_.data(), scales.data(), scales.size() * sizeof(float));
   health_memory_ = backend_->Allocate(layers * sizeof(LayerHealth));
@@ -229,7 +251,7 @@ std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
                              .saturated = health[l].saturated,
                              .amax = health[l].amax},
                       .group = place.group,
-                      .math = LayerMath(options.attention_math, spec_.layers[l], place.layout)});
+                      .math = LayerMath(options.attention_math, spec().layers[l], place.layout)});
   }
   return caches;
 }
@@ -286,7 +308,7 @@ std::vector<SampledToken> Executor::Execute(Batch& batch) {
   std::vector<SampledToken> sampled(batch.samples().size());
   Run(batch, [&](size_t first, const Tensor& logits) {
     backend_->Sample({.logits = logits,
-                      .soft_cap = spec_.final_soft_cap,
+                      .soft_cap = spec().final_soft_cap,
                       .rows = batch.samples().subspan(first, logits.rows()),
                       .out = std::span(sampled).subspan(first, logits.rows())});
   });
@@ -294,7 +316,7 @@ std::vector<SampledToken> Executor::Execute(Batch& batch) {
 }
 
 std::vector<LayerHealth> Executor::ReadHealth() {
-  std::vector<LayerHealth> health(spec_.layers.size());
+  std::vector<LayerHealth> health(spec().layers.size());
   backend_->Download(health.data(), health_memory_.data(), health.size() * sizeof(LayerHealth));
   return health;
 }

@@ -29,14 +29,25 @@ struct LayerHealth {
   float amax[2] = {};
 };
 
+// What executors of one model may share: its weights, where they compute.
+struct LoadedModel {
+  ModelSpec spec;
+  Checkpoint checkpoint;
+  Weights weights;
+  std::string device;  // Backend::name()
+};
+
 class Executor {
  public:
   // Loads the model, settles policy and scales, takes the cache memory. Errors are the user's to
   // mend.
   explicit Executor(const EngineOptions& options);
   Executor(const EngineOptions& options, ModelSpec spec);  // instead of the folder's own
+  // With the weights of an executor of the same model and device.
+  Executor(const EngineOptions& options, std::shared_ptr<const LoadedModel> model);
 
-  const ModelSpec& spec() const { return spec_; }
+  std::shared_ptr<const LoadedModel> model() const { return model_; }
+  const ModelSpec& spec() const { return model_->spec; }
   int64_t max_model_len() const { return max_model_len_; }
   BlockPool& pool() { return *pool_; }
   int groups() const { return static_cast<int>(geometry_.groups.size()); }
@@ -59,6 +70,8 @@ class Executor {
   int64_t cache_bytes_used() const;  // pages that sequences hold
 
  private:
+  Executor(const EngineOptions& options, const ModelSpec& spec,
+           const std::function<std::shared_ptr<const LoadedModel>(Backend&)>& load);
   std::vector<LayerCache> LayOutCache(const EngineOptions& options);
   int64_t CacheBytes(const EngineOptions& options, const std::vector<KvLayerFacts>& facts) const;
   BackendLimits Limits() const;
@@ -73,10 +86,8 @@ class Executor {
   int64_t PagesPerSequence(const KvGroup& group) const;  // of max_model_len tokens, at most
 
   DType dtype_ = DType::kBF16;
-  ModelSpec spec_;
   std::unique_ptr<Backend> backend_;
-  Checkpoint checkpoint_;
-  Weights weights_;
+  std::shared_ptr<const LoadedModel> model_;
   KvPolicy policy_;
   KvScales scales_;
   int64_t max_model_len_ = 0;

@@ -1,5 +1,4 @@
 #include "eval/needle.h"
-
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
@@ -12,6 +11,7 @@
 
 #include "base/error.h"
 #include "eval/haystack.h"
+#include "eval/variant.h"
 #include "models/config.h"
 
 namespace octavo {
@@ -243,13 +243,19 @@ NeedleReport EvalNeedle(const NeedleEvalOptions& options, const NeedleProgress& 
 
   std::vector<Contestant> contestants;
   for (const std::string& format : options.formats) {
-    EngineOptions engine = options.engine;
-    engine.kv_cache_dtype = format;
+    EngineOptions engine = WithVariant(options.engine, format);
+    // Counted against all memory taken so far, so each gets an equal share of a GPU's.
+    engine.gpu_memory_utilization *=
+        static_cast<double>(contestants.size() + 1) / static_cast<double>(options.formats.size());
     engine.enable_prefix_caching = true;
     engine.max_num_seqs = options.needles;
     engine.max_model_len = *std::max_element(options.lengths.begin(), options.lengths.end());
     contestants.push_back(
-        {.engine = Engine::Create(engine), .row = {}, .prefill = {}, .decode = {}});
+        {.engine = Engine::Create(engine,
+                                  contestants.empty() ? nullptr : contestants.front().engine.get()),
+         .row = {},
+         .prefill = {},
+         .decode = {}});
   }
 
   const int all = static_cast<int>(options.formats.size() * options.lengths.size()) *

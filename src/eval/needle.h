@@ -17,6 +17,7 @@ namespace octavo {
 
 struct NeedleEvalOptions {
   EngineOptions engine;  // its cache format is replaced by each of `formats`
+  // eval/variant.h says what a format may be followed by.
   std::vector<std::string> formats = {"bf16", "fp8", "int8_per_token_head"};
   std::vector<int64_t> lengths = {4096, 16384, 32768};  // tokens of the prompt, question included
   int needles = 8;

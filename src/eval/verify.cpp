@@ -332,8 +332,7 @@ VerifyReport Verify(const VerifyOptions& options) {
     for (size_t c = 0; c < std::size(chunks); ++c) {
       const Logits chunked = runner.Run(ids, chunks[c], reference.rows);
       result.chunks_identical = result.chunks_identical && chunked.values == whole.values;
-      result.chunked_l2 =
-          std::max(result.chunked_l2, RelativeL2(chunked.values, reference.values));
+      result.chunked_l2 = std::max(result.chunked_l2, RelativeL2(chunked.values, reference.values));
       chunked_together[c].Add(chunked.values, reference.values);
     }
 
@@ -386,8 +385,7 @@ VerifyReport Verify(const VerifyOptions& options) {
     together.relative_l2 = ours_together.value();
     together.tolerance = 1.5 * bf16_together.value();
     together.chunked_l2 = std::max(chunked_together[0].value(), chunked_together[1].value());
-    together.passed = ChunksFine(together, on_host) &&
-                      together.relative_l2 <= together.tolerance &&
+    together.passed = ChunksFine(together, on_host) && together.relative_l2 <= together.tolerance &&
                       together.top1_agreement >= bf16_top1 - 0.02;
     report.passed = report.passed && together.passed;
     report.prompts.push_back(together);

@@ -203,6 +203,12 @@ Checkpoint Checkpoint::Open(const fs::path& folder) {
   return checkpoint;
 }
 
+Checkpoint Checkpoint::Empty(const std::filesystem::path& folder) {
+  Checkpoint checkpoint;
+  checkpoint.path_ = folder;
+  return checkpoint;
+}
+
 Checkpoint Checkpoint::OpenFile(const fs::path& file) {
   Checkpoint checkpoint;
   checkpoint.path_ = file;

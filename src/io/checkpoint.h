@@ -25,6 +25,7 @@ class Checkpoint {
   static Checkpoint Open(const std::filesystem::path& folder);
   static Checkpoint OpenFile(
       const std::filesystem::path& file);  // one safetensors file (a golden, a side-car)
+  static Checkpoint Empty(const std::filesystem::path& folder);  // no tensors
   Checkpoint(Checkpoint&&) noexcept;
   Checkpoint& operator=(Checkpoint&&) noexcept;
   ~Checkpoint();

@@ -16,10 +16,9 @@ constexpr int64_t kAlign = 256;
 
 // Calls run(dtype, tensors) for each run of tensors that stand next to each other.
 template <class Run>
-void ForEachRun(Weights& w, const Run& run) {
+void ForEachRun(Weights& w, bool tied, const Run& run) {
   using Tensors = std::vector<Tensor*>;
   const auto bf16 = [&](const Tensors& tensors) { run(DType::kBF16, tensors); };
-  const bool tied = w.lm_head.data == w.embedding.data;
   bf16({&w.embedding});
   if (tied)
     w.lm_head = w.embedding;
@@ -82,7 +81,7 @@ void Upload(const Tensor& from, const Tensor& to, Backend& backend) {
 
 }  // namespace
 
-Weights UploadWeights(const Weights& weights, Backend& backend) {
+Weights UploadWeights(const ModelSpec& spec, const Weights& weights, Backend& backend) {
   const auto start = std::chrono::steady_clock::now();
   Weights out{.embedding = weights.embedding,
               .final_norm = weights.final_norm,
@@ -91,7 +90,7 @@ Weights UploadWeights(const Weights& weights, Backend& backend) {
               .owned = {},
               .device = {}};
   int64_t total = 0;
-  ForEachRun(out, [&](DType dtype, const std::vector<Tensor*>& run) {
+  ForEachRun(out, spec.tie_word_embeddings, [&](DType dtype, const std::vector<Tensor*>& run) {
     for (const Tensor* tensor : run) total += Bytes(dtype, *tensor);
     total = (total + kAlign - 1) / kAlign * kAlign;
   });
@@ -103,7 +102,7 @@ Weights UploadWeights(const Weights& weights, Backend& backend) {
                             static_cast<double>(backend.memory_info().free) / (1 << 30)));
   }
   int64_t offset = 0;
-  ForEachRun(out, [&](DType dtype, const std::vector<Tensor*>& run) {
+  ForEachRun(out, spec.tie_word_embeddings, [&](DType dtype, const std::vector<Tensor*>& run) {
     for (Tensor* tensor : run) {
       if (!*tensor) continue;
       const Tensor from = *tensor;
@@ -116,9 +115,9 @@ Weights UploadWeights(const Weights& weights, Backend& backend) {
     offset = (offset + kAlign - 1) / kAlign * kAlign;
   });
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  Log(LogLevel::kInfo, fmt::format("weights: {:.2f} GiB to {} in {:.1f} s",
-                                   static_cast<double>(total) / (1 << 30), backend.name(),
-                                   seconds.count()));
+  Log(LogLevel::kInfo,
+      fmt::format("weights: {:.2f} GiB to {} in {:.1f} s", static_cast<double>(total) / (1 << 30),
+                  backend.name(), seconds.count()));
   return out;
 }
 

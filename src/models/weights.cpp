@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <random>
 #include <set>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include "base/error.h"
+#include "base/float_bits.h"
 #include "base/thread_pool.h"
 #include "io/json.h"
 #include "kv/scale_names.h"
@@ -46,14 +48,18 @@ Tensor Slice(const Tensor& stack, int64_t index) {
 
 class Loader {
  public:
-  Loader(const ModelSpec& spec, const Checkpoint& checkpoint)
+  Loader(const ModelSpec& spec, const Checkpoint& checkpoint, bool dummy = false)
       : spec_(spec),
         checkpoint_(checkpoint),
+        dummy_(dummy),
         names_(FindFamily(spec.family).experts),
         threads_(0) {}
 
   Weights Load() {
-    FindPrefix();
+    if (dummy_)
+      MakeNoise();
+    else
+      FindPrefix();
     weights_.embedding = Plain(prefix_ + "embed_tokens.weight", {spec_.vocab, spec_.hidden});
     weights_.final_norm = Plain(prefix_ + "norm.weight", {spec_.hidden});
     if (spec_.tie_word_embeddings) {
@@ -71,6 +77,26 @@ class Loader {
   }
 
  private:
+  void MakeNoise() {
+    int64_t largest = spec_.vocab * spec_.hidden;
+    for (const LayerSpec& layer : spec_.layers) {
+      const int64_t widest =
+          std::max<int64_t>(layer.heads * layer.head_dim, layer.ffn.intermediate);
+      largest = std::max({largest, widest * spec_.hidden, layer.ffn.experts * spec_.hidden});
+    }
+    noise_ = Allocate(DType::kBF16, {largest}).data;
+    std::vector<uint16_t> some(1 << 16);
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal(0, 0.02f);
+    for (uint16_t& value : some) value = FloatToBF16(normal(random));
+    // Turned a little each time, or rows of a power of two would all be the same.
+    for (int64_t begin = 0; begin < largest; begin += std::ssize(some)) {
+      std::rotate(some.begin(), some.begin() + 4099, some.end());
+      std::copy_n(some.begin(), std::min<int64_t>(std::ssize(some), largest - begin),
+                  static_cast<uint16_t*>(noise_) + begin);
+    }
+  }
+
   [[noreturn]] void Fail(const std::string& tensor, const std::string& what,
                          ErrorCode code = ErrorCode::kInvalidArgument) const {
     throw Error(code,
@@ -95,7 +121,8 @@ class Loader {
          "missing (nor is it under language_model.model. or model.language_model.)");
   }
 
-  const Tensor& Require(const std::string& name, Shape shape) {
+  Tensor Require(const std::string& name, Shape shape) {
+    if (dummy_) return Tensor(noise_, DType::kBF16, shape);
     const Tensor* tensor = checkpoint_.Find(name);
     if (!tensor)
       Fail(name, fmt::format("missing, expected {}", ShapeText(shape)), ErrorCode::kNotFound);
@@ -107,7 +134,7 @@ class Loader {
   }
 
   Tensor Plain(const std::string& name, Shape shape) {
-    const Tensor& tensor = Require(name, shape);
+    const Tensor tensor = Require(name, shape);
     if (!IsPlain(tensor.dtype)) {
       Fail(name,
            fmt::format("expected bfloat16, float16 or float32, found {}", ShapeString(tensor)));
@@ -122,7 +149,7 @@ class Loader {
   // A matrix of a linear layer: as it is, or float-8 with scales, widened.
   Tensor Linear(const std::string& module, int64_t out, int64_t in) {
     const std::string name = module + ".weight";
-    const Tensor& tensor = Require(name, {out, in});
+    const Tensor tensor = Require(name, {out, in});
     if (tensor.dtype != DType::kF8E4M3) return Plain(name, {out, in});
     if (spec_.weight_quant != WeightQuant::kFp8) {
       Fail(name,
@@ -213,7 +240,7 @@ class Loader {
     const std::string experts = prefix + std::string(names_.experts) + ".";
     w.router = Linear(router, ffn.experts, spec_.hidden);
     w.router_bias = PlainIf(ffn.bias, router + ".bias", {ffn.experts});
-    if (names_.gate.empty()) {
+    if (names_.gate.empty() && !dummy_) {
       LoadStacks(ffn, experts, w);
       return;
     }
@@ -291,7 +318,7 @@ class Loader {
   }
 
   Tensor Bytes(const std::string& name, Shape shape) {
-    const Tensor& tensor = Require(name, shape);
+    const Tensor tensor = Require(name, shape);
     if (tensor.dtype != DType::kU8)
       Fail(name, fmt::format("expected uint8, found {}", ShapeString(tensor)));
     return tensor;
@@ -344,6 +371,8 @@ class Loader {
 
   const ModelSpec& spec_;
   const Checkpoint& checkpoint_;
+  const bool dummy_;
+  void* noise_ = nullptr;
   const ExpertNames& names_;
   ThreadPool threads_;
   std::string prefix_, head_;
@@ -355,6 +384,10 @@ class Loader {
 
 Weights LoadWeights(const ModelSpec& spec, const Checkpoint& checkpoint) {
   return Loader(spec, checkpoint).Load();
+}
+
+Weights MakeDummyWeights(const ModelSpec& spec) {
+  return Loader(spec, Checkpoint::Empty({}), /*dummy=*/true).Load();
 }
 
 }  // namespace octavo

@@ -42,4 +42,8 @@ struct Weights {
 // names: rotary inv_freq, vision towers, KV scales).
 Weights LoadWeights(const ModelSpec& spec, const Checkpoint& checkpoint);
 
+// --load-format dummy: bfloat16 noise of a deviation of 0.02 in every tensor the spec asks for. All
+// are views into one buffer as large as the largest.
+Weights MakeDummyWeights(const ModelSpec& spec);
+
 }  // namespace octavo

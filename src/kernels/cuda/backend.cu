@@ -1,5 +1,5 @@
-// The CUDA backend: one stream, cuBLASLt and our own kernels behind kernels/backend.h, and the entry
-// that the program looks up.
+// The CUDA backend: one stream, cuBLASLt and our own kernels behind kernels/backend.h, and the
+// entry that the program looks up.
 #include <cuda_runtime.h>
 
 #include <cstdio>
@@ -37,7 +37,8 @@ class StepPlan final : public octavo::AttentionPlan {
                .sequence_tokens = spec.max_sequence_tokens},
               {.math = spec.math, .soft_cap = spec.soft_cap}) {
     if (spec.math == AttentionMath::k16Bit || spec.max_sequence_tokens == 1) return;
-    const size_t rows = static_cast<size_t>(spec.max_tokens) * static_cast<size_t>(spec.shape.heads);
+    const size_t rows =
+        static_cast<size_t>(spec.max_tokens) * static_cast<size_t>(spec.shape.heads);
     q_fp8_ = AllocateDevice(rows * static_cast<size_t>(spec.shape.head_dim));
     q_scale_ = AllocateDevice(rows * sizeof(float));
     if (!q_fp8_.data() || !q_scale_.data())
