@@ -1,4 +1,5 @@
 #include "eval/needle.h"
+
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
