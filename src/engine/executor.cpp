@@ -298,6 +298,7 @@ void Executor::Run(Batch& batch, const TakeLogits& take, const Decoder::Observer
     take(0, graph->logits.Rows(0, static_cast<int64_t>(samples)));
     return;
   }
+  if (samples == 0) backend_->Wait();  // the batch's host memory is about to be used again
   for (size_t i = 0; i < samples; i += Decoder::kLogitRows) {
     const size_t n = std::min<size_t>(Decoder::kLogitRows, samples - i);
     take(i, decoder_->Logits(First(input.logit_rows, i, n), observer));

@@ -252,10 +252,11 @@ class Backend {
   virtual Memory Allocate(size_t bytes) = 0;
   virtual Memory AllocateHost(size_t bytes) = 0;  // host memory that copies start from
   virtual MemoryInfo memory_info() = 0;
-  // Ordered with the ops. Upload may return before it has read host memory of AllocateHost, which
-  // Download waits for.
+  // Ordered with the ops. Upload may return before it has read memory of AllocateHost; Download
+  // returns with the bytes, so everything before it has run.
   virtual void Upload(void* to, const void* from, size_t bytes) = 0;
   virtual void Download(void* to, const void* from, size_t bytes) = 0;
+  virtual void Wait() = 0;  // until all ops have run
   // Records the ops that `body` calls, which do not run. Null where calling them again is as good.
   virtual std::unique_ptr<Graph> Record(const std::function<void()>& /*body*/) { return nullptr; }
 

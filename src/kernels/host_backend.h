@@ -13,6 +13,7 @@ class HostBackend : public Backend {
   MemoryInfo memory_info() override;
   void Upload(void* to, const void* from, size_t bytes) override;
   void Download(void* to, const void* from, size_t bytes) override { Upload(to, from, bytes); }
+  void Wait() override {}
   void Project(const Tensor& x, std::span<const Projection> projections) override;
 };
 

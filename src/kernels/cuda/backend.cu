@@ -114,8 +114,9 @@ class CudaBackend final : public Backend {
   }
   void Download(void* to, const void* from, size_t bytes) override {
     CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_));
-    CUDA_CHECK(cudaStreamSynchronize(stream_));
+    Wait();
   }
+  void Wait() override { CUDA_CHECK(cudaStreamSynchronize(stream_)); }
   std::unique_ptr<Graph> Record(const std::function<void()>& body) override {
     CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
     body();
