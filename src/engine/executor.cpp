@@ -108,19 +108,21 @@ std::string MiB(int64_t bytes) {
 Executor::Executor(const EngineOptions& options)
     : Executor(options, ReadModelSpec(options.model)) {}
 
-Executor::Executor(const EngineOptions& options, ModelSpec spec)
-    : Executor(options, spec, [&](Backend& backend) { return Load(options, spec, backend); }) {}
+Executor::Executor(const EngineOptions& options, ModelSpec spec, std::unique_ptr<Backend> backend)
+    : Executor(options, spec, std::move(backend),
+               [&](Backend& backend) { return Load(options, spec, backend); }) {}
 
 Executor::Executor(const EngineOptions& options, std::shared_ptr<const LoadedModel> model)
-    : Executor(options, model->spec, [&](Backend& backend) {
+    : Executor(options, model->spec, nullptr, [&](Backend& backend) {
         OCTAVO_CHECK(model->device == backend.name(), model->device, backend.name());
         return model;
       }) {}
 
 Executor::Executor(const EngineOptions& options, const ModelSpec& spec,
+                   std::unique_ptr<Backend> backend,
                    const std::function<std::shared_ptr<const LoadedModel>(Backend&)>& load)
     : dtype_((CheckOptions(options, spec), ArithmeticDType(options.dtype))),
-      backend_(MakeBackend(options.device, options.threads)),
+      backend_(backend ? std::move(backend) : MakeBackend(options.device, options.threads)),
       model_(load(*backend_)),
       max_num_seqs_(options.max_num_seqs),
       max_num_batched_tokens_(options.max_num_batched_tokens) {
@@ -272,13 +274,14 @@ Executor::DecodeGraph* Executor::GraphFor(const Batch& batch, const StepInput& i
   const auto [found, first] = graphs_.try_emplace(batch.tokens());
   DecodeGraph& graph = found->second;
   if (first) return nullptr;  // kernels are loaded by a run that is not recorded
-  if (graph.ops) return &graph;
-  graph.ops = backend_->Record([&] {
-    decoder_->Forward(input);
-    if (batch.tokens() <= Decoder::kLogitRows)
-      graph.logits = decoder_->Logits(First(input.logit_rows, 0, batch.tokens()));
-  });
-  return &graph;
+  if (!graph.ops) {
+    graph.ops = backend_->Record([&] {
+      decoder_->Forward(input);
+      if (batch.tokens() <= Decoder::kLogitRows)
+        graph.logits = decoder_->Logits(First(input.logit_rows, 0, batch.tokens()));
+    });
+  }
+  return graph.ops ? &graph : nullptr;
 }
 
 void Executor::Run(Batch& batch, const TakeLogits& take, const Decoder::Observer& observer) {

@@ -42,7 +42,9 @@ class Executor {
   // Loads the model, settles policy and scales, takes the cache memory. Errors are the user's to
   // mend.
   explicit Executor(const EngineOptions& options);
-  Executor(const EngineOptions& options, ModelSpec spec);  // instead of the folder's own
+  // Instead of the folder's own; null: the backend that the options name.
+  Executor(const EngineOptions& options, ModelSpec spec,
+           std::unique_ptr<Backend> backend = nullptr);
   // With the weights of an executor of the same model and device.
   Executor(const EngineOptions& options, std::shared_ptr<const LoadedModel> model);
 
@@ -70,7 +72,7 @@ class Executor {
   int64_t cache_bytes_used() const;  // pages that sequences hold
 
  private:
-  Executor(const EngineOptions& options, const ModelSpec& spec,
+  Executor(const EngineOptions& options, const ModelSpec& spec, std::unique_ptr<Backend> backend,
            const std::function<std::shared_ptr<const LoadedModel>(Backend&)>& load);
   std::vector<LayerCache> LayOutCache(const EngineOptions& options);
   int64_t CacheBytes(const EngineOptions& options, const std::vector<KvLayerFacts>& facts) const;
