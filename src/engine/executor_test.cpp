@@ -65,9 +65,9 @@ class PretendedDevice final : public Backend {
   }
   void Append(const AppendArgs& a) override {
     Expect(a.q, a.k, a.v, a.cos_sin, a.batch->slots);
-    for (const void* p : {static_cast<const void*>(a.cache.arena),
-                          static_cast<const void*>(a.cache.k_scale),
-                          static_cast<const void*>(a.cache.saturated)})
+    for (const void* p :
+         {static_cast<const void*>(a.cache.arena), static_cast<const void*>(a.cache.k_scale),
+          static_cast<const void*>(a.cache.saturated)})
       Expect(p);
     for (int s = 0; s < a.batch->sequences(); ++s) padded_ += a.batch->kv_len[s] == 0;
     cpu_->Append(a);

@@ -176,8 +176,8 @@ class AppendCheck {
       for (int i = 0; i < variant_.rotary_dim; i += 2)
         inv_freq.push_back(std::pow(10000.0f, -static_cast<float>(i) / variant_.rotary_dim));
       reference::RopeTable(
-          {.positions = positions,
-           .inv_freq = inv_freq,
+          {.positions = Tensor(positions.data(), DType::kI32, {tokens}),
+           .inv_freq = Tensor(inv_freq.data(), DType::kF32, {variant_.rotary_dim / 2}),
            .cos_sin = Tensor(table.data(), DType::kF32, {tokens, variant_.rotary_dim})});
     }
     RunOnDevice(complete(step.Append(pool_)));  // before the reference rotates q in place
