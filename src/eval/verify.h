@@ -39,8 +39,8 @@ struct VerifyReport {
   std::string tolerance_source;  // where the tolerance comes from
   // float32 is judged prompt by prompt. bfloat16 is judged over all prompts together, which is then
   // the last entry: in MoE models its error is mostly a few flipped routing decisions, and which
-  // prompt they hit is chance, there as here. There, top-1 agreement may be 2 points below that of
-  // transformers' own bfloat16 at most.
+  // prompt they hit is chance, there as here. On a GPU, top-1 agreement may be 2 points below that
+  // of transformers' own bfloat16 at most.
   std::vector<PromptResult> prompts;
   std::vector<double>
       hidden_l2;  // of prompt 0's residual stream entering each layer, and after the final norm
