@@ -22,6 +22,7 @@ Memory AllocateDevice(size_t bytes) {
     return {};
   }
   CUDA_CHECK(cudaMemset(data, 0, bytes));
+  CUDA_CHECK(cudaStreamSynchronize(nullptr));  // our stream does not wait for that one
   return Memory(static_cast<std::byte*>(data), bytes, [](std::byte* p) { cudaFree(p); });
 }
 
