@@ -1,6 +1,6 @@
-// attention_bench [--only TEXT] [--json PATH] [--quick]: our attention and append kernels on the
-// work of docs/measurements, with bytes, FLOPs and the share of the read bandwidth measured in the
-// same run. --only takes the rows whose group and name contain TEXT.
+// attention_bench [--only TEXT] [--json PATH] [--quick]: our attention, append and matmul kernels
+// on the work of docs/measurements, with bytes, FLOPs and the share of the read bandwidth measured
+// in the same run. --only takes the rows whose group and name contain TEXT.
 #include <cstring>
 #include <exception>
 #include <functional>
@@ -97,6 +97,8 @@ void Run(const Options& options) {
       run("append " + AppendName(tokens, head_dim), [&] { return AppendRows(tokens, head_dim); });
     }
   }
+  for (int rows : {1, 8, 16, 2048})
+    run("matmul " + std::to_string(rows), [&] { return MatMulRows(rows); });
   for (const AttentionSpec& spec : DecodeSpecs(options.quick)) {
     run(spec.group + ' ' + spec.name, [&] {
       return AttentionRows(spec, {{KvFormat::kFp8E4M3, cuda::AttentionMath::k16Bit},

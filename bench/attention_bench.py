@@ -85,7 +85,7 @@ def report(args):
     runs = [json.load(open(path)) for path in args.runs]
     bandwidth = next(run["read_bandwidth"] for run in runs if "read_bandwidth" in run)
     rows = [row for run in runs for row in run["rows"]]
-    rows.sort(key=lambda row: ("prefill", "decode", "append").index(row["group"]))
+    rows.sort(key=lambda row: ("prefill", "decode", "append", "matmul").index(row["group"]))
     lines = [f"{runs[0]['device']}, reads {bandwidth * 1e-9:.0f} GB/s in this run.", "",
              "| work | kernel | us | TFLOP/s | GB/s | % of read bandwidth |", "|---|---|---|---|---|---|"]
     for row in rows:

@@ -14,6 +14,9 @@ inline constexpr int64_t kColdBytes = int64_t{240} << 20;  // four times L2
 std::string AppendName(int tokens, int head_dim);
 std::vector<Row> AppendRows(int tokens, int head_dim);
 
+// What a layer of Llama-3.1-8B multiplies `rows` rows with.
+std::vector<Row> MatMulRows(int rows);
+
 // One step of attention over a cache of random numbers.
 struct AttentionSpec {
   std::string group, name;

@@ -4,9 +4,9 @@
 //
 // Activations are float32 or bfloat16 ("T" below) as the caller's tensors say; inside an op
 // everything is float32 (or better). Weights are bfloat16, float16 or float32, [out, in] row-major
-// (CUDA: bfloat16). Shapes are checked by the caller once (models/decoder) and CHECKed here; ops do
-// not fail. Every op is ordered on the backend's one stream; the CPU's is immediate. A backend is
-// used by one thread at a time.
+// (CUDA: bfloat16, biases of the type of the outputs). Shapes are checked by the caller once
+// (models/decoder) and CHECKed here; ops do not fail. Every op is ordered on the backend's one
+// stream; the CPU's is immediate. A backend is used by one thread at a time.
 //
 // Tensors are in the backend's memory (Allocate); spans are in the host's and are read before an op
 // returns.

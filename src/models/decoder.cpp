@@ -160,7 +160,7 @@ void Decoder::Forward(const StepInput& input, const Observer& observer) {
     Attend(l, input);
     if (layer.post_norms) norm(block_out_, {}, w.post_attention_norm, block_out_);
     // A routing decision should not hang on a rounding.
-    if (layer.ffn.experts > 0) block_in_ = Scratch(at_.normed, intermediate_, tokens, spec_.hidden);
+    if (layer.ffn.experts > 0) block_in_ = Scratch(at_.normed, DType::kF32, tokens, spec_.hidden);
     norm(residual_, block_out_, layer.post_norms ? w.pre_ffn_norm : w.post_attention_norm,
          block_in_);
     FeedForward(layer, w, tokens);

@@ -40,9 +40,9 @@ class Decoder {
   // `spec`, `weights` and `backend` must outlive the decoder. `dtype`, float32 or bfloat16, is what
   // the two inputs of a block's matmuls are stored in: its normed input and the attention's output.
   // The residual stream, what is added to it, and queries, keys and values before the cache are
-  // float32 in both (so they are rounded once, not twice); what a fused kernel would keep in
-  // registers - the FFN between its matmuls, what a router and its experts read - is of the
-  // backend's intermediate_dtype().
+  // float32 in both (so they are rounded once, not twice), and so is what a router reads; what a
+  // fused kernel would keep in registers, the FFN between its matmuls, is of the backend's
+  // intermediate_dtype().
   Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend, DType dtype,
           std::vector<LayerCache> caches, const StepLimits& limits);
 

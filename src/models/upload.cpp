@@ -19,6 +19,7 @@ template <class Run>
 void ForEachRun(Weights& w, bool tied, const Run& run) {
   using Tensors = std::vector<Tensor*>;
   const auto bf16 = [&](const Tensors& tensors) { run(DType::kBF16, tensors); };
+  const auto f32 = [&](const Tensors& tensors) { run(DType::kF32, tensors); };
   bf16({&w.embedding});
   if (tied)
     w.lm_head = w.embedding;
@@ -30,19 +31,21 @@ void ForEachRun(Weights& w, bool tied, const Run& run) {
                          &l.q_norm, &l.k_norm})
       bf16({norm});
     bf16({&l.q, &l.k, &l.v});
-    bf16({&l.q_bias, &l.k_bias, &l.v_bias});
+    f32({&l.q_bias, &l.k_bias, &l.v_bias});
     bf16({&l.o});
-    bf16({&l.o_bias});
-    run(DType::kF32, {&l.sinks});
+    f32({&l.o_bias});
+    f32({&l.sinks});
     bf16({&l.router});
-    bf16({&l.router_bias});
+    f32({&l.router_bias});
+    bf16({&l.dense.gate, &l.dense.up});
+    bf16({&l.dense.gate_bias, &l.dense.up_bias});
+    bf16({&l.dense.down});
+    f32({&l.dense.down_bias});
     Tensors matrices, biases;
-    const auto add = [&](Expert& e) {
+    for (Expert& e : l.experts) {
       matrices.insert(matrices.end(), {&e.gate, &e.up, &e.down});
       biases.insert(biases.end(), {&e.gate_bias, &e.up_bias, &e.down_bias});
-    };
-    if (l.experts.empty()) add(l.dense);
-    for (Expert& e : l.experts) add(e);
+    }
     bf16(matrices);
     bf16(biases);
   }

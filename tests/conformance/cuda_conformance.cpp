@@ -1,7 +1,7 @@
 // Conformance of the CUDA kernels on the machine's GPU: scripts/build-cuda-tests builds it with
 // nvcc and a C++ compiler alone.
 //
-// cuda_conformance [--quick] [append] [attention] [accuracy]: everything, or the named parts;
+// cuda_conformance [--quick] [append] [attention] [accuracy] [ops]: everything, or the named parts;
 // --quick is a short list for compute-sanitizer. One line per failure, a summary last, exit code 1
 // if any failed, 77 where there is no GPU.
 #include <chrono>
@@ -29,8 +29,10 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*check)(bool, Tally&);
-  } checks[] = {
-      {"append", CheckAppend}, {"attention", CheckAttention}, {"accuracy", CheckAccuracy}};
+  } checks[] = {{"append", CheckAppend},
+                {"attention", CheckAttention},
+                {"accuracy", CheckAccuracy},
+                {"ops", CheckOps}};
   for (const auto& [name, check] : checks) {
     if (!parts.empty() && !parts.contains(name)) continue;
     const auto start = std::chrono::steady_clock::now();

@@ -92,5 +92,6 @@ class Tally {
 void CheckAppend(bool quick, Tally& tally);
 void CheckAttention(bool quick, Tally& tally);
 void CheckAccuracy(bool quick, Tally& tally);
+void CheckOps(bool quick, Tally& tally);
 
 }  // namespace octavo::conformance

@@ -18,7 +18,10 @@ file(GLOB cuda_sources CONFIGURE_DEPENDS src/kernels/cuda/*.cu)
 add_library(octavo_cuda SHARED ${cuda_sources} src/kernels/cuda/plan.cpp
                                src/kernels/kv_layout.cpp src/base/dtype.cpp src/base/error.cpp src/base/tensor.cpp)
 target_include_directories(octavo_cuda PUBLIC ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
-target_compile_options(octavo_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-O3 -Xptxas=-v -Xcompiler=-Wall,-Wextra,-Werror>)
+target_compile_options(octavo_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-O3 --expt-relaxed-constexpr -Xptxas=-v -Xcompiler=-Wall,-Wextra,-Werror>)
+# The toolkit's cuBLASLt, found at run time; where there is none the library does not open, and the program says so.
+find_library(cublas_lt cublasLt HINTS ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES}/../lib REQUIRED)
+target_link_libraries(octavo_cuda PRIVATE ${cublas_lt})
 target_include_directories(octavo_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 set_target_properties(octavo_cuda PROPERTIES CUDA_COMPILER_LAUNCHER ${PROJECT_SOURCE_DIR}/scripts/ptxas-report
                                              LIBRARY_OUTPUT_DIRECTORY ${CMAKE_RUNTIME_OUTPUT_DIRECTORY})

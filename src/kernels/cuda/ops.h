@@ -24,8 +24,8 @@ class MatMuls {
  public:
   MatMuls();
   ~MatMuls();
-  // x is bfloat16; outputs bfloat16 or float32. One launch for all where their weights (and
-  // outputs) stand next to each other.
+  // x is bfloat16, or float32 for few outputs; outputs bfloat16 or float32. One launch for all
+  // where their weights (and outputs) stand next to each other.
   void Project(const Tensor& x, std::span<const Projection> projections, cudaStream_t stream);
 
  private:

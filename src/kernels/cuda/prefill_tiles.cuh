@@ -40,7 +40,9 @@ struct PrefillTiles {
   // Registers of a thread, in eights, as a warpgroup each of producer and consumers; together no
   // more than the block starts with, or setmaxnreg waits for ever.
   static constexpr int kBlockRegisters = 65536 / kThreads / 8 * 8 * (kConsumers + 1);
-  static constexpr int kProducerRegisters = kSpecial ? 72 : kConsumers == 2 ? 24 : 32;
+  static constexpr int kProducerRegisters = kSpecial          ? (kHeadDim == 256 ? 72 : 88)
+                                            : kConsumers == 2 ? 24
+                                                              : 32;
   static constexpr int kConsumerRegisters =
       (kBlockRegisters - kProducerRegisters) / kConsumers / 8 * 8;
   static_assert(kConsumerRegisters <= 240);
