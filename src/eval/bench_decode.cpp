@@ -263,8 +263,8 @@ DecodeBenchReport BenchDecode(const DecodeBenchOptions& options) {
   for (size_t f = 0; f < count; ++f) {
     const KvLayout layout{
         .k_format = formats[f], .v_format = formats[f], .kv_heads = kKvHeads, .head_dim = kHeadDim};
-    const int64_t tokens =
-        std::max(longest, cpu::ColdBytes() * kPageSize / layout.ClaimBytes() / kPageSize * kPageSize);
+    const int64_t tokens = std::max(
+        longest, cpu::ColdBytes() * kPageSize / layout.ClaimBytes() / kPageSize * kPageSize);
     layers.push_back(std::make_unique<SyntheticLayer>(*backend, formats[f], tokens));
     models.push_back(
         std::make_unique<ModelDecode>(options.model, options.formats[f], longest, pool.threads()));
@@ -278,7 +278,8 @@ DecodeBenchReport BenchDecode(const DecodeBenchOptions& options) {
                                 .cache_bytes_per_token = models[f]->bytes_per_token()};
   }
   for (int64_t context : options.contexts) {
-    reads.push_back(cpu::ReadBandwidth(pool, options.seconds) / 1e9);  // speed drifts: in turn with the rest
+    reads.push_back(cpu::ReadBandwidth(pool, options.seconds) /
+                    1e9);  // speed drifts: in turn with the rest
     for (size_t f = 0; f < count; ++f) {
       const double time = Median(options.seconds, [&](int i) { layers[f]->Attend(context, i); });
       report.series[f].points.push_back(Point(context, time, layers[f]->bytes_per_token()));

@@ -24,8 +24,9 @@ struct Interval {
 
 // The middle 95 % of what `statistic` gives for samples drawn with replacement from each group of
 // measurements (those of one x), `draws` times with a fixed seed. NaN ranks last.
-Interval Bootstrap(std::span<const std::vector<Measurement>> groups,
-                   const std::function<double(std::span<const std::vector<Measurement>>)>& statistic,
-                   int draws = 1000);
+Interval Bootstrap(
+    std::span<const std::vector<Measurement>> groups,
+    const std::function<double(std::span<const std::vector<Measurement>>)>& statistic,
+    int draws = 1000);
 
 }  // namespace octavo

@@ -1,5 +1,6 @@
 // The CUDA ops but attention and append against the reference in double precision: random input,
-// rows with gaps between them, outputs that start as a pattern, everything outside of them untouched.
+// rows with gaps between them, outputs that start as a pattern, everything outside of them
+// untouched.
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -81,8 +82,8 @@ class Matrix {
 };
 
 // Relative to the root mean square of what is wanted. The step of a bfloat16 in [2^e, 2^(e+1)) is
-// 2^(e-7), its rounding error 1 / sqrt(12) of that in the mean, and 2^e beside a value 0.74 in the mean over
-// mantissas: 1.7e-3. Half as much again for small outputs.
+// 2^(e-7), its rounding error 1 / sqrt(12) of that in the mean, and 2^e beside a value 0.74 in the
+// mean over mantissas: 1.7e-3. Half as much again for small outputs.
 double Limit(DType out) { return out == kBF16 ? 1.5 * 0.74 * 0x1p-7 / std::sqrt(12.0) : 3e-6; }
 
 std::string Differ(const Matrix& got, const Matrix& want, double limit) {
@@ -207,9 +208,7 @@ class Ops {
           };
           Compare(
               "activation " + std::to_string(int(activation)) + " " + Shape(out), out,
-              [&] {
-                cuda::GatedActivation(args([](Matrix& m) { return m.Device(); }), nullptr);
-              },
+              [&] { cuda::GatedActivation(args([](Matrix& m) { return m.Device(); }), nullptr); },
               [&] { reference::GatedActivation(args([](Matrix& m) { return m.Host(); })); },
               Limit(t));
         }
@@ -225,12 +224,11 @@ class Ops {
       Compare(
           "rope table " + Shape(out), out,
           [&] {
-            cuda::RopeTable(
-                {Flat(positions.Device()), Flat(inv_freq.Device()), 1.3f, out.Device()}, nullptr);
+            cuda::RopeTable({Flat(positions.Device()), Flat(inv_freq.Device()), 1.3f, out.Device()},
+                            nullptr);
           },
           [&] {
-            reference::RopeTable(
-                {Flat(positions.Host()), Flat(inv_freq.Host()), 1.3f, out.Host()});
+            reference::RopeTable({Flat(positions.Host()), Flat(inv_freq.Host()), 1.3f, out.Host()});
           },
           2e-7);
     }
@@ -268,7 +266,8 @@ class Ops {
 
   void MatMuls() {
     for (int64_t rows : {1, 2, 7, 8, 9, 16, 17, 33, 257}) {
-      for (const auto& [k, outs] : {std::pair{64, 8}, {256, 100}, {768, 264}, {2880, 513}, {8, 16}}) {
+      for (const auto& [k, outs] :
+           {std::pair{64, 8}, {256, 100}, {768, 264}, {2880, 513}, {8, 16}}) {
         if (quick_ && (rows > 17 || k > 768)) continue;
         if (rows > 16 && outs % 8 != 0) continue;  // what models have
         for (DType to : {kF32, kBF16}) MatMulCase(rows, k, {outs}, to, rows % 2 == 1);
@@ -301,9 +300,7 @@ class Ops {
     Compare(
         "matmul " + Shape(x) + " x " + Shape(weight) + (bias ? " + bias" : "") + " to " + Name(to),
         out,
-        [&] {
-          matmuls_.Project(x.Device(), parts([](Matrix& m) { return m.Device(); }), nullptr);
-        },
+        [&] { matmuls_.Project(x.Device(), parts([](Matrix& m) { return m.Device(); }), nullptr); },
         [&] {
           for (const Projection& p : parts([](Matrix& m) { return m.Host(); }))
             reference::MatMul({x.Host(), p.weight, p.bias, p.out});
@@ -426,8 +423,9 @@ class Ops {
     reference::Sample({logits.Host(), soft_cap, rows, want});
     for (int64_t r = 0; r < count; ++r) {
       const SampledToken &g = got[r], &w = want[r];
-      const bool same = g.id == w.id && g.top1 == w.top1 && g.finite == w.finite &&
-                        (w.finite ? std::fabs(g.logprob - w.logprob) < 2e-5 : std::isnan(g.logprob));
+      const bool same =
+          g.id == w.id && g.top1 == w.top1 && g.finite == w.finite &&
+          (w.finite ? std::fabs(g.logprob - w.logprob) < 2e-5 : std::isnan(g.logprob));
       tally_.Count("sample row " + std::to_string(r) + " of " + std::to_string(vocab) +
                        ", soft cap " + std::to_string(soft_cap),
                    same ? ""

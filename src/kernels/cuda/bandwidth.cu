@@ -8,8 +8,7 @@
 namespace octavo::cuda {
 namespace {
 
-__global__ __launch_bounds__(512) void read_kernel(const uint4* from, int64_t count,
-                                                   uint32_t* to) {
+__global__ __launch_bounds__(512) void read_kernel(const uint4* from, int64_t count, uint32_t* to) {
   constexpr int kAhead = 8;
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   uint32_t sum = 0;

@@ -1,8 +1,8 @@
 // Experts: pairs of a row and one of its experts are sorted by expert on the device; then two
-// products in the manner of matmul_few.cuh, whose "x" are the rows of an expert's pairs, and a sum over a row's
-// experts in their order. A block takes 16 outputs of one expert for all of its pairs, 8 kTiles at
-// a time, so for up to that many the weights of the experts that are used are read once, and no
-// others.
+// products in the manner of matmul_few.cuh, whose "x" are the rows of an expert's pairs, and a sum
+// over a row's experts in their order. A block takes 16 outputs of one expert for all of its pairs,
+// 8 kTiles at a time, so for up to that many the weights of the experts that are used are read
+// once, and no others.
 //
 // With many pairs per expert (prefill) an expert's weights are read once per 64 pairs, from L2.
 #include <algorithm>
@@ -81,9 +81,9 @@ struct ExpertsParams {
   int hidden, intermediate, top_k;
   Activation activation;
   float limit;
-  BFloat16* activated;         // [pairs, intermediate], in sorted order
-  const float* pair_weights;   // [pairs]
-  float* results;              // [pairs, hidden], weighted
+  BFloat16* activated;        // [pairs, intermediate], in sorted order
+  const float* pair_weights;  // [pairs]
+  float* results;             // [pairs, hidden], weighted
 };
 
 // The 16 outputs from `first_out` on of the block's expert; out rows behind the last are clamped.
@@ -92,16 +92,18 @@ struct OutRows {
 };
 __device__ OutRows LaneRows(int first_out, int outs, int k) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const int low = min(first_out + lane / 4, outs - 1), high = min(first_out + lane / 4 + 8, outs - 1);
+  const int low = min(first_out + lane / 4, outs - 1),
+            high = min(first_out + lane / 4 + 8, outs - 1);
   return {int64_t{low} * k + lane % 4 * 8, int64_t{high - low} * k};
 }
 
 template <int kTiles>
-__global__ __launch_bounds__(kFewWarps * 32) void gate_up_kernel(
-    const __grid_constant__ ExpertsParams p) {
+__global__ __launch_bounds__(kFewWarps *
+                             32) void gate_up_kernel(const __grid_constant__ ExpertsParams p) {
   __shared__ FewPartials<kTiles> partials[2];
   WaitForInputs();
-  const int expert = static_cast<int>(blockIdx.y), first_out = static_cast<int>(blockIdx.x) * kFewOuts;
+  const int expert = static_cast<int>(blockIdx.y),
+            first_out = static_cast<int>(blockIdx.x) * kFewOuts;
   const int begin = p.begins[expert], end = p.begins[expert + 1];
   const OutRows at = LaneRows(first_out, p.intermediate, p.hidden);
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -115,7 +117,8 @@ __global__ __launch_bounds__(kFewWarps * 32) void gate_up_kernel(
     for (int matrix = 0; matrix < 2; ++matrix) {
       const BFloat16* weights = (matrix == 0 ? p.gate : p.up) + expert * p.weight_stride + at.low;
       float sums[kTiles][4] = {};
-      StreamFew<BFloat16, kTiles>(weights, at.high_offset, p.hidden, x_row, [] {}, sums);
+      StreamFew<BFloat16, kTiles>(
+          weights, at.high_offset, p.hidden, x_row, [] {}, sums);
       partials[matrix].Put(sums);
     }
     __syncthreads();
@@ -136,11 +139,12 @@ __global__ __launch_bounds__(kFewWarps * 32) void gate_up_kernel(
 }
 
 template <int kTiles>
-__global__ __launch_bounds__(kFewWarps * 32) void down_kernel(
-    const __grid_constant__ ExpertsParams p) {
+__global__ __launch_bounds__(kFewWarps *
+                             32) void down_kernel(const __grid_constant__ ExpertsParams p) {
   __shared__ FewPartials<kTiles> partials;
   WaitForInputs();
-  const int expert = static_cast<int>(blockIdx.y), first_out = static_cast<int>(blockIdx.x) * kFewOuts;
+  const int expert = static_cast<int>(blockIdx.y),
+            first_out = static_cast<int>(blockIdx.x) * kFewOuts;
   const int begin = p.begins[expert], end = p.begins[expert + 1];
   const OutRows at = LaneRows(first_out, p.hidden, p.intermediate);
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -151,8 +155,9 @@ __global__ __launch_bounds__(kFewWarps * 32) void down_kernel(
       return pair < end ? p.activated + int64_t{pair} * p.intermediate + lane % 4 * 8 : nullptr;
     };
     float sums[kTiles][4] = {};
-    StreamFew<BFloat16, kTiles>(p.down + expert * p.weight_stride + at.low, at.high_offset, p.intermediate,
-                      row, [] {}, sums);
+    StreamFew<BFloat16, kTiles>(
+        p.down + expert * p.weight_stride + at.low, at.high_offset, p.intermediate, row, [] {},
+        sums);
     partials.Put(sums);
     __syncthreads();
     const int pairs = min(kPairs, end - first);
@@ -173,7 +178,8 @@ __global__ void add_experts_kernel(const float* results, int top_k, int hidden, 
                                    Out* out) {
   WaitForInputs();
   const int64_t row = blockIdx.x;
-  for (int i = static_cast<int>(threadIdx.x) * 8; i < hidden; i += static_cast<int>(blockDim.x) * 8) {
+  for (int i = static_cast<int>(threadIdx.x) * 8; i < hidden;
+       i += static_cast<int>(blockDim.x) * 8) {
     Vector8 sum = Load8(results + row * top_k * hidden + i);
     for (int k = 1; k < top_k; ++k) {
       const Vector8 more = Load8(results + (row * top_k + k) * hidden + i);
@@ -225,7 +231,8 @@ Experts::Experts(const Limits& limits) : state_(std::make_unique<State>(limits))
                 x = take(limits.rows * limits.hidden * 2);
   if (cudaMalloc(&state_->memory, bytes) != cudaSuccess) {
     cudaGetLastError();
-    throw std::runtime_error("out of memory for experts' activations; lower --max-num-batched-tokens");
+    throw std::runtime_error(
+        "out of memory for experts' activations; lower --max-num-batched-tokens");
   }
   auto* base = static_cast<std::byte*>(state_->memory);
   state_->results = reinterpret_cast<float*>(base + results);

@@ -1,6 +1,6 @@
 // Sampler: a block per row. One pass over the logits finds the largest, the log-sum-exp and whether
-// all are finite, which is all that greedy rows need; sampling is a second pass, an exponential race
-// (kernels/sampling.h), and top_k and top_p first find their last token by a radix select.
+// all are finite, which is all that greedy rows need; sampling is a second pass, an exponential
+// race (kernels/sampling.h), and top_k and top_p first find their last token by a radix select.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -144,9 +144,8 @@ __device__ Cut FindCut(const Row& row, const Cut& within, const Weight& weight,
     prefix = prefix_shared;
   }
   // Those with this very logit weigh the same: as many of the first as are needed.
-  const unsigned long long one = max(weight(__uint_as_float(
-                                         prefix & 0x80000000u ? prefix ^ 0x80000000u : ~prefix)),
-                                     1ull);
+  const unsigned long long one =
+      max(weight(__uint_as_float(prefix & 0x80000000u ? prefix ^ 0x80000000u : ~prefix)), 1ull);
   long long needed = static_cast<long long>((want - above + one - 1) / one);
   for (int first = 0; first < row.vocab; first += kThreads) {
     const int i = first + thread;
@@ -173,7 +172,8 @@ __device__ Cut FindCut(const Row& row, const Cut& within, const Weight& weight,
 __device__ int Draw(const Row& row, const RowParams& p) {
   Cut cut;
   if (p.top_k > 0 && p.top_k < row.vocab)
-    cut = FindCut(row, cut, [](float) { return 1ull; }, static_cast<unsigned long long>(p.top_k));
+    cut = FindCut(
+        row, cut, [](float) { return 1ull; }, static_cast<unsigned long long>(p.top_k));
   if (p.top_p < 1) {
     // 40 bits behind the point: 2^18 tokens of at most 1 each fit.
     const auto weight = [&](float l) {
@@ -191,8 +191,7 @@ __device__ int Draw(const Row& row, const RowParams& p) {
   }
   Best<double> best{-INFINITY, kNone};
   for (int quad = static_cast<int>(threadIdx.x); quad * 4 < row.vocab; quad += kThreads) {
-    const auto words =
-        SampleWords(static_cast<uint32_t>(quad), p.seed, p.choice, p.token_index);
+    const auto words = SampleWords(static_cast<uint32_t>(quad), p.seed, p.choice, p.token_index);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const int i = quad * 4 + k;
@@ -312,8 +311,7 @@ struct Sampler::State {
   void Adjust(const SampleRow& row);
 };
 
-Sampler::Sampler(int max_rows, int64_t vocab)
-    : state_(std::make_unique<State>(max_rows, vocab)) {}
+Sampler::Sampler(int max_rows, int64_t vocab) : state_(std::make_unique<State>(max_rows, vocab)) {}
 Sampler::~Sampler() = default;
 
 // Appends the row's adjustments, no id twice.
@@ -374,8 +372,7 @@ void Sampler::Run(const SampleArgs& args, cudaStream_t stream) {
                       .vocab = static_cast<int>(s.vocab),
                       .soft_cap = args.soft_cap,
                       .rows = reinterpret_cast<const RowParams*>(s.exchange.device()),
-                      .adjustments =
-                          reinterpret_cast<Adjustment*>(s.exchange.device() + adjust_at),
+                      .adjustments = reinterpret_cast<Adjustment*>(s.exchange.device() + adjust_at),
                       .out = results});
   CUDA_CHECK(cudaMemcpyAsync(s.exchange.host() + results_at, results, rows * sizeof(SampledToken),
                              cudaMemcpyDeviceToHost, stream));
