@@ -50,13 +50,12 @@ Timing RunRequest(Engine& engine, std::vector<int32_t> prompt, int output_len) {
   std::vector<Clock::time_point> times;
   std::promise<std::string> finished;
   const Clock::time_point start = Clock::now();
-  engine.Submit(
-      {.prompt = std::move(prompt),
-       .sampling = {.max_tokens = output_len, .temperature = 0, .ignore_eos = true}},
-      [&](const Event& event) {
-        if (event.kind == Event::Kind::kToken) times.push_back(Clock::now());
-        if (event.kind == Event::Kind::kFinished) finished.set_value(event.error);
-      });
+  engine.Submit({.prompt = std::move(prompt),
+                 .sampling = {.max_tokens = output_len, .temperature = 0, .ignore_eos = true}},
+                [&](const Event& event) {
+                  if (event.kind == Event::Kind::kToken) times.push_back(Clock::now());
+                  if (event.kind == Event::Kind::kFinished) finished.set_value(event.error);
+                });
   if (const std::string error = finished.get_future().get(); !error.empty())
     throw Error(ErrorCode::kResourceExhausted, fmt::format("bench latency: {}", error));
   const auto seconds = [](Clock::time_point a, Clock::time_point b) {
@@ -111,8 +110,7 @@ void Fit(LatencyVariant& v, const LatencyVariant& base) {
   v.ttft_a = Of(v.ttft, [](auto groups) { return Parabola(groups)[2]; });
   v.ttft_b = Of(v.ttft, [](auto groups) { return Parabola(groups)[1]; });
   v.ttft_c = Of(v.ttft, [](auto groups) { return Parabola(groups)[0]; });
-  v.slope_ratio =
-      OfBoth(base.itl, v.itl, [](auto a, auto b) { return Line(b)[1] / Line(a)[1]; });
+  v.slope_ratio = OfBoth(base.itl, v.itl, [](auto a, auto b) { return Line(b)[1] / Line(a)[1]; });
   v.intercept_difference =
       OfBoth(base.itl, v.itl, [](auto a, auto b) { return Line(b)[0] - Line(a)[0]; });
   v.break_even =
@@ -132,10 +130,11 @@ void Check(const LatencyBenchOptions& options, const ModelSpec& spec) {
   }
   for (const int64_t length : options.input_lens) {
     if (length < 1 || length + options.output_len > spec.max_position_embeddings) {
-      throw Error(ErrorCode::kInvalidArgument,
-                  fmt::format("--input-lens: expected lengths that leave room for --output-len {} in "
-                              "the model's max_position_embeddings, {}, found {}",
-                              options.output_len, spec.max_position_embeddings, length));
+      throw Error(
+          ErrorCode::kInvalidArgument,
+          fmt::format("--input-lens: expected lengths that leave room for --output-len {} in "
+                      "the model's max_position_embeddings, {}, found {}",
+                      options.output_len, spec.max_position_embeddings, length));
     }
   }
 }
@@ -180,8 +179,7 @@ LatencyReport BenchLatency(const LatencyBenchOptions& options, const LatencyProg
   };
   for (const auto& engine : engines) RunRequest(*engine, prompt(options.input_lens[0]), 16);
 
-  const int all =
-      static_cast<int>(options.input_lens.size() * engines.size()) * options.repeats;
+  const int all = static_cast<int>(options.input_lens.size() * engines.size()) * options.repeats;
   int done = 0;
   for (const int64_t length : options.input_lens) {
     for (LatencyVariant& v : report.variants) {

@@ -43,7 +43,7 @@ struct LatencyVariant {
 struct LatencyReport {
   std::string model, device;
   int output_len = 0, repeats = 0;
-  double read_bandwidth = 0;        // bytes per second
+  double read_bandwidth = 0;          // bytes per second
   double weight_bytes_per_token = 0;  // what one decode step reads of the weights
   std::vector<LatencyVariant> variants;
 };

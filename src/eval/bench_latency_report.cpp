@@ -26,14 +26,15 @@ std::string Tokens(double tokens) {
 }
 
 std::string WithInterval(const Estimate& e, double factor, int digits) {
-  return fmt::format("{:.{}f} [{:.{}f}, {:.{}f}]", e.value * factor, digits, e.interval.low * factor,
-                     digits, e.interval.high * factor, digits);
+  return fmt::format("{:.{}f} [{:.{}f}, {:.{}f}]", e.value * factor, digits,
+                     e.interval.low * factor, digits, e.interval.high * factor, digits);
 }
 
 // ---- plots
 
 constexpr double kWidth = 640, kHeight = 320, kLeft = 64, kBottom = 40, kTop = 12, kRight = 16;
-constexpr const char* kColours[] = {"#5b7083", "#d9622b", "#2a7fb8", "#4c9a52", "#8b5fb0", "#b8a02a"};
+constexpr const char* kColours[] = {"#5b7083", "#d9622b", "#2a7fb8",
+                                    "#4c9a52", "#8b5fb0", "#b8a02a"};
 
 double NiceStep(double range) {
   const double power = std::pow(10, std::floor(std::log10(range / 5)));
@@ -57,7 +58,9 @@ std::string Plot(const LatencyReport& report, Points LatencyVariant::*points, in
   }
   y_most *= 1.05;
   const auto x_at = [&](double x) { return kLeft + x / x_most * (kWidth - kLeft - kRight); };
-  const auto y_at = [&](double y) { return kHeight - kBottom - y / y_most * (kHeight - kBottom - kTop); };
+  const auto y_at = [&](double y) {
+    return kHeight - kBottom - y / y_most * (kHeight - kBottom - kTop);
+  };
   std::string out = fmt::format(
       "<figure><figcaption>{}</figcaption><svg viewBox=\"0 0 {} {}\" width=\"{}\" role=\"img\">",
       label, kWidth, kHeight, kWidth);
@@ -78,7 +81,8 @@ std::string Plot(const LatencyReport& report, Points LatencyVariant::*points, in
     std::vector<Measurement> all;
     for (const auto& group : v.*points) all.insert(all.end(), group.begin(), group.end());
     const auto c = FitPolynomial(all, degree, degree == 2);
-    out += fmt::format("<polyline fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\" points=\"", colour);
+    out +=
+        fmt::format("<polyline fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\" points=\"", colour);
     for (int step = 0; step <= 60; ++step) {
       const double x = x_most * step / 60;
       out += fmt::format("{:.1f},{:.1f} ", x_at(x),
@@ -87,7 +91,8 @@ std::string Plot(const LatencyReport& report, Points LatencyVariant::*points, in
     out += "\"/>";
     for (const Measurement& m : all) {
       out += fmt::format(
-          "<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3\" fill=\"{}\"><title>{}: {:.0f} tokens, {:.3f} "
+          "<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3\" fill=\"{}\"><title>{}: {:.0f} tokens, "
+          "{:.3f} "
           "ms</title></circle>",
           x_at(m.x), y_at(1e3 * m.y), colour, EscapeHtml(v.name), m.x, 1e3 * m.y);
     }
@@ -101,7 +106,8 @@ nlohmann::ordered_json Json(const Estimate& e) {
   const auto number = [](double x) {
     return std::isfinite(x) ? nlohmann::ordered_json(x) : nlohmann::ordered_json("never");
   };
-  return {{"value", number(e.value)}, {"low", number(e.interval.low)},
+  return {{"value", number(e.value)},
+          {"low", number(e.interval.low)},
           {"high", number(e.interval.high)}};
 }
 
@@ -109,7 +115,8 @@ nlohmann::ordered_json Json(const Estimate& e) {
 
 std::string LatencyTable(const LatencyReport& report) {
   std::string out = fmt::format(
-      "{}: reads {:.0f} GB/s; a token reads {:.2f} GB of weights: at least {:.3f} ms\n\n{:<24} {:>8} "
+      "{}: reads {:.0f} GB/s; a token reads {:.2f} GB of weights: at least {:.3f} ms\n\n{:<24} "
+      "{:>8} "
       "{:>12} {:>12}\n",
       report.device, report.read_bandwidth * 1e-9, report.weight_bytes_per_token * 1e-9,
       1e3 * report.weight_bytes_per_token / report.read_bandwidth, "variant", "input", "TTFT ms",
@@ -126,18 +133,17 @@ std::string LatencyTable(const LatencyReport& report) {
       report.variants[0].name, "variant", "ITL slope ns/token", "intercept ms", "slope ratio",
       "limit ns/token", "TTFT a ratio");
   for (const LatencyVariant& v : report.variants) {
-    out += fmt::format("{:<24} {:>26} {:>24} {:>20} {:>20.2f} {:>24}\n", v.name,
-                       WithInterval(v.slope, 1e9, 2), WithInterval(v.intercept, 1e3, 3),
-                       WithInterval(v.slope_ratio, 1, 3),
-                       1e9 * v.cache_bytes_per_token / report.read_bandwidth,
-                       WithInterval(v.ttft_a_ratio, 1, 3));
+    out += fmt::format(
+        "{:<24} {:>26} {:>24} {:>20} {:>20.2f} {:>24}\n", v.name, WithInterval(v.slope, 1e9, 2),
+        WithInterval(v.intercept, 1e3, 3), WithInterval(v.slope_ratio, 1, 3),
+        1e9 * v.cache_bytes_per_token / report.read_bandwidth, WithInterval(v.ttft_a_ratio, 1, 3));
   }
   for (size_t i = 1; i < report.variants.size(); ++i) {
     const LatencyVariant& v = report.variants[i];
-    out += fmt::format("{}: intercept {} ms against {}; faster from {} tokens on [{}, {}]\n", v.name,
-                       WithInterval(v.intercept_difference, 1e3, 3), report.variants[0].name,
-                       Tokens(v.break_even.value), Tokens(v.break_even.interval.low),
-                       Tokens(v.break_even.interval.high));
+    out += fmt::format("{}: intercept {} ms against {}; faster from {} tokens on [{}, {}]\n",
+                       v.name, WithInterval(v.intercept_difference, 1e3, 3),
+                       report.variants[0].name, Tokens(v.break_even.value),
+                       Tokens(v.break_even.interval.low), Tokens(v.break_even.interval.high));
   }
   return out + fmt::format("{}: intercept / limit {:.3f}\n", report.variants[0].name,
                            report.variants[0].intercept.value * report.read_bandwidth /
@@ -156,9 +162,8 @@ std::string LatencyJson(const LatencyReport& report) {
     nlohmann::ordered_json points = nlohmann::ordered_json::array();
     for (size_t l = 0; l < v.ttft.size(); ++l) {
       for (size_t r = 0; r < v.ttft[l].size(); ++r) {
-        points.push_back({{"input_len", v.ttft[l][r].x},
-                          {"ttft_s", v.ttft[l][r].y},
-                          {"itl_s", v.itl[l][r].y}});
+        points.push_back(
+            {{"input_len", v.ttft[l][r].x}, {"ttft_s", v.ttft[l][r].y}, {"itl_s", v.itl[l][r].y}});
       }
     }
     json["variants"].push_back({{"name", v.name},
@@ -179,10 +184,14 @@ std::string LatencyJson(const LatencyReport& report) {
 
 std::string LatencyHtml(const LatencyReport& report) {
   std::string body = fmt::format(
-      "<style>svg {{ max-width: 100%; height: auto; }} svg text {{ font: 12px system-ui, sans-serif; "
-      "fill: #555; }} svg text.key {{ font-weight: 600; fill: revert-layer; }} svg .grid {{ stroke: "
-      "#e4e4e4; }}</style>\n<p>Model <code>{}</code> on {}, which reads {:.0f} GB/s. One request at a "
-      "time, {} output tokens, {} repeats; variants take turns. A token reads {:.2f} GB of weights, "
+      "<style>svg {{ max-width: 100%; height: auto; }} svg text {{ font: 12px system-ui, "
+      "sans-serif; "
+      "fill: #555; }} svg text.key {{ font-weight: 600; fill: revert-layer; }} svg .grid {{ "
+      "stroke: "
+      "#e4e4e4; }}</style>\n<p>Model <code>{}</code> on {}, which reads {:.0f} GB/s. One request "
+      "at a "
+      "time, {} output tokens, {} repeats; variants take turns. A token reads {:.2f} GB of "
+      "weights, "
       "which takes {:.3f} ms at least.</p>\n",
       EscapeHtml(report.model), EscapeHtml(report.device), report.read_bandwidth * 1e-9,
       report.output_len, report.repeats, report.weight_bytes_per_token * 1e-9,
@@ -190,9 +199,10 @@ std::string LatencyHtml(const LatencyReport& report) {
   body += "<div class=\"maps\">";
   body += Plot(report, &LatencyVariant::itl, 1, "inter-token latency, ms, by context in tokens");
   body += Plot(report, &LatencyVariant::ttft, 2, "time to first token, ms, by prompt in tokens");
-  body += "</div>\n<h2>Fits</h2>\n<table><tr><th>variant</th><th>slope, ns per token</th><th>limit"
-          "</th><th>intercept, ms</th><th>slope ratio</th><th>faster from, tokens</th><th>TTFT a "
-          "ratio</th></tr>\n";
+  body +=
+      "</div>\n<h2>Fits</h2>\n<table><tr><th>variant</th><th>slope, ns per token</th><th>limit"
+      "</th><th>intercept, ms</th><th>slope ratio</th><th>faster from, tokens</th><th>TTFT a "
+      "ratio</th></tr>\n";
   for (const LatencyVariant& v : report.variants) {
     const bool base = &v == &report.variants[0];
     body += fmt::format(
@@ -206,14 +216,15 @@ std::string LatencyHtml(const LatencyReport& report) {
                            Tokens(v.break_even.interval.low), Tokens(v.break_even.interval.high)),
         base ? "" : WithInterval(v.ttft_a_ratio, 1, 3));
   }
-  body += "</table>\n<p>In brackets 95 % intervals. Limit: cache bytes per token over the read "
-          "bandwidth.</p>\n<h2>Medians</h2>\n<table><tr><th>variant</th><th>prompt</th><th>TTFT, "
-          "ms</th><th>ITL, ms</th></tr>\n";
+  body +=
+      "</table>\n<p>In brackets 95 % intervals. Limit: cache bytes per token over the read "
+      "bandwidth.</p>\n<h2>Medians</h2>\n<table><tr><th>variant</th><th>prompt</th><th>TTFT, "
+      "ms</th><th>ITL, ms</th></tr>\n";
   for (size_t l = 0; l < report.variants[0].itl.size(); ++l) {
     for (const LatencyVariant& v : report.variants) {
-      body += fmt::format("<tr><td class=\"name\">{}</td><td>{:.0f}</td><td>{:.2f}</td><td>{:.3f}</td></tr>\n",
-                          EscapeHtml(v.name), v.ttft[l][0].x, 1e3 * Median(v.ttft[l]),
-                          1e3 * Median(v.itl[l]));
+      body += fmt::format(
+          "<tr><td class=\"name\">{}</td><td>{:.0f}</td><td>{:.2f}</td><td>{:.3f}</td></tr>\n",
+          EscapeHtml(v.name), v.ttft[l][0].x, 1e3 * Median(v.ttft[l]), 1e3 * Median(v.itl[l]));
     }
   }
   return HtmlPage("Latency", body + "</table>\n");

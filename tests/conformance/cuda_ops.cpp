@@ -357,7 +357,8 @@ class Ops {
                       .experts = experts,
                       .top_k = top_k,
                       .hidden = hidden,
-                      .intermediate = inner});
+                      .intermediate = inner},
+                     matmuls_);
     const auto run = [&](auto side, const auto& f) {
       const std::vector<Expert> all = list(side);
       f(ExpertsArgs{.x = side(x),

@@ -91,7 +91,8 @@ class CudaBackend final : public Backend {
                                 .experts = limits.experts,
                                 .top_k = limits.top_k,
                                 .hidden = limits.hidden,
-                                .intermediate = limits.expert_intermediate});
+                                .intermediate = limits.expert_intermediate},
+          *matmuls_);
     }
     sampler_ = std::make_unique<Sampler>(limits.sample_rows, limits.vocab);
   }

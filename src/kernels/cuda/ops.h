@@ -33,14 +33,15 @@ class MatMuls {
   std::unique_ptr<State> state_;
 };
 
-// Experts of a layer stand at equal distances in memory, as do their biases.
+// Experts of a layer stand at equal distances in memory, as do their biases; gate and up next to
+// each other. With many rows, outside of a graph, waits for the device once.
 class Experts {
  public:
   struct Limits {
     int rows = 0, experts = 0, top_k = 0;
     int64_t hidden = 0, intermediate = 0;
   };
-  explicit Experts(const Limits& limits);
+  Experts(const Limits& limits, MatMuls& matmuls);  // which must outlive it
   ~Experts();
   void Run(const ExpertsArgs& args, cudaStream_t stream);
 
