@@ -377,7 +377,7 @@ class Ops {
               [&](const ExpertsArgs& args) { op.Run(args, nullptr); });
         },
         [&] { run([](Matrix& m) { return m.Host(); }, reference::Experts); },
-        Limit(kBF16));  // values between the two products are bfloat16
+        std::sqrt(3.0) * Limit(kBF16));  // gate, up and their product are rounded to bfloat16
   }
 
   void Samples() {
