@@ -42,6 +42,21 @@ int64_t CacheBytes(const ModelSpec& spec, int64_t tokens) {
   return (tokens / kPageSize + 2) * page * 5 / 4 + (int64_t{256} << 20);
 }
 
+// What a token adds to what every later one reads: of full-attention layers only.
+double GrowingBytes(const ModelSpec& spec, const std::vector<LayerCacheReport>& layers) {
+  double bytes = 0;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const LayerSpec& layer = spec.layers[l];
+    if (layer.window > 0) continue;
+    const KvLayout layout{.k_format = *KvFormatFromName(layers[l].k_format),
+                          .v_format = *KvFormatFromName(layers[l].v_format),
+                          .kv_heads = layer.kv_heads,
+                          .head_dim = layer.head_dim};
+    bytes += static_cast<double>(layout.UsedBytes()) / kPageSize;
+  }
+  return bytes;
+}
+
 struct Timing {
   double ttft = 0, itl = 0;  // seconds
 };
@@ -165,10 +180,11 @@ LatencyReport BenchLatency(const LatencyBenchOptions& options, const LatencyProg
     if (engine.kv_cache_memory_bytes == 0)
       engine.kv_cache_memory_bytes = CacheBytes(spec, engine.max_model_len);
     engines.push_back(Engine::Create(engine, engines.empty() ? nullptr : engines.front().get()));
-    report.variants.push_back({.name = name,
-                               .cache_bytes_per_token = engines.back()->cache_bytes_per_token(),
-                               .ttft = {},
-                               .itl = {}});
+    report.variants.push_back(
+        {.name = name,
+         .cache_bytes_per_token = GrowingBytes(spec, engines.back()->CacheReport()),
+         .ttft = {},
+         .itl = {}});
   }
   std::mt19937_64 random(options.seed);
   std::uniform_int_distribution<int32_t> token(0, static_cast<int32_t>(spec.vocab) - 1);

@@ -30,7 +30,7 @@ struct Estimate {
 
 struct LatencyVariant {
   std::string name;
-  double cache_bytes_per_token = 0;  // of full-attention layers
+  double cache_bytes_per_token = 0;  // of full-attention layers: what a token adds to a step
   // By input length, a measurement per repeat: seconds, the median ITL of the request.
   std::vector<std::vector<Measurement>> ttft, itl;  // x: input tokens; mean context of the output
   Estimate slope, intercept;                        // seconds per token, seconds

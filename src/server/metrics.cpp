@@ -9,13 +9,13 @@
 namespace octavo {
 namespace {
 
-const std::vector<double> kSeconds = {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1,  0.25,
-                                      0.5,   0.75,  1,    2.5,  5,    7.5,  10,   20,   40,
-                                      80,    160,   640,  2560};
+const std::vector<double> kSeconds = {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1,
+                                      0.25,  0.5,   0.75, 1,    2.5,  5,    7.5,  10,
+                                      20,    40,    80,   160,  640,  2560};
 const std::vector<double> kTokenSeconds = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1,
                                            0.15,  0.2,    0.3,   0.4,  0.5,   0.75, 1,     2.5};
-const std::vector<double> kTokens = {1,    2,    5,    10,    20,    50,    100,   200,  500,
-                                     1000, 2000, 5000, 10000, 20000, 50000, 100000};
+const std::vector<double> kTokens = {1,   2,    5,    10,   20,    50,    100,   200,
+                                     500, 1000, 2000, 5000, 10000, 20000, 50000, 100000};
 
 std::string Escaped(std::string_view value) {
   std::string out;
@@ -119,15 +119,16 @@ std::string Metrics::Text(const std::string& model_name, const EngineStats& stat
   out += itl_.Text("vllm:inter_token_latency_seconds", "Time between tokens.", labels);
   out += e2e_.Text("vllm:e2e_request_latency_seconds", "Time to the last token.", labels);
   out += prompt_tokens_.Text("vllm:request_prompt_tokens", "Prompt tokens of a request.", labels);
-  out += output_tokens_.Text("vllm:request_generation_tokens", "Output tokens of a request.", labels);
+  out +=
+      output_tokens_.Text("vllm:request_generation_tokens", "Output tokens of a request.", labels);
 
   const auto per_operand = [&](const char* name, const char* type, const char* help,
                                const auto& value) {
     out += Header(name, type, help);
     ForEachOperand(layers, [&](size_t l, const char* operand, const std::string& format,
                                uint64_t saturated, float amax, const std::string& source) {
-      out += fmt::format("{}{{{},layer=\"{}\",operand=\"{}\",kv_cache_dtype=\"{}\"", name, labels, l,
-                         operand, format) +
+      out += fmt::format("{}{{{},layer=\"{}\",operand=\"{}\",kv_cache_dtype=\"{}\"", name, labels,
+                         l, operand, format) +
              value(format, saturated, amax, source);
     });
   };
@@ -161,11 +162,13 @@ std::vector<std::string> SaturationWarnings(std::vector<LayerCacheReport>& befor
     const auto check = [&](const char* operand, uint64_t was, uint64_t is, float amax,
                            const std::string& format) {
       if (was > 0 || is == 0) return;
-      lines.push_back(fmt::format(
-          "layer {}: {} saturates in {}: magnitudes up to {:g} scales are stored as {:g}; give it a "
-          "scale (--kv-cache-scales), another format (--kv-cache-dtype int8_per_token_head) or skip "
-          "it (--kv-cache-dtype-skip-layers {})",
-          l, operand, format, amax, LargestStored(format), l));
+      lines.push_back(
+          fmt::format("layer {}: {} saturates in {}: magnitudes up to {:g} scales are stored as "
+                      "{:g}; give it a "
+                      "scale (--kv-cache-scales), another format (--kv-cache-dtype "
+                      "int8_per_token_head) or skip "
+                      "it (--kv-cache-dtype-skip-layers {})",
+                      l, operand, format, amax, LargestStored(format), l));
     };
     check("K", before[l].k_saturated, now[l].k_saturated, now[l].k_amax, now[l].k_format);
     check("V", before[l].v_saturated, now[l].v_saturated, now[l].v_amax, now[l].v_format);

@@ -86,7 +86,7 @@ class CliTest : public ::testing::Test {
 
 TEST_F(CliTest, HelpOfEveryCommand) {
   for (const char* command : {"", "generate", "serve", "verify", "inspect", "eval", "eval needle",
-                              "bench", "bench decode"}) {
+                              "bench", "bench decode", "bench latency"}) {
     const Outcome o = Run(std::string(command) + " --help");
     EXPECT_EQ(o.code, 0) << command;
     EXPECT_NE(o.out.find("Usage"), std::string::npos) << command;
@@ -166,6 +166,37 @@ TEST_F(CliTest, EvalNeedleWritesItsReports) {
   const std::string page = Read(html);
   EXPECT_NE(page.find("</html>"), std::string::npos);
   EXPECT_EQ(page.find("http"), std::string::npos) << "a report makes no external requests";
+}
+
+TEST_F(CliTest, BenchLatencyComparesVariantsFromAConfigAlone) {
+  const fs::path model = folder_ / "model";
+  fs::create_directory(model);
+  fs::copy(fs::path(Golden("gpt_oss")) / "config.json", model / "config.json");
+  const fs::path json = folder_ / "latency.json", html = folder_ / "latency.html";
+  const Outcome o =
+      Run("bench latency " + model.string() +
+          " --load-format dummy --device cpu --kv-cache-dtypes "
+          "bf16,fp8/sliding_window --input-lens 16,64,128 --output-len 12 --repeats 2 "
+          "--json " +
+          json.string() + " --html " + html.string());
+  ASSERT_EQ(o.code, 0) << o.err;
+  EXPECT_NE(o.out.find("fp8/sliding_window: intercept"), std::string::npos) << o.out;
+  for (const char* part : {"\"itl_slope_s\"", "\"break_even_tokens\"", "\"input_len\": 128"})
+    EXPECT_NE(Read(json).find(part), std::string::npos) << part << Read(json);
+  EXPECT_NE(Read(html).find("<polyline"), std::string::npos);
+  EXPECT_EQ(Read(html).find("http"), std::string::npos);  // nothing is fetched
+  const std::string bench = "bench latency " + model.string() + " --device cpu ";
+  ExpectRefused(bench + "--load-format dummy --input-lens 16", {"--input-lens"});
+  ExpectRefused(bench + "--load-format dummy --input-lens 16,32,9m", {"--input-lens", "9437184"});
+  ExpectRefused(bench + "--load-format other --input-lens 1,2,3 --output-len 8",
+                {"--load-format", "other"});
+}
+
+TEST_F(CliTest, DevicesThatAreNotThere) {
+  ExpectRefused("generate -p x --device tpu", {"--device", "auto, cpu or cuda", "tpu"});
+  ExpectRefused("generate -p x --device cpu --gpu-memory-utilization 0",
+                {"--gpu-memory-utilization", "(0, 1]"});
+  ExpectRefused("generate -p x --device cpu --attention-math fp7", {"--attention-math", "fp7"});
 }
 
 TEST_F(CliTest, BrokenFolders) {
