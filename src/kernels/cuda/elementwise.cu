@@ -43,11 +43,12 @@ void ByType(DType dtype, const F& f) {
 }
 
 template <class Table, class Out>
-__global__ void gather_kernel(Rows<const Table> table, const int32_t* ids, float scale,
-                              int columns, Rows<Out> out) {
+__global__ void gather_kernel(Rows<const Table> table, const int32_t* ids, float scale, int columns,
+                              Rows<Out> out) {
   WaitForInputs();
   const int64_t row = blockIdx.x, id = ids[row];
-  for (int i = static_cast<int>(threadIdx.x) * 8; i < columns; i += static_cast<int>(blockDim.x) * 8) {
+  for (int i = static_cast<int>(threadIdx.x) * 8; i < columns;
+       i += static_cast<int>(blockDim.x) * 8) {
     Vector8 x = Load8(table.At(id, i));
 #pragma unroll
     for (float& v : x.v) v *= scale;
@@ -144,8 +145,8 @@ __global__ void rope_table_kernel(const int32_t* positions, const float* inv_fre
 
 void Gather(const GatherArgs& args, cudaStream_t stream) {
   const int64_t rows = args.ids.size(), columns = args.out.columns();
-  OCTAVO_CHECK(args.out.rows() == rows && args.table.columns() == columns,
-               ShapeString(args.table), ShapeString(args.out), rows);
+  OCTAVO_CHECK(args.out.rows() == rows && args.table.columns() == columns, ShapeString(args.table),
+               ShapeString(args.out), rows);
   ByType(args.table.dtype, [&](auto table) {
     ByType(args.out.dtype, [&](auto out) {
       using Table = decltype(table);
@@ -196,8 +197,8 @@ void GatedActivation(const GatedActivationArgs& args, cudaStream_t stream) {
     const int64_t total = rows * columns / 8;
     Launch(activation_kernel<T>, static_cast<unsigned>((total + kThreads - 1) / kThreads), kThreads,
            0, stream, args.activation, args.limit, Rows<const T>{gate.data, gate.stride},
-           Rows<const T>{up.data, up.stride}, RowsOf<T>(args.out),
-           static_cast<int>(columns / 8), total);
+           Rows<const T>{up.data, up.stride}, RowsOf<T>(args.out), static_cast<int>(columns / 8),
+           total);
   });
 }
 

@@ -1,171 +1,123 @@
-// Experts: pairs of a row and one of its experts are sorted by expert on the device; then two
-// products in the manner of matmul_few.cuh, whose "x" are the rows of an expert's pairs, and a sum over a row's
-// experts in their order. A block takes 16 outputs of one expert for all of its pairs, 8 kTiles at
-// a time, so for up to that many the weights of the experts that are used are read once, and no
-// others.
-//
-// With many pairs per expert (prefill) an expert's weights are read once per 64 pairs, from L2.
+// Experts: one block sorts the pairs of a row and one of its experts by expert and cuts them into
+// tiles; then the products (experts.h), and a sum over a row's experts in their order.
+#include "kernels/cuda/experts.h"
+
 #include <algorithm>
 #include <stdexcept>
 
 #include "base/error.h"
-#include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/matmul_few.cuh"
 #include "kernels/cuda/ops.h"
 
 namespace octavo::cuda {
 namespace {
 
-constexpr int kSortThreads = 1024;
+// Rows up to which the weights' stream is the bound (bench/op_rows.cu: "experts").
+constexpr int kFewRows = 8, kSomeRows = 32;
 
 struct SortParams {
   const int32_t* ids;  // [pairs]
-  int pairs, experts;
-  int32_t* begins;  // [experts + 1]
+  int pairs, experts, tile_pairs;
+  ExpertTile* tiles;
+  int32_t* tile_count;
   int32_t* sorted;  // [pairs] pairs by expert, each expert's in order
 };
 
-// One block. An expert's pairs keep their order, so sums do not depend on chance.
-__global__ __launch_bounds__(kSortThreads) void sort_pairs_kernel(SortParams p) {
-  extern __shared__ int32_t counts[];  // [warps][experts]
-  constexpr int kWarps = kSortThreads / 32;
-  WaitForInputs();
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
-  for (int i = thread; i < kWarps * p.experts; i += kSortThreads) counts[i] = 0;
+__device__ int InclusiveSum(int x) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const int other = __shfl_up_sync(~0u, x, distance);
+    if (lane >= distance) x += other;
+  }
+  return x;
+}
+
+// One warp: totals become the experts' first places, and the tiles are written.
+__device__ void CutTiles(const SortParams& p, int32_t* totals) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  int pairs_before = 0, tiles_before = 0;
+  for (int first = 0; first < p.experts; first += 32) {
+    const int expert = first + lane;
+    const int pairs = expert < p.experts ? totals[expert] : 0;
+    const int tiles = (pairs + p.tile_pairs - 1) / p.tile_pairs;
+    const int pairs_end = pairs_before + InclusiveSum(pairs);
+    const int tiles_end = tiles_before + InclusiveSum(tiles);
+    const int begin = pairs_end - pairs;
+    for (int t = 0; t < tiles; ++t) {
+      p.tiles[tiles_end - tiles + t] = {expert, begin + t * p.tile_pairs,
+                                        min(begin + (t + 1) * p.tile_pairs, pairs_end)};
+    }
+    if (expert < p.experts) totals[expert] = begin;
+    pairs_before = __shfl_sync(~0u, pairs_end, 31);
+    tiles_before = __shfl_sync(~0u, tiles_end, 31);
+  }
+  if (lane == 0) *p.tile_count = tiles_before;
+}
+
+// One block. A warp's pairs are a stretch of all, and an expert's pairs keep their order, so sums
+// do not depend on chance.
+__device__ void SortPairs(const SortParams& p) {
+  extern __shared__ int32_t counts[];  // [warps][experts], then [experts] totals
+  const int threads = static_cast<int>(blockDim.x), warps = threads / 32;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  int32_t* own = counts + thread / 32 * p.experts;
+  int32_t* totals = counts + warps * p.experts;
+  for (int e = lane; e < p.experts; e += 32) own[e] = 0;
+  __syncwarp();
+  const int share = (p.pairs + warps - 1) / warps;
+  const int begin = min(thread / 32 * share, p.pairs), end = min(begin + share, p.pairs);
+#pragma unroll 4
+  for (int i = begin + lane; i < end; i += 32) atomicAdd(&own[p.ids[i]], 1);
   __syncthreads();
-  // A warp's pairs are a stretch of all.
-  const int share = (p.pairs + kWarps - 1) / kWarps;
-  const int begin = min(warp * share, p.pairs), end = min(begin + share, p.pairs);
-  for (int i = begin + lane; i < end; i += 32) atomicAdd(&counts[warp * p.experts + p.ids[i]], 1);
-  __syncthreads();
-  for (int e = thread; e < p.experts; e += kSortThreads) {  // counts become begins within an expert
+  for (int e = thread; e < p.experts; e += threads) {  // counts become places within an expert
     int sum = 0;
-    for (int w = 0; w < kWarps; ++w) {
+    for (int w = 0; w < warps; ++w) {
       const int count = counts[w * p.experts + e];
       counts[w * p.experts + e] = sum;
       sum += count;
     }
-    p.begins[e + 1] = sum;
+    totals[e] = sum;
   }
   __syncthreads();
-  if (thread == 0) {
-    int sum = 0;
-    p.begins[0] = 0;
-    for (int e = 0; e < p.experts; ++e) p.begins[e + 1] = sum += p.begins[e + 1];
-  }
+  if (thread < 32) CutTiles(p, totals);
   __syncthreads();
+  int next = begin + lane < end ? p.ids[begin + lane] : -1;
   for (int first = begin; first < end; first += 32) {
-    const int i = first + lane;
-    const int id = i < end ? p.ids[i] : -1;
+    const int i = first + lane, id = next;
+    next = i + 32 < end ? p.ids[i + 32] : -1;
     const unsigned same = __match_any_sync(~0u, id);
     const int before = __popc(same & ((1u << lane) - 1));
-    int place = 0;
-    if (id >= 0) place = counts[warp * p.experts + id] + before;
+    if (id >= 0) p.sorted[totals[id] + own[id] + before] = i;
     __syncwarp();
-    if (id >= 0) {
-      p.sorted[p.begins[id] + place] = i;
-      if (before == 0) counts[warp * p.experts + id] += __popc(same);
-    }
+    if (id >= 0 && before == 0) own[id] += __popc(same);
     __syncwarp();
   }
 }
 
-struct ExpertsParams {
-  const BFloat16 *gate, *up, *down;                 // of expert 0
-  const BFloat16 *gate_bias, *up_bias, *down_bias;  // or null
-  int64_t weight_stride, bias_stride;               // from expert to expert, elements
-  const int32_t *begins, *sorted;
-  const BFloat16* x;  // [rows, hidden]
-  int64_t x_stride;
-  int hidden, intermediate, top_k;
-  Activation activation;
-  float limit;
-  BFloat16* activated;         // [pairs, intermediate], in sorted order
-  const float* pair_weights;   // [pairs]
-  float* results;              // [pairs, hidden], weighted
-};
-
-// The 16 outputs from `first_out` on of the block's expert; out rows behind the last are clamped.
-struct OutRows {
-  int64_t low, high_offset;  // elements from the matrix's first to this lane's first
-};
-__device__ OutRows LaneRows(int first_out, int outs, int k) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const int low = min(first_out + lane / 4, outs - 1), high = min(first_out + lane / 4 + 8, outs - 1);
-  return {int64_t{low} * k + lane % 4 * 8, int64_t{high - low} * k};
+// Row `from` of x to row `to`, by one block.
+template <class X>
+__device__ void CopyRow(const X* x, int64_t x_stride, int64_t from, int hidden, BFloat16* out,
+                        int64_t to) {
+  for (int i = static_cast<int>(threadIdx.x) * 8; i < hidden; i += static_cast<int>(blockDim.x) * 8)
+    Store8(out + to * hidden + i, Load8(x + from * x_stride + i));
 }
 
-template <int kTiles>
-__global__ __launch_bounds__(kFewWarps * 32) void gate_up_kernel(
-    const __grid_constant__ ExpertsParams p) {
-  __shared__ FewPartials<kTiles> partials[2];
+// Block 0 sorts; the others, if there are any, round a row of x each.
+__global__ void sort_pairs_kernel(SortParams p, const float* x, int64_t x_stride, int hidden,
+                                  BFloat16* rounded) {
   WaitForInputs();
-  const int expert = static_cast<int>(blockIdx.y), first_out = static_cast<int>(blockIdx.x) * kFewOuts;
-  const int begin = p.begins[expert], end = p.begins[expert + 1];
-  const OutRows at = LaneRows(first_out, p.intermediate, p.hidden);
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  constexpr int kPairs = 8 * kTiles;
-  for (int first = begin; first < end; first += kPairs) {
-    const auto x_row = [&](int n) -> const BFloat16* {
-      const int pair = first + 8 * n + lane / 4;
-      return pair < end ? p.x + p.sorted[pair] / p.top_k * p.x_stride + lane % 4 * 8 : nullptr;
-    };
-#pragma unroll
-    for (int matrix = 0; matrix < 2; ++matrix) {
-      const BFloat16* weights = (matrix == 0 ? p.gate : p.up) + expert * p.weight_stride + at.low;
-      float sums[kTiles][4] = {};
-      StreamFew<BFloat16, kTiles>(weights, at.high_offset, p.hidden, x_row, [] {}, sums);
-      partials[matrix].Put(sums);
-    }
-    __syncthreads();
-    const int pairs = min(kPairs, end - first);
-    for (int i = static_cast<int>(threadIdx.x); i < kFewOuts * pairs; i += kFewWarps * 32) {
-      const int out = i % kFewOuts, pair = i / kFewOuts, column = first_out + out;
-      if (column >= p.intermediate) continue;
-      float gate = partials[0].Sum(out, pair), up = partials[1].Sum(out, pair);
-      if (p.gate_bias) {
-        gate += ToFloat(p.gate_bias[expert * p.bias_stride + column]);
-        up += ToFloat(p.up_bias[expert * p.bias_stride + column]);
-      }
-      p.activated[int64_t{first + pair} * p.intermediate + column] =
-          FromFloat<BFloat16>(Activated(p.activation, p.limit, gate, up));
-    }
-    __syncthreads();
-  }
+  if (blockIdx.x == 0)
+    SortPairs(p);
+  else
+    CopyRow(x, x_stride, blockIdx.x - 1, hidden, rounded, blockIdx.x - 1);
 }
 
-template <int kTiles>
-__global__ __launch_bounds__(kFewWarps * 32) void down_kernel(
-    const __grid_constant__ ExpertsParams p) {
-  __shared__ FewPartials<kTiles> partials;
+template <class X>
+__global__ void sort_rows_kernel(const X* x, int64_t x_stride, const int32_t* sorted, int top_k,
+                                 int hidden, BFloat16* out) {
   WaitForInputs();
-  const int expert = static_cast<int>(blockIdx.y), first_out = static_cast<int>(blockIdx.x) * kFewOuts;
-  const int begin = p.begins[expert], end = p.begins[expert + 1];
-  const OutRows at = LaneRows(first_out, p.hidden, p.intermediate);
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  constexpr int kPairs = 8 * kTiles;
-  for (int first = begin; first < end; first += kPairs) {
-    const auto row = [&](int n) -> const BFloat16* {
-      const int pair = first + 8 * n + lane / 4;
-      return pair < end ? p.activated + int64_t{pair} * p.intermediate + lane % 4 * 8 : nullptr;
-    };
-    float sums[kTiles][4] = {};
-    StreamFew<BFloat16, kTiles>(p.down + expert * p.weight_stride + at.low, at.high_offset, p.intermediate,
-                      row, [] {}, sums);
-    partials.Put(sums);
-    __syncthreads();
-    const int pairs = min(kPairs, end - first);
-    for (int i = static_cast<int>(threadIdx.x); i < kFewOuts * pairs; i += kFewWarps * 32) {
-      const int out = i % kFewOuts, pair = i / kFewOuts, column = first_out + out;
-      if (column >= p.hidden) continue;
-      float value = partials.Sum(out, pair);
-      if (p.down_bias) value += ToFloat(p.down_bias[expert * p.bias_stride + column]);
-      const int source = p.sorted[first + pair];
-      p.results[int64_t{source} * p.hidden + column] = value * p.pair_weights[source];
-    }
-    __syncthreads();
-  }
+  CopyRow(x, x_stride, sorted[blockIdx.x] / top_k, hidden, out, blockIdx.x);
 }
 
 template <class Out>
@@ -173,7 +125,8 @@ __global__ void add_experts_kernel(const float* results, int top_k, int hidden, 
                                    Out* out) {
   WaitForInputs();
   const int64_t row = blockIdx.x;
-  for (int i = static_cast<int>(threadIdx.x) * 8; i < hidden; i += static_cast<int>(blockDim.x) * 8) {
+  for (int i = static_cast<int>(threadIdx.x) * 8; i < hidden;
+       i += static_cast<int>(blockDim.x) * 8) {
     Vector8 sum = Load8(results + row * top_k * hidden + i);
     for (int k = 1; k < top_k; ++k) {
       const Vector8 more = Load8(results + (row * top_k + k) * hidden + i);
@@ -184,20 +137,14 @@ __global__ void add_experts_kernel(const float* results, int top_k, int hidden, 
   }
 }
 
-__global__ void to_bf16_kernel(const float* x, int64_t x_stride, int hidden, BFloat16* out) {
-  WaitForInputs();
-  const int64_t row = blockIdx.x;
-  for (int i = static_cast<int>(threadIdx.x) * 8; i < hidden; i += static_cast<int>(blockDim.x) * 8)
-    Store8(out + row * hidden + i, Load8(x + row * x_stride + i));
-}
-
 // The distance between experts, which must be one and the same.
 int64_t Stride(std::span<const Expert> experts, Tensor Expert::*tensor) {
   const auto* first = static_cast<const BFloat16*>((experts[0].*tensor).data);
   if (!first || experts.size() < 2) return 0;
   const int64_t stride = static_cast<const BFloat16*>((experts[1].*tensor).data) - first;
   const auto* last = static_cast<const BFloat16*>((experts.back().*tensor).data);
-  OCTAVO_CHECK(last - first == stride * (std::ssize(experts) - 1), stride, experts.size());
+  OCTAVO_CHECK(last - first == stride * (std::ssize(experts) - 1) && stride % 8 == 0, stride,
+               experts.size());
   return stride;
 }
 
@@ -206,10 +153,15 @@ int64_t Stride(std::span<const Expert> experts, Tensor Expert::*tensor) {
 struct Experts::State {
   Limits limits;
   void* memory = nullptr;
-  int32_t *begins, *sorted;
+  ExpertTile* tiles;
+  int32_t *tile_count, *sorted;
   BFloat16 *activated, *x;
   float* results;
   ~State() { cudaFree(memory); }
+
+  void Sort(const ExpertsArgs& args, const ExpertsParams& params, int tile_pairs,
+            cudaStream_t stream) const;
+  void SortRows(const ExpertsArgs& args, const ExpertsParams& params, cudaStream_t stream) const;
 };
 
 Experts::Experts(const Limits& limits) : state_(std::make_unique<State>(limits)) {
@@ -220,23 +172,51 @@ Experts::Experts(const Limits& limits) : state_(std::make_unique<State>(limits))
     bytes += (size + 255) / 256 * 256;
     return offset;
   };
-  const int64_t results = take(pairs * limits.hidden * 4), begins = take((limits.experts + 1) * 4),
+  const int64_t results = take(pairs * limits.hidden * 4),
+                tiles = take(pairs * int64_t{sizeof(ExpertTile)}), tile_count = take(4),
                 sorted = take(pairs * 4), activated = take(pairs * limits.intermediate * 2),
-                x = take(limits.rows * limits.hidden * 2);
+                x = take(pairs * limits.hidden * 2);
   if (cudaMalloc(&state_->memory, bytes) != cudaSuccess) {
     cudaGetLastError();
-    throw std::runtime_error("out of memory for experts' activations; lower --max-num-batched-tokens");
+    throw std::runtime_error(
+        "out of memory for experts' activations; lower --max-num-batched-tokens");
   }
   auto* base = static_cast<std::byte*>(state_->memory);
   state_->results = reinterpret_cast<float*>(base + results);
-  state_->begins = reinterpret_cast<int32_t*>(base + begins);
+  state_->tiles = reinterpret_cast<ExpertTile*>(base + tiles);
+  state_->tile_count = reinterpret_cast<int32_t*>(base + tile_count);
   state_->sorted = reinterpret_cast<int32_t*>(base + sorted);
   state_->activated = reinterpret_cast<BFloat16*>(base + activated);
   state_->x = reinterpret_cast<BFloat16*>(base + x);
   CUDA_CHECK(cudaFuncSetAttribute(sort_pairs_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  kSortThreads / 32 * limits.experts * 4));
+                                  33 * limits.experts * 4));
 }
 Experts::~Experts() = default;
+
+void Experts::State::Sort(const ExpertsArgs& args, const ExpertsParams& params, int tile_pairs,
+                          cudaStream_t stream) const {
+  const int threads = std::clamp(params.pairs / 8 / 32 * 32, 256, 1024);
+  const bool round = params.x == x && tile_pairs < kManyExpertPairs;
+  Launch(sort_pairs_kernel, round ? static_cast<unsigned>(args.x.rows() + 1) : 1, threads,
+         size_t{4} * (threads / 32 + 1) * params.experts, stream,
+         SortParams{.ids = args.ids.Row<int32_t>(0),
+                    .pairs = params.pairs,
+                    .experts = params.experts,
+                    .tile_pairs = tile_pairs,
+                    .tiles = tiles,
+                    .tile_count = tile_count,
+                    .sorted = sorted},
+         args.x.Row<float>(0), args.x.row_stride, params.hidden, x);
+}
+
+void Experts::State::SortRows(const ExpertsArgs& args, const ExpertsParams& params,
+                              cudaStream_t stream) const {
+  const auto run = [&]<class X>(X) {
+    Launch(sort_rows_kernel<X>, static_cast<unsigned>(params.pairs), 256, 0, stream,
+           args.x.Row<X>(0), args.x.row_stride, sorted, params.top_k, params.hidden, x);
+  };
+  args.x.dtype == DType::kF32 ? run(float{}) : run(BFloat16{});
+}
 
 void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
   const State& s = *state_;
@@ -248,9 +228,8 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
   OCTAVO_CHECK(rows <= s.limits.rows && experts <= s.limits.experts && top_k <= s.limits.top_k &&
                    hidden <= s.limits.hidden && intermediate <= s.limits.intermediate,
                rows, experts, top_k, hidden, intermediate);
-  const bool from_float = args.x.dtype == DType::kF32;
-  OCTAVO_CHECK((from_float || args.x.dtype == DType::kBF16) && first.gate.dtype == DType::kBF16 &&
-                   hidden % 8 == 0 && intermediate % 8 == 0,
+  OCTAVO_CHECK((args.x.dtype == DType::kF32 || args.x.dtype == DType::kBF16) &&
+                   first.gate.dtype == DType::kBF16 && hidden % 8 == 0 && intermediate % 8 == 0,
                ShapeString(args.x), ShapeString(first.gate));
   const int64_t stride = Stride(args.experts, &Expert::gate);
   const int64_t bias_stride = Stride(args.experts, &Expert::gate_bias);
@@ -259,18 +238,8 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
                    bias_stride == Stride(args.experts, &Expert::up_bias) &&
                    bias_stride == Stride(args.experts, &Expert::down_bias),
                stride, bias_stride);
-
-  Launch(sort_pairs_kernel, 1, kSortThreads, size_t{kSortThreads / 32} * experts * 4, stream,
-         SortParams{.ids = args.ids.Row<int32_t>(0),
-                    .pairs = rows * top_k,
-                    .experts = experts,
-                    .begins = s.begins,
-                    .sorted = s.sorted});
-  const int threads = std::min(1024, (hidden / 8 + 31) / 32 * 32);
-  if (from_float) {
-    Launch(to_bf16_kernel, static_cast<unsigned>(rows), threads, 0, stream, args.x.Row<float>(0),
-           args.x.row_stride, hidden, s.x);
-  }
+  const bool many = rows > kSomeRows;
+  const bool copied = many || args.x.dtype == DType::kF32;
   const auto bf16 = [](const Tensor& t) { return static_cast<const BFloat16*>(t.data); };
   const ExpertsParams params{.gate = bf16(first.gate),
                              .up = bf16(first.up),
@@ -280,10 +249,13 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
                              .down_bias = bf16(first.down_bias),
                              .weight_stride = stride,
                              .bias_stride = bias_stride,
-                             .begins = s.begins,
+                             .tiles = s.tiles,
+                             .tile_count = s.tile_count,
                              .sorted = s.sorted,
-                             .x = from_float ? s.x : bf16(args.x),
-                             .x_stride = from_float ? hidden : args.x.row_stride,
+                             .x = copied ? s.x : bf16(args.x),
+                             .x_stride = copied ? hidden : args.x.row_stride,
+                             .pairs = rows * top_k,
+                             .experts = experts,
                              .hidden = hidden,
                              .intermediate = intermediate,
                              .top_k = top_k,
@@ -292,22 +264,24 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
                              .activated = s.activated,
                              .pair_weights = args.weights.Row<float>(0),
                              .results = s.results};
-  const auto blocks = [&](int outs) {
-    return dim3(static_cast<unsigned>((outs + kFewOuts - 1) / kFewOuts),
-                static_cast<unsigned>(experts));
-  };
   // No expert has more pairs than there are rows.
-  const bool few = rows <= 8;
-  Launch(few ? gate_up_kernel<1> : gate_up_kernel<4>, blocks(intermediate), kFewWarps * 32, 0,
-         stream, params);
-  Launch(few ? down_kernel<1> : down_kernel<8>, blocks(hidden), kFewWarps * 32, 0, stream, params);
-  if (args.out.dtype == DType::kF32) {
-    Launch(add_experts_kernel<float>, static_cast<unsigned>(rows), threads, 0, stream, s.results,
-           top_k, hidden, args.out.row_stride, args.out.Row<float>(0));
+  if (rows <= kFewRows) {
+    s.Sort(args, params, kFewExpertPairs, stream);
+    RunFewExperts<kFewExpertPairs>(params, stream);
+  } else if (!many) {
+    s.Sort(args, params, kSomeExpertPairs, stream);
+    RunFewExperts<kSomeExpertPairs>(params, stream);
   } else {
-    Launch(add_experts_kernel<BFloat16>, static_cast<unsigned>(rows), threads, 0, stream, s.results,
-           top_k, hidden, args.out.row_stride, args.out.Row<BFloat16>(0));
+    s.Sort(args, params, kManyExpertPairs, stream);
+    s.SortRows(args, params, stream);
+    RunManyExperts(params, stream);
   }
+  const int threads = std::min(1024, (hidden / 8 + 31) / 32 * 32);
+  const auto add = [&]<class Out>(Out) {
+    Launch(add_experts_kernel<Out>, static_cast<unsigned>(rows), threads, 0, stream, s.results,
+           top_k, hidden, args.out.row_stride, args.out.Row<Out>(0));
+  };
+  args.out.dtype == DType::kF32 ? add(float{}) : add(BFloat16{});
 }
 
 }  // namespace octavo::cuda

@@ -1,8 +1,8 @@
 // Launches whose start overlaps the end of the kernel before: programmatic dependent launch.
 //
 // A kernel launched so begins with WaitForInputs(), before which it may read only what no kernel
-// writes (weights) and write nothing; after it, everything before in the stream is complete. Then it
-// lets the next one start, which waits in its turn.
+// writes (weights) and write nothing; after it, everything before in the stream is complete. Then
+// it lets the next one start, which waits in its turn.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -32,7 +32,8 @@ void Launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
   config.stream = stream;
   config.attrs = &early;
   config.numAttrs = 1;
-  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...));
+  CUDA_CHECK(
+      cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...));
 }
 
 }  // namespace octavo::cuda

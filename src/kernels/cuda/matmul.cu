@@ -42,8 +42,10 @@ struct FewParams {
 
 // blockIdx.y: which 8 * kTiles rows.
 template <class X, int kTiles>
-__global__ __launch_bounds__(kFewWarps * 32, kTiles == 1 && sizeof(X) == 2 ? 3 : 2) void matmul_few_kernel(
-    const __grid_constant__ FewParams p) {
+__global__ __launch_bounds__(kFewWarps * 32,
+                             kTiles == 1 && sizeof(X) == 2
+                                 ? 3
+                                 : 2) void matmul_few_kernel(const __grid_constant__ FewParams p) {
   __shared__ FewPartials<kTiles> partials;
   const int block = static_cast<int>(blockIdx.x);
   int index = 0;
@@ -213,8 +215,7 @@ bool Adjacent(const Projection& a, const Projection& b) {
   const auto end = [](const Tensor& t) {
     return static_cast<std::byte*>(t.data) + t.columns() * static_cast<int64_t>(SizeOf(t.dtype));
   };
-  const bool biases =
-      a.bias ? b.bias && end(a.bias) == b.bias.data : !b.bias;
+  const bool biases = a.bias ? b.bias && end(a.bias) == b.bias.data : !b.bias;
   return biases && a.out.dtype == b.out.dtype && a.out.row_stride == b.out.row_stride &&
          end(a.out) == b.out.data &&
          static_cast<std::byte*>(a.weight.data) + a.weight.size() * 2 == b.weight.data;

@@ -1,10 +1,10 @@
 // Products of few rows with a stream of weights: 16 rows of the weights (outputs) are the rows of
 // A of mma.m16n8k16, 8 rows of x the columns of B.
 //
-// A lane reads eight neighbouring elements of k of the weight rows lane/4 and lane/4 + 8, and of the
-// row of x lane/4: 16 bytes each, and whatever order mma gives the eight, weights and x share it. So
-// nothing is transposed or exchanged, and a warp takes 32 of k per step. The warps of a block share
-// k out in turn and add up at the end, always in the same order.
+// A lane reads eight neighbouring elements of k of the weight rows lane/4 and lane/4 + 8, and of
+// the row of x lane/4: 16 bytes each, and whatever order mma gives the eight, weights and x share
+// it. So nothing is transposed or exchanged, and a warp takes 32 of k per step. The warps of a
+// block share k out in turn and add up at the end, always in the same order.
 #pragma once
 
 #include "kernels/cuda/ptx.cuh"
@@ -13,9 +13,9 @@
 namespace octavo::cuda {
 
 inline constexpr int kFewWarps = 8;
-inline constexpr int kFewOuts = 16;    // outputs of a block
-inline constexpr int kFewStepK = 32;   // of k, of one warp
-inline constexpr int kFewAhead = 4;    // steps whose weights are on their way: 4 KiB per warp
+inline constexpr int kFewOuts = 16;   // outputs of a block
+inline constexpr int kFewStepK = 32;  // of k, of one warp
+inline constexpr int kFewAhead = 4;   // steps whose weights are on their way: 4 KiB per warp
 
 // Weights pass through once.
 __device__ __forceinline__ uint4 LoadWeights(const BFloat16* p) {
@@ -64,10 +64,10 @@ struct FewX<float> {
   }
 };
 
-// One block's share of k, of 16 outputs and 8 * kTiles rows of x. `weights`: row `lane / 4` of the 16
-// at this lane's first element; `high_offset`: from there to the row 8 below (0 if there is none).
-// `x_row(n)`: the row of x that this lane reads for tile n, at this lane's first element, or null.
-// Inputs() is called once the weights' first loads are on their way.
+// One block's share of k, of 16 outputs and 8 * kTiles rows of x. `weights`: row `lane / 4` of the
+// 16 at this lane's first element; `high_offset`: from there to the row 8 below (0 if there is
+// none). `x_row(n)`: the row of x that this lane reads for tile n, at this lane's first element, or
+// null. Inputs() is called once the weights' first loads are on their way.
 template <class X, int kTiles, class XRow, class Inputs>
 __device__ __forceinline__ void StreamFew(const BFloat16* weights, int64_t high_offset, int k,
                                           const XRow& x_row, const Inputs& inputs,

@@ -6,7 +6,7 @@
 namespace octavo::cuda {
 namespace {
 
-constexpr int kSlots = 16;   // so up to 512 experts
+constexpr int kSlots = 16;     // so up to 512 experts
 constexpr int kMostTopK = 32;  // a lane each, in the end
 constexpr int kWarps = 4;
 
@@ -70,9 +70,8 @@ __global__ __launch_bounds__(kWarps * 32) void route_kernel(RouteParams p) {
     for (int offset = 16; offset > 0; offset /= 2) {
       const float other = __shfl_xor_sync(~0u, best, offset);
       const int other_id = __shfl_xor_sync(~0u, best_id, offset);
-      const bool mine = best_id != 0x7FFFFFFF &&
-                        (other_id == 0x7FFFFFFF || best > other ||
-                         (best == other && best_id < other_id));
+      const bool mine = best_id != 0x7FFFFFFF && (other_id == 0x7FFFFFFF || best > other ||
+                                                  (best == other && best_id < other_id));
       if (!mine) {
         best = other;
         best_id = other_id;
