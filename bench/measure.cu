@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <memory>
 
+#include "kernels/cuda/bandwidth.h"
+
 namespace octavo::bench {
 namespace {
 
@@ -58,20 +60,6 @@ __global__ void fill_scales_kernel(std::byte* scales, int64_t page_bytes, int co
   auto* to = reinterpret_cast<float*>(scales + blockIdx.x * page_bytes);
   for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x))
     to[i] = value;
-}
-
-__global__ __launch_bounds__(512) void read_kernel(const uint4* from, int64_t count, uint32_t* to) {
-  const int64_t step = int64_t{gridDim.x} * blockDim.x;
-  uint32_t sum = 0;
-  int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
-  for (; i + 7 * step < count; i += 8 * step) {
-    uint4 x[8];
-#pragma unroll
-    for (int j = 0; j < 8; ++j) x[j] = __ldcs(from + i + j * step);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) sum ^= x[j].x ^ x[j].y ^ x[j].z ^ x[j].w;
-  }
-  if (sum == 0x12345678) *to = sum;
 }
 
 double Median(std::vector<double> x) {
@@ -164,19 +152,14 @@ Bandwidth MeasureBandwidth() {
   FillNormal(from.as(), Element::kF32, bytes / 4, 1, 1);
   BENCH_CUDA(cudaDeviceSynchronize());
   Timer timer;
-  std::vector<double> read, copy;
+  std::vector<double> copy;
   for (int i = 0; i < 9; ++i) {
-    read.push_back(timer.Seconds([&] {
-      read_kernel<<<132 * 4, 512, 0, timer.stream>>>(from.as<uint4>(), bytes / 16,
-                                                     to.as<uint32_t>());
-    }));
-    BENCH_CUDA(cudaGetLastError());
     copy.push_back(timer.Seconds([&] {
       BENCH_CUDA(
           cudaMemcpyAsync(to.as(), from.as(), bytes, cudaMemcpyDeviceToDevice, timer.stream));
     }));
   }
-  return {.read = bytes / Median(read), .copy = 2 * bytes / Median(copy)};
+  return {.read = cuda::ReadBandwidth(), .copy = 2 * bytes / Median(copy)};
 }
 
 void Measure(std::vector<Row>& rows, double seconds_per_row) {

@@ -36,9 +36,10 @@ Row NormRow(int64_t rows, int64_t columns) {
   struct Work {
     Numbered x, delta, weight, out;
   };
-  const auto work = std::make_shared<Work>(
-      Work{{sets, kF32, rows * columns}, {sets, kF32, rows * columns}, {sets, kBF16, columns},
-           {sets, kBF16, rows * columns}});
+  const auto work = std::make_shared<Work>(Work{{sets, kF32, rows * columns},
+                                                {sets, kF32, rows * columns},
+                                                {sets, kBF16, columns},
+                                                {sets, kBF16, rows * columns}});
   return {.group = "norm",
           .name = std::to_string(rows) + " x " + std::to_string(columns) + " + delta",
           .format = "f32 to bf16",
@@ -69,11 +70,10 @@ Row ActivationRow(int64_t rows, int64_t columns) {
           .sets = sets,
           .call = [=](int set, void* stream) {
             const Tensor both(work->both.sets[set].as(), kBF16, {rows, 2 * columns});
-            cuda::GatedActivation(
-                {.gate = both.Columns(0, columns),
-                 .up = both.Columns(columns, 2 * columns),
-                 .out = Tensor(work->out.sets[set].as(), kBF16, {rows, columns})},
-                static_cast<cudaStream_t>(stream));
+            cuda::GatedActivation({.gate = both.Columns(0, columns),
+                                   .up = both.Columns(columns, 2 * columns),
+                                   .out = Tensor(work->out.sets[set].as(), kBF16, {rows, columns})},
+                                  static_cast<cudaStream_t>(stream));
           }};
 }
 
@@ -82,9 +82,8 @@ Row RouteRow(int64_t rows, int64_t experts, int64_t top_k) {
     Numbered logits;
     DeviceMemory ids, weights;
   };
-  const auto work = std::make_shared<Work>(Work{{1, kF32, rows * experts},
-                                                DeviceMemory(rows * top_k * 4),
-                                                DeviceMemory(rows * top_k * 4)});
+  const auto work = std::make_shared<Work>(Work{
+      {1, kF32, rows * experts}, DeviceMemory(rows * top_k * 4), DeviceMemory(rows * top_k * 4)});
   return {.group = "route",
           .name = std::to_string(rows) + " x " + std::to_string(top_k) + " of " +
                   std::to_string(experts),
@@ -119,8 +118,11 @@ struct ExpertWork {
       : shape(s),
         rows(rows_),
         sets(rows_ <= 32 ? 2 : 1),  // a set is larger than L2 many times
-        op({.rows = static_cast<int>(rows_), .experts = s.experts, .top_k = s.top_k,
-            .hidden = s.hidden, .intermediate = s.intermediate}),
+        op({.rows = static_cast<int>(rows_),
+            .experts = s.experts,
+            .top_k = s.top_k,
+            .hidden = s.hidden,
+            .intermediate = s.intermediate}),
         weights(sets, kBF16, 3 * s.experts * s.hidden * s.intermediate, 50),
         x(sets, kF32, rows_ * s.hidden),
         out(sets, kF32, rows_ * s.hidden) {
@@ -141,7 +143,8 @@ struct ExpertWork {
     pair_weights = DeviceMemory(std::vector<float>(chosen.size(), 0.25f));
   }
   double Bytes() const {
-    return static_cast<double>(6 * used * shape.hidden * shape.intermediate + 8 * rows * shape.hidden);
+    return static_cast<double>(6 * used * shape.hidden * shape.intermediate +
+                               8 * rows * shape.hidden);
   }
   double Flops() const {
     return 6.0 * static_cast<double>(rows * shape.top_k * shape.hidden * shape.intermediate);
@@ -172,7 +175,8 @@ double MedianSeconds(const std::function<void()>& call) {
   for (int i = 0; i < 60; ++i) {
     const auto start = std::chrono::steady_clock::now();
     call();
-    times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    times.push_back(
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   std::nth_element(times.begin(), times.begin() + 30, times.end());
   return times[30];
@@ -208,7 +212,8 @@ std::vector<Row> SampleRows(int rows) {
     const Numbered logits(1, kF32, rows * vocab, 0.3f);
     cuda::Sampler sampler(rows, vocab);
     for (const auto& [name, row] :
-         {std::pair{"greedy", SampleRow{}}, {"temperature", SampleRow{.temperature = 1}},
+         {std::pair{"greedy", SampleRow{}},
+          {"temperature", SampleRow{.temperature = 1}},
           {"top_k 50", SampleRow{.temperature = 1, .top_k = 50}},
           {"top_k 50, top_p 0.9", SampleRow{.temperature = 1, .top_k = 50, .top_p = 0.9f}},
           {"top_p 0.9", SampleRow{.temperature = 1, .top_p = 0.9f}}}) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "eval/bench_decode.h"
+#include "eval/bench_latency.h"
 #include "eval/needle.h"
 #include "eval/verify.h"
 #include "octavo/engine.h"
@@ -48,5 +49,11 @@ struct BenchDecodeOptions {
   std::string json;
 };
 int BenchDecode(const BenchDecodeOptions& options);
+
+struct BenchLatencyOptions {
+  LatencyBenchOptions bench;
+  std::string json, html;
+};
+int BenchLatency(const BenchLatencyOptions& options);
 
 }  // namespace octavo::cli

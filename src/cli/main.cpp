@@ -61,6 +61,9 @@ void AddEngineFlags(CLI::App* app, EngineOptions& o, bool one_format = true) {
   app->add_option(
       "model", o.model,
       "a Hugging Face folder (config.json, safetensors); default: the shipped needle model");
+  app->add_option("--load-format", o.load_format,
+                  "auto, or dummy: noise for weights, which needs config.json only")
+      ->capture_default_str();
   app->add_option("--dtype", o.dtype, "arithmetic: bfloat16 or float32")->capture_default_str();
   app->add_option("--device", o.device, "cpu, cuda, or auto: a GPU where there is one")
       ->capture_default_str();
@@ -223,8 +226,39 @@ void AddEval(CLI::App& root, int& code) {
   app->callback([o, &code] { code = EvalNeedle(*o); });
 }
 
+void AddBenchLatency(CLI::App& bench, int& code) {
+  auto o = std::make_shared<BenchLatencyOptions>();
+  CLI::App* app =
+      bench.add_subcommand("latency", "One request at a time: when does a cache format pay?");
+  app->footer(
+      "Fits ITL = slope * context + intercept and TTFT = a L^2 + b L + c for each variant, which "
+      "take turns within one run,\nand says from which length on each is faster than the first. "
+      "With --load-format dummy a config.json is enough.\n"
+      "Example:\n  octavo bench latency ~/models/Llama-3.1-8B --load-format dummy --device cuda "
+      "--kv-cache-dtypes bf16,fp8 --html latency.html");
+  LatencyBenchOptions& b = o->bench;
+  AddEngineFlags(app, b.engine, /*one_format=*/false);
+  app->add_option("--kv-cache-dtypes", b.variants,
+                  "what to compare with the first: FORMAT[:MATH][/SKIP], e.g. "
+                  "bf16,fp8,fp8/sliding_window")
+      ->delimiter(',')
+      ->capture_default_str();
+  app->add_option("--input-lens", b.input_lens, "prompt lengths in tokens")
+      ->delimiter(',')
+      ->transform(Tokens())
+      ->default_str("256,1k,4k,16k,32k,64k,125000");
+  app->add_option("--output-len", b.output_len, "tokens generated per request")
+      ->capture_default_str();
+  app->add_option("--repeats", b.repeats, "requests per variant and length")->capture_default_str();
+  app->add_option("--seed", b.seed, "of the prompts")->capture_default_str();
+  app->add_option("--json", o->json, "write the results here");
+  app->add_option("--html", o->html, "write a report with plots here (one self-contained file)");
+  app->callback([o, &code] { code = BenchLatency(*o); });
+}
+
 void AddBench(CLI::App& root, int& code) {
   CLI::App* bench = root.add_subcommand("bench", "Measure speed.")->require_subcommand(1);
+  AddBenchLatency(*bench, code);
   auto o = std::make_shared<BenchDecodeOptions>();
   CLI::App* app = bench->add_subcommand(
       "decode", "Decode attention and matrix-vector products against the memory bus.");

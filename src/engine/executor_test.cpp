@@ -36,6 +36,7 @@ class PretendedDevice final : public Backend {
     cpu_->Download(to, from, bytes);
   }
   void Wait() override {}
+  double ReadBandwidth() override { return cpu_->ReadBandwidth(); }
 
   void Gather(const GatherArgs& a) override {
     Expect(a.table, a.ids, a.out);

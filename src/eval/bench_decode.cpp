@@ -1,7 +1,5 @@
 #include "eval/bench_decode.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -17,6 +15,7 @@
 #include "base/thread_pool.h"
 #include "engine/executor.h"
 #include "kernels/backend.h"
+#include "kernels/cpu/bandwidth.h"
 #include "models/config.h"
 
 namespace octavo {
@@ -27,12 +26,6 @@ constexpr int kMatrix = 4096;
 
 double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-// Bytes that no cache holds: four times the last level.
-int64_t WorkingSet() {
-  const long last_level = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  return 4 * std::clamp<int64_t>(last_level, int64_t{8} << 20, int64_t{512} << 20);
 }
 
 // The median time of calls of f(i), i counting up, over at least `seconds`. Not the fastest: on
@@ -50,25 +43,6 @@ double Median(double seconds, const std::function<void(int)>& f) {
   return times[times.size() / 2];
 }
 
-double ReadBandwidth(ThreadPool& pool, double seconds) {
-  const int64_t words = std::max<int64_t>(WorkingSet(), int64_t{256} << 20) / 8;
-  Buffer buffer(words * 8);
-  std::memset(buffer.data(), 1, buffer.size());
-  const uint64_t* data = reinterpret_cast<const uint64_t*>(buffer.data());
-  std::vector<uint64_t> sums(pool.threads());
-  const int64_t share = words / pool.threads();
-  const double time = Median(seconds, [&](int) {
-    pool.ForEach(pool.threads(), [&](int64_t i, int) {
-      uint64_t sum = 0;
-      for (int64_t w = i * share; w < (i + 1) * share; ++w) sum += data[w];
-      sums[i] = sum;
-    });
-  });
-  OCTAVO_CHECK(sums[0] ==
-               0x0101010101010101u * static_cast<uint64_t>(share));  // the reads happened
-  return 8.0 * static_cast<double>(share * pool.threads()) / time / 1e9;
-}
-
 std::vector<uint16_t> RandomBF16(int64_t count, std::mt19937_64& random) {
   std::normal_distribution<float> normal;
   std::vector<uint16_t> values(count);
@@ -78,7 +52,7 @@ std::vector<uint16_t> RandomBF16(int64_t count, std::mt19937_64& random) {
 
 double MatVecBandwidth(Backend& backend, double seconds) {
   const int64_t bytes = int64_t{2} * kMatrix * kMatrix;
-  const int count = static_cast<int>(std::max<int64_t>(4, (WorkingSet() + bytes - 1) / bytes));
+  const int count = static_cast<int>(std::max<int64_t>(4, (cpu::ColdBytes() + bytes - 1) / bytes));
   Buffer weights(bytes * count);
   std::mt19937_64 random(1);
   const std::vector<uint16_t> some = RandomBF16(kMatrix, random);
@@ -277,7 +251,7 @@ DecodeBenchReport BenchDecode(const DecodeBenchOptions& options) {
   }
   ThreadPool pool(options.threads);
   DecodeBenchReport report{.threads = pool.threads()};
-  std::vector<double> reads = {ReadBandwidth(pool, options.seconds)};
+  std::vector<double> reads = {cpu::ReadBandwidth(pool, options.seconds) / 1e9};
   const std::unique_ptr<Backend> backend = MakeCpuBackend(pool.threads());
   report.matvec_gigabytes_per_second = MatVecBandwidth(*backend, options.seconds);
 
@@ -289,8 +263,8 @@ DecodeBenchReport BenchDecode(const DecodeBenchOptions& options) {
   for (size_t f = 0; f < count; ++f) {
     const KvLayout layout{
         .k_format = formats[f], .v_format = formats[f], .kv_heads = kKvHeads, .head_dim = kHeadDim};
-    const int64_t tokens =
-        std::max(longest, WorkingSet() * kPageSize / layout.ClaimBytes() / kPageSize * kPageSize);
+    const int64_t tokens = std::max(
+        longest, cpu::ColdBytes() * kPageSize / layout.ClaimBytes() / kPageSize * kPageSize);
     layers.push_back(std::make_unique<SyntheticLayer>(*backend, formats[f], tokens));
     models.push_back(
         std::make_unique<ModelDecode>(options.model, options.formats[f], longest, pool.threads()));
@@ -304,7 +278,8 @@ DecodeBenchReport BenchDecode(const DecodeBenchOptions& options) {
                                 .cache_bytes_per_token = models[f]->bytes_per_token()};
   }
   for (int64_t context : options.contexts) {
-    reads.push_back(ReadBandwidth(pool, options.seconds));  // speed drifts: in turn with the rest
+    reads.push_back(cpu::ReadBandwidth(pool, options.seconds) /
+                    1e9);  // speed drifts: in turn with the rest
     for (size_t f = 0; f < count; ++f) {
       const double time = Median(options.seconds, [&](int i) { layers[f]->Attend(context, i); });
       report.series[f].points.push_back(Point(context, time, layers[f]->bytes_per_token()));

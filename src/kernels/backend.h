@@ -256,7 +256,8 @@ class Backend {
   // returns with the bytes, so everything before it has run.
   virtual void Upload(void* to, const void* from, size_t bytes) = 0;
   virtual void Download(void* to, const void* from, size_t bytes) = 0;
-  virtual void Wait() = 0;  // until all ops have run
+  virtual void Wait() = 0;             // until all ops have run
+  virtual double ReadBandwidth() = 0;  // bytes per second, measured
   // Records the ops that `body` calls, which do not run. Null where calling them again is as good.
   virtual std::unique_ptr<Graph> Record(const std::function<void()>& /*body*/) { return nullptr; }
 

@@ -28,7 +28,9 @@
 #include "base/log.h"
 #include "io/json.h"
 #include "server/authorization.h"
+#include "server/metrics.h"
 #include "server/openai.h"
+#include "server/stop_matcher.h"
 #include "text/chat_template.h"
 
 // GCC 12 destroys a capturing lambda inside a co_await expression twice: what is awaited here is
@@ -44,6 +46,7 @@ using asio::use_awaitable;
 using asio::ip::tcp;
 using boost::system::error_code;
 
+using Clock = std::chrono::steady_clock;
 using HttpRequest = http::request<http::string_body>;
 using HttpResponse = http::response<http::string_body>;
 
@@ -108,6 +111,7 @@ struct HttpServer::Impl {
       if (error.code() != ErrorCode::kNotFound) throw;
       no_chat_template = error.message();
     }
+    sampling_defaults = openai::SamplingDefaults(options.model_folder);
     card = {.name = options.model_name,
             .folder = options.model_folder,
             .created = Now(),
@@ -149,6 +153,11 @@ struct HttpServer::Impl {
 
   std::optional<HttpResponse> CheckHeader(const http::request_parser<http::string_body>& parser);
   HttpResponse AnswerGet(std::string_view path);
+  awaitable<std::string> AnswerTokens(std::string_view path, const std::string& body);
+  awaitable<bool> ServeTokens(Connection& connection, const HttpRequest& message);
+  std::vector<int32_t> EncodeChat(const nlohmann::ordered_json& context) const;
+  void CountEnd(const Event& event, Clock::time_point arrival, int64_t prompt_tokens,
+                int64_t output_tokens);
   void Deliver(Mailbox* mailbox, const Event& event);
   void WatchForHangUp(Connection& connection, const std::shared_ptr<Mailbox>& mailbox);
   bool KeepAlive(const HttpRequest& message) const { return message.keep_alive() && !draining; }
@@ -157,6 +166,9 @@ struct HttpServer::Impl {
   openai::ModelCard card;
   std::optional<ChatTemplate> chat_template;
   std::string no_chat_template;  // why
+  SamplingParams sampling_defaults;
+  Metrics metrics;
+  std::vector<LayerCacheReport> seen_health;  // when saturation was last looked for
 
   asio::io_context io{1};
   asio::thread_pool worker{1};
@@ -284,8 +296,9 @@ std::optional<HttpResponse> HttpServer::Impl::CheckHeader(
     response.set(http::field::www_authenticate, "Bearer");
     return response;
   }
-  const bool gets = is_one_of({"/health", "/version", "/v1/models"});
-  const bool posts = is_one_of({"/v1/completions", "/v1/chat/completions"});
+  const bool gets = is_one_of({"/health", "/version", "/v1/models", "/metrics"});
+  const bool posts =
+      is_one_of({"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"});
   if ((gets && is_get) || (posts && is_post)) return std::nullopt;
   if (!gets && !posts) {
     return Refuse(http::status::not_found, "no such route: " + Quote(path));
@@ -300,7 +313,37 @@ HttpResponse HttpServer::Impl::AnswerGet(std::string_view path) {
   if (path == "/health") return Respond(http::status::ok, "");
   if (path == "/version")
     return Respond(http::status::ok, Json{{"version", options.version}}.dump());
+  if (path == "/metrics") {
+    return Respond(http::status::ok,
+                   metrics.Text(card.name, engine->stats(), engine->CacheReport()),
+                   "text/plain; version=0.0.4; charset=utf-8");
+  }
   return Respond(http::status::ok, openai::ModelsBody(card));
+}
+
+// On the worker.
+awaitable<std::string> HttpServer::Impl::AnswerTokens(std::string_view path,
+                                                      const std::string& body) {
+  if (path == "/detokenize")
+    co_return openai::DetokenizeBody(engine->Decode(openai::ParseDetokenize(body)));
+  const openai::TokenizeRequest request = openai::ParseTokenize(body);
+  const auto* text = std::get_if<std::string>(&request.text);
+  const std::vector<int32_t> tokens =
+      text ? engine->Encode(*text, request.add_special_tokens)
+           : EncodeChat(std::get<nlohmann::ordered_json>(request.text));
+  co_return openai::TokenizeBody(tokens, engine->max_model_len());
+}
+
+awaitable<bool> HttpServer::Impl::ServeTokens(Connection& connection, const HttpRequest& message) {
+  HttpResponse response;
+  try {
+    awaitable<std::string> job = AnswerTokens(Path(message), message.body());
+    response =
+        Respond(http::status::ok, co_await asio::co_spawn(worker, std::move(job), use_awaitable));
+  } catch (const Error& error) {
+    response = Refuse(static_cast<http::status>(openai::HttpStatus(error.code())), error.message());
+  }
+  co_return co_await Send(connection, response, KeepAlive(message));
 }
 
 awaitable<bool> HttpServer::Impl::ServeOne(Connection& connection) {
@@ -348,6 +391,8 @@ awaitable<bool> HttpServer::Impl::ServeOne(Connection& connection) {
 
   const HttpRequest message = parser.release();
   const std::string_view path = Path(message);
+  if (path == "/tokenize" || path == "/detokenize")
+    co_return co_await ServeTokens(connection, message);
   if (message.method() == http::verb::post) {
     const openai::Api api =
         path == "/v1/completions" ? openai::Api::kCompletions : openai::Api::kChat;
@@ -379,24 +424,27 @@ awaitable<void> HttpServer::Impl::LingerAndClose(Connection& connection) {
                                                asio::redirect_error(use_awaitable, error));
 }
 
+std::vector<int32_t> HttpServer::Impl::EncodeChat(const nlohmann::ordered_json& context) const {
+  if (!chat_template) throw Error(ErrorCode::kInvalidArgument, "messages: " + no_chat_template);
+  const std::time_t seconds = std::time(nullptr);
+  std::tm now;
+  localtime_r(&seconds, &now);
+  try {
+    return engine->Encode(chat_template->Render(context, now), /*add_special_tokens=*/false);
+  } catch (const Error& error) {
+    throw Error(error.code(), "messages: " + error.message());
+  }
+}
+
 // On the worker.
 awaitable<Prepared> HttpServer::Impl::Prepare(openai::Api api, const std::string& body) {
-  Prepared out{.request = openai::ParseRequest(api, body)};
+  Prepared out{.request = openai::ParseRequest(api, body, sampling_defaults)};
   if (!out.request.model.empty() && out.request.model != card.name) {
     throw Error(ErrorCode::kNotFound, fmt::format("model: this server has {}, not {}",
                                                   Quote(card.name), Quote(out.request.model)));
   }
   if (api == openai::Api::kChat) {
-    if (!chat_template) throw Error(ErrorCode::kInvalidArgument, "messages: " + no_chat_template);
-    const std::time_t seconds = std::time(nullptr);
-    std::tm now;
-    localtime_r(&seconds, &now);
-    try {
-      const std::string text = chat_template->Render(out.request.chat, now);
-      out.prompt = engine->Encode(text, /*add_special_tokens=*/false);
-    } catch (const Error& error) {
-      throw Error(error.code(), "messages: " + error.message());
-    }
+    out.prompt = EncodeChat(out.request.chat);
   } else if (const auto* text = std::get_if<std::string>(&out.request.prompt)) {
     out.prompt = engine->Encode(*text);
   } else {
@@ -484,28 +532,47 @@ class HttpServer::Impl::Running {
 
   Mailbox& mailbox() { return *mailbox_; }
 
+  // The client is gone, or there is no more time for him.
   void Cancel() {
-    if (!cancelled_) server_.engine->Cancel(id_);
+    Stop();
     cancelled_ = true;
   }
   bool cancelled() const { return cancelled_; }
+  // His answer is complete.
+  void Stop() {
+    if (!stopped_) server_.engine->Cancel(id_);
+    stopped_ = true;
+  }
 
  private:
   Impl& server_;
   Connection& connection_;
   const std::shared_ptr<Mailbox> mailbox_;
   RequestId id_ = 0;
-  bool cancelled_ = false;
+  bool cancelled_ = false, stopped_ = false;
 };
+
+void HttpServer::Impl::CountEnd(const Event& event, Clock::time_point arrival,
+                                int64_t prompt_tokens, int64_t output_tokens) {
+  const char* reason = event.finish_reason == FinishReason::kStop     ? "stop"
+                       : event.finish_reason == FinishReason::kLength ? "length"
+                       : event.finish_reason == FinishReason::kError  ? "error"
+                                                                      : "abort";
+  metrics.Finished(reason, std::chrono::duration<double>(Clock::now() - arrival).count(),
+                   prompt_tokens, output_tokens);
+  for (const std::string& line : SaturationWarnings(seen_health, engine->CacheReport()))
+    Log(LogLevel::kWarning, line);
+}
 
 awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpRequest& message,
                                            Prepared& prepared) {
   const openai::CompletionRequest& request = prepared.request;
+  const size_t prompt_size = prepared.prompt.size();
   const bool chunked = message.version() >= 11;
   const bool keep_alive = KeepAlive(message) && (chunked || !request.stream);
   const char* prefix = request.api == openai::Api::kChat ? "chatcmpl" : "cmpl";
   openai::Answer answer(request, fmt::format("{}-{:08x}{:08x}", prefix, id_base, next_id++),
-                        card.name, Now(), static_cast<int64_t>(prepared.prompt.size()));
+                        card.name, Now(), static_cast<int64_t>(prompt_size));
   connection.stream.expires_never();
   std::optional<HttpResponse> response;
   std::unique_ptr<TextStream> text;
@@ -533,6 +600,11 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
   }
 
   Mailbox& mailbox = running->mailbox();
+  const Clock::time_point arrival = Clock::now();
+  Clock::time_point last_token = arrival;
+  const int64_t prompt_tokens = static_cast<int64_t>(prompt_size);
+  int64_t tokens = 0;
+  StopMatcher stops(request.stop, request.include_stop_str_in_output);
   std::string out = answer.Begin();
   for (bool finished = false; !finished;) {
     if (error || stopping || mailbox.client_gone || HasHungUp(connection.stream.socket()))
@@ -542,17 +614,26 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
       co_await mailbox.wake.async_wait(asio::redirect_error(use_awaitable, ignored));
     }
     for (; !mailbox.events.empty(); mailbox.events.pop_front()) {
-      const Event& event = mailbox.events.front();
-      if (event.kind == Event::Kind::kToken) {
+      Event& event = mailbox.events.front();
+      if (event.kind == Event::Kind::kToken && !stops.stopped()) {
+        const Clock::time_point now = Clock::now();
+        const std::chrono::duration<double> waited = now - std::exchange(last_token, now);
+        tokens++ == 0 ? metrics.FirstToken(waited.count()) : metrics.NextToken(waited.count());
         std::string token_text;
         if (request.logprobs) token_text = engine->Decode({&event.token, 1});
-        out += answer.Token(event, text->Push(event.token), token_text);
+        std::string more = text->Push(event.token);
+        more = tokens > request.sampling.min_tokens ? stops.Push(more) : stops.Flush() + more;
+        out += answer.Token(event, more, token_text);
+        if (stops.stopped()) running->Stop();
       } else if (event.kind == Event::Kind::kFinished) {
         finished = true;
+        if (stops.stopped()) event.finish_reason = FinishReason::kStop;
+        CountEnd(event, arrival, prompt_tokens, tokens);
         if (event.finish_reason == FinishReason::kError && !request.stream) {
           response = Refuse(http::status::internal_server_error, event.error);
         } else {
-          out += answer.Finish(event, text->Flush());
+          out += answer.Finish(event,
+                               stops.stopped() ? "" : stops.Push(text->Flush()) + stops.Flush());
         }
       }
     }

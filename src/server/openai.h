@@ -33,9 +33,27 @@ struct CompletionRequest {
   bool stream = false;
   bool include_usage = false;
   bool logprobs = false;  // of the chosen tokens
+  std::vector<std::string> stop;
+  bool include_stop_str_in_output = false;
 };
 
-CompletionRequest ParseRequest(Api api, std::string_view body);
+// `defaults`: of the sampling fields that the body does not have.
+CompletionRequest ParseRequest(Api api, std::string_view body, const SamplingParams& defaults = {});
+
+// What a model's generation_config.json says of temperature, top_p, top_k, min_p and
+// repetition_penalty; OpenAI's defaults for what it does not, or if it is not there.
+SamplingParams SamplingDefaults(const std::string& model_folder);
+
+// POST /tokenize: {"prompt": text, "add_special_tokens": true} or {"messages": [...]}. /detokenize:
+// {"tokens": [ids]}.
+struct TokenizeRequest {
+  std::variant<std::string, nlohmann::ordered_json> text;  // or what the chat template is given
+  bool add_special_tokens = true;
+};
+TokenizeRequest ParseTokenize(std::string_view body);
+std::vector<int32_t> ParseDetokenize(std::string_view body);
+std::string TokenizeBody(std::span<const int32_t> tokens, int64_t max_model_len);
+std::string DetokenizeBody(std::string_view text);
 
 // One answer in the making. Begin, then Token for every kToken event, then Finish, each returning
 // what is to be sent now. Streaming: server-sent events; otherwise nothing until Finish, which

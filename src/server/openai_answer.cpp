@@ -154,6 +154,12 @@ std::string Answer::Finish(const Event& event, std::string_view text) {
   return out + "data: [DONE]\n\n";
 }
 
+std::string TokenizeBody(std::span<const int32_t> tokens, int64_t max_model_len) {
+  return Dump({{"count", tokens.size()}, {"max_model_len", max_model_len}, {"tokens", tokens}});
+}
+
+std::string DetokenizeBody(std::string_view text) { return Dump({{"prompt", text}}); }
+
 std::string ModelsBody(const ModelCard& card) {
   const Json model = {{"id", card.name},
                       {"object", "model"},

@@ -1,6 +1,8 @@
 // Request bodies to CompletionRequest: see openai.h.
 #include <algorithm>
+#include <charconv>
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <vector>
 
@@ -78,14 +80,9 @@ struct Neutral {
 };
 
 void RefuseUnsupported(Api api, const Fields& fields) {
-  static const Json kNone = Json::array(), kNothing = Json::object();
+  static const Json kNone = Json::array();
   static const std::vector<Neutral> kBoth = {
       {"n", {1}},
-      {"stop", {kNone, ""}},
-      {"presence_penalty", {0}},
-      {"frequency_penalty", {0}},
-      {"logit_bias", {kNothing}},
-      {"min_tokens", {0}},
       {"prompt_logprobs", {}},
       {"skip_special_tokens", {true}},
       {"truncate_prompt_tokens", {}},
@@ -184,11 +181,10 @@ std::string Content(const std::string& field, const Json& content) {
   return text;
 }
 
-void ReadMessages(const Fields& fields, CompletionRequest& request) {
+void ReadMessages(const Fields& fields, nlohmann::ordered_json& context) {
   const Json* messages = fields.Find("messages");
   if (!messages || !messages->is_array() || messages->empty())
     Wrong("messages", "an array of at least one message", messages ? *messages : Json());
-  auto& context = request.chat;
   if (const Json* more = fields.Find("chat_template_kwargs")) {
     if (!more->is_object()) Wrong("chat_template_kwargs", "an object", *more);
     context = *more;
@@ -211,8 +207,42 @@ void ReadMessages(const Fields& fields, CompletionRequest& request) {
   context["add_generation_prompt"] = add_generation_prompt;
 }
 
+// One text, or several.
+void ReadStop(const Fields& fields, CompletionRequest& request) {
+  constexpr size_t kMost = 16;
+  const Json* stop = fields.Find("stop");
+  if (!stop) return;
+  const Json list = stop->is_array() ? *stop : Json::array({*stop});
+  if (list.size() > kMost) Wrong("stop", fmt::format("at most {} texts", kMost), *stop);
+  for (const Json& one : list) {
+    if (!one.is_string()) Wrong("stop", "a text or an array of texts", *stop);
+    if (!one.get<std::string>().empty()) request.stop.push_back(one.get<std::string>());
+  }
+}
+
+void ReadLogitBias(const Fields& fields, SamplingParams& sampling) {
+  const Json* biases = fields.Find("logit_bias");
+  if (!biases) return;
+  if (!biases->is_object()) Wrong("logit_bias", "an object of token ids and numbers", *biases);
+  for (const auto& [key, value] : biases->items()) {
+    int32_t id = 0;
+    const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
+    if (error != std::errc() || end != key.data() + key.size() || id < 0)
+      Wrong("logit_bias", "token ids as keys", key);
+    if (!value.is_number()) Wrong("logit_bias", "numbers", value);
+    sampling.logit_bias[id] = value.get<float>();
+  }
+}
+
 void ReadSampling(const Fields& fields, CompletionRequest& request) {
   SamplingParams& sampling = request.sampling;
+  fields.Read("presence_penalty", sampling.presence_penalty);
+  fields.Read("frequency_penalty", sampling.frequency_penalty);
+  if (const auto least = fields.Integer("min_tokens", 0, kMaxInt))
+    sampling.min_tokens = static_cast<int>(*least);
+  ReadLogitBias(fields, sampling);
+  ReadStop(fields, request);
+  fields.Read("include_stop_str_in_output", request.include_stop_str_in_output);
   fields.Read("temperature", sampling.temperature);
   fields.Read("top_p", sampling.top_p);
   fields.Read("min_p", sampling.min_p);
@@ -233,11 +263,54 @@ void ReadSampling(const Fields& fields, CompletionRequest& request) {
 
 }  // namespace
 
-CompletionRequest ParseRequest(Api api, std::string_view body) {
+SamplingParams SamplingDefaults(const std::string& model_folder) {
+  SamplingParams sampling;
+  const std::filesystem::path file = std::filesystem::path(model_folder) / "generation_config.json";
+  std::error_code ignored;
+  if (!std::filesystem::exists(file, ignored)) return sampling;
+  const Json json = ReadJsonFile(file);
+  const Fields fields(json, file.string() + ": ");
+  fields.Read("temperature", sampling.temperature);
+  fields.Read("top_p", sampling.top_p);
+  fields.Read("min_p", sampling.min_p);
+  fields.Read("repetition_penalty", sampling.repetition_penalty);
+  if (const auto top_k = fields.Integer("top_k", -1, kMaxInt))
+    sampling.top_k = static_cast<int>(*top_k);
+  return sampling;
+}
+
+TokenizeRequest ParseTokenize(std::string_view body) {
   const Json json = ParseJson(body, "the request's body", {.max_bytes = kMaxBodyBytes});
   if (!json.is_object()) Wrong("the request's body", "an object", json);
   const Fields fields(json);
-  CompletionRequest request{.api = api};
+  TokenizeRequest request;
+  if (fields.Find("messages")) {
+    nlohmann::ordered_json context;
+    ReadMessages(fields, context);
+    request.text = std::move(context);
+    return request;
+  }
+  const Json* prompt = fields.Find("prompt");
+  if (!prompt || !prompt->is_string()) Wrong("prompt", "a text", prompt ? *prompt : Json());
+  request.text = prompt->get<std::string>();
+  fields.Read("add_special_tokens", request.add_special_tokens);
+  return request;
+}
+
+std::vector<int32_t> ParseDetokenize(std::string_view body) {
+  const Json json = ParseJson(body, "the request's body", {.max_bytes = kMaxBodyBytes});
+  if (!json.is_object()) Wrong("the request's body", "an object", json);
+  const Json* tokens = Fields(json).Find("tokens");
+  if (!tokens || !tokens->is_array())
+    Wrong("tokens", "an array of token ids", tokens ? *tokens : Json());
+  return TokenIds("tokens", *tokens);
+}
+
+CompletionRequest ParseRequest(Api api, std::string_view body, const SamplingParams& defaults) {
+  const Json json = ParseJson(body, "the request's body", {.max_bytes = kMaxBodyBytes});
+  if (!json.is_object()) Wrong("the request's body", "an object", json);
+  const Fields fields(json);
+  CompletionRequest request{.api = api, .sampling = defaults};
   if (const Json* model = fields.Find("model")) {
     if (!model->is_string()) Wrong("model", "a text", *model);
     request.model = model->get<std::string>();
@@ -261,7 +334,7 @@ CompletionRequest ParseRequest(Api api, std::string_view body) {
     if (const auto most = fields.Integer("max_completion_tokens", 1, kMaxInt))
       request.max_tokens = static_cast<int>(*most);
     RefuseUnsupported(api, fields);
-    ReadMessages(fields, request);
+    ReadMessages(fields, request.chat);
   } else {
     request.logprobs = fields.Integer("logprobs", 0, kMaxInt).has_value();
     RefuseUnsupported(api, fields);

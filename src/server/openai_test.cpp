@@ -1,6 +1,10 @@
 #include "server/openai.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
 
 #include "base/error.h"
 #include "io/json.h"
@@ -48,6 +52,57 @@ TEST(ParseRequestTest, EveryFieldArrives) {
   EXPECT_EQ(r.sampling.stop_token_ids, (std::vector<int32_t>{4, 5}));
   EXPECT_EQ(r.sampling.repetition_penalty, 1.5f);
   EXPECT_TRUE(r.sampling.ignore_eos && r.stream && r.include_usage && r.logprobs);
+}
+
+TEST(ParseRequestTest, WhatStopsAndBends) {
+  const CompletionRequest r = Completion(
+      R"(, "stop": ["\n\n", "END"], "include_stop_str_in_output": true, "presence_penalty": 0.5,
+      "frequency_penalty": -0.5, "logit_bias": {"17": -100, "3": 1.5}, "min_tokens": 2)");
+  EXPECT_EQ(r.stop, (std::vector<std::string>{"\n\n", "END"}));
+  EXPECT_TRUE(r.include_stop_str_in_output);
+  EXPECT_EQ(r.sampling.presence_penalty, 0.5f);
+  EXPECT_EQ(r.sampling.frequency_penalty, -0.5f);
+  EXPECT_EQ(r.sampling.logit_bias, (std::map<int32_t, float>{{3, 1.5f}, {17, -100.0f}}));
+  EXPECT_EQ(r.sampling.min_tokens, 2);
+  EXPECT_EQ(Completion(R"(, "stop": "x")").stop, std::vector<std::string>{"x"});
+  EXPECT_TRUE(Completion(R"(, "stop": ["", ""])").stop.empty());
+  for (const char* stop : {"1", "[1]", "{}", R"([["x"]])"}) {
+    ExpectRefused(Api::kCompletions, fmt::format(R"({{"prompt": "x", "stop": {}}})", stop), "stop");
+  }
+  for (const char* bias : {"[]", R"({"x": 1})", R"({"-1": 1})", R"({"1": "x"})"}) {
+    ExpectRefused(Api::kChat,
+                  fmt::format(R"({{"messages": [{{"role": "user", "content": "x"}}],
+                              "logit_bias": {}}})",
+                              bias),
+                  "logit_bias");
+  }
+}
+
+TEST(ParseRequestTest, DefaultsAreTheModels) {
+  const std::string folder = testing::TempDir() + "/octavo_generation_config";
+  std::filesystem::create_directories(folder);
+  EXPECT_EQ(SamplingDefaults(folder).temperature, 1.0f);
+  std::ofstream(folder + "/generation_config.json")
+      << R"({"temperature": 0.6, "top_k": 20, "top_p": 0.95, "do_sample": true})";
+  const SamplingParams defaults = SamplingDefaults(folder);
+  const CompletionRequest r =
+      ParseRequest(Api::kCompletions, R"({"prompt": "x", "top_k": 5})", defaults);
+  EXPECT_EQ(r.sampling.temperature, 0.6f);
+  EXPECT_EQ(r.sampling.top_p, 0.95f);
+  EXPECT_EQ(r.sampling.top_k, 5);
+  std::ofstream(folder + "/generation_config.json") << R"({"temperature": "warm"})";
+  EXPECT_THROW(SamplingDefaults(folder), Error);
+}
+
+TEST(ParseRequestTest, Tokens) {
+  EXPECT_EQ(std::get<std::string>(ParseTokenize(R"({"prompt": "a b"})").text), "a b");
+  EXPECT_FALSE(ParseTokenize(R"({"prompt": "a", "add_special_tokens": false})").add_special_tokens);
+  const TokenizeRequest chat = ParseTokenize(R"({"messages": [{"role": "user", "content": "x"}]})");
+  EXPECT_EQ(std::get<nlohmann::ordered_json>(chat.text)["messages"].size(), 1u);
+  EXPECT_THROW(ParseTokenize(R"({"prompt": 1})"), Error);
+  EXPECT_EQ(ParseDetokenize(R"({"tokens": [1, 2]})"), (std::vector<int32_t>{1, 2}));
+  EXPECT_THROW(ParseDetokenize(R"({"tokens": [1.5]})"), Error);
+  EXPECT_THROW(ParseDetokenize("{}"), Error);
 }
 
 TEST(ParseRequestTest, NullIsAbsent) {
@@ -106,16 +161,11 @@ TEST(ParseRequestTest, WhatIsNotSupportedIsRefusedUnlessItChangesNothing) {
   const Api kText = Api::kCompletions, kChat = Api::kChat;
   const Case kCases[] = {
       {kText, "n", "1", "2"},
-      {kText, "stop", "[]", "\"x\""},
       {kText, "best_of", "1", "3"},
       {kText, "echo", "false", "true"},
       {kText, "logprobs", "0", "1"},
-      {kText, "presence_penalty", "0.0", "0.5"},
-      {kText, "logit_bias", "{}", R"({"3": 1})"},
       {kText, "prompt_logprobs", "null", "0"},
-      {kText, "min_tokens", "0", "4"},
       {kChat, "n", "1", "2"},
-      {kChat, "frequency_penalty", "0", "-1"},
       {kChat, "top_logprobs", "0", "5"},
       {kChat, "tools", "[]", R"([{"type": "function"}])"},
       {kChat, "response_format", R"({"type": "text"})", R"({"type": "json_object"})"},

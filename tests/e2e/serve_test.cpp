@@ -298,6 +298,65 @@ TEST(ServeTest, StreamedEqualsWholeEqualsGenerate) {
   EXPECT_EQ(StreamedText(reply.body), expected);
 }
 
+TEST(ServeTest, StopStringsEndAnAnswerAndNothingOfThemIsSent) {
+  Server server({});
+  for (const bool stream : {false, true}) {
+    for (const auto& [stop, include, expected] : {std::tuple{"45", false, "123"},
+                                                  {"45", true, "12345"},
+                                                  {"6.", false, "12345"},
+                                                  {"6x", false, "123456."}}) {
+      Json fields = {{"stop", {stop, "never"}}, {"include_stop_str_in_output", include}};
+      fields["stream"] = stream;
+      const Reply reply = Exchange(server.port(), Post("/v1/completions", Completion(fields)));
+      ASSERT_EQ(reply.status, 200) << reply.body;
+      if (stream) {
+        EXPECT_EQ(StreamedText(reply.body), expected) << stop;
+      } else {
+        EXPECT_EQ(reply.json()["choices"][0]["text"], expected) << stop;
+        EXPECT_EQ(reply.json()["choices"][0]["finish_reason"], "stop") << stop;
+      }
+    }
+  }
+  ExpectServes(server.port());
+}
+
+TEST(ServeTest, TokensThereAndBack) {
+  Server server({});
+  Reply reply = Exchange(server.port(), Post("/tokenize", R"({"prompt": "amber bell"})"));
+  ASSERT_EQ(reply.status, 200) << reply.body;
+  const Json tokens = reply.json();
+  EXPECT_EQ(tokens["count"], tokens["tokens"].size());
+  EXPECT_GT(tokens["max_model_len"], 0);
+  reply = Exchange(server.port(), Post("/detokenize", Json{{"tokens", tokens["tokens"]}}.dump()));
+  EXPECT_EQ(reply.json()["prompt"], "amber bell") << reply.body;
+  EXPECT_EQ(Exchange(server.port(), Post("/detokenize", R"({"tokens": "x"})")).status, 400);
+  ExpectServes(server.port());
+}
+
+TEST(ServeTest, MetricsCountWhatWasServed) {
+  Server server({"--kv-cache-dtype", "fp8"});
+  ExpectServes(server.port());
+  ExpectServes(server.port());
+  const Reply reply = Exchange(server.port(), Get("/metrics"));
+  ASSERT_EQ(reply.status, 200) << reply.body;
+  EXPECT_NE(reply.head.find("text/plain"), std::string::npos) << reply.head;
+  const auto value = [&](const std::string& start) {
+    const size_t line = reply.body.find("\n" + start);
+    EXPECT_NE(line, std::string::npos) << start << " is not in\n" << reply.body;
+    if (line == std::string::npos) return -1.0;
+    const size_t end = reply.body.find('\n', line + 1);
+    return std::stod(reply.body.substr(reply.body.rfind(' ', end), end));
+  };
+  EXPECT_EQ(value("vllm:request_success_total{model_name=\"needle\",finished_reason=\"stop\"}"), 2);
+  EXPECT_EQ(value("vllm:time_to_first_token_seconds_count"), 2);
+  EXPECT_EQ(value("vllm:generation_tokens_total"), 16);
+  EXPECT_GT(value("vllm:prompt_tokens_total"), 0);
+  EXPECT_EQ(value("vllm:num_requests_running"), 0);
+  EXPECT_GT(value("octavo:kv_cache_amax{model_name=\"needle\",layer=\"0\",operand=\"k\""), 0);
+  EXPECT_EQ(value("octavo:kv_cache_amax_limit{model_name=\"needle\",layer=\"3\",operand=\"v\""),
+            448);
+}
+
 TEST(ServeTest, SixteenStreamsAtOnce) {
   Server server({"--max-num-seqs", "5"});
   std::vector<std::string> prompts, expected(16), got(16);
@@ -414,6 +473,7 @@ TEST(ServeTest, BadRequestsAreNamedAndTheNextIsServed) {
   expect("what?\r\n\r\n", 400, nullptr);
   expect(Get("/nowhere"), 404, nullptr);
   expect(Get("/v1/completions"), 405, nullptr);
+  expect(Post("/metrics", ""), 405, nullptr);
   expect(Post("/health", ""), 405, nullptr);
   expect(Get("/health", "X: " + std::string(20000, 'x') + "\r\n"), 431, nullptr);
   // Half a request, then the end: nothing to answer.

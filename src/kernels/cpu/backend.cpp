@@ -1,5 +1,6 @@
 #include "kernels/cpu/append.h"
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/bandwidth.h"
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/moe.h"
@@ -14,6 +15,7 @@ class CpuBackend final : public HostBackend {
   explicit CpuBackend(int threads) : pool_(threads) {}
 
   const char* name() const override { return "cpu"; }
+  double ReadBandwidth() override { return cpu::ReadBandwidth(pool_, 0.5); }
 
   void Gather(const GatherArgs& args) override { cpu::Gather(args, pool_); }
   void Norm(const NormArgs& args) override { cpu::Norm(args, pool_); }

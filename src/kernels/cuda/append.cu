@@ -12,7 +12,7 @@
 
 #include "kernels/cuda/append_heads.cuh"
 #include "kernels/cuda/append_values.cuh"
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/launch.cuh"
 #include "octavo/attention.h"
 
 namespace octavo::cuda {
@@ -22,6 +22,7 @@ template <int kHeadDim, class Input>
 __global__ __launch_bounds__(kAppendThreads, sizeof(Input) == 2 ? 5 : 4) void append_kernel(
     const __grid_constant__ AppendParams p) {
   extern __shared__ __align__(16) std::byte staged[];
+  WaitForInputs();
   const int tile_begin = static_cast<int>(blockIdx.y) * p.tile;
   const int block = static_cast<int>(blockIdx.x);
   if (block < p.kv_heads) {
@@ -100,8 +101,7 @@ void Launch(AppendParams p, cudaStream_t stream) {
                   ceil_div(p.tokens, p.tile));
   const int staged = std::max(p.tile * kHeadDim * ElementSize(p.v_format) + 128,
                               2 * kHeadDim * int{sizeof(float)});
-  append_kernel<kHeadDim, Input><<<grid, kAppendThreads, staged, stream>>>(p);
-  CUDA_CHECK(cudaGetLastError());
+  cuda::Launch(append_kernel<kHeadDim, Input>, grid, kAppendThreads, staged, stream, p);
 }
 
 template <class Input>

@@ -7,8 +7,8 @@
 #include <string>
 
 #include "kernels/cuda/combine.h"
-#include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/decode.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/plan.h"
 #include "kernels/cuda/prefill.h"
 #include "kernels/cuda/table.h"
@@ -302,11 +302,13 @@ void CheckCall(const AttentionCall& call) {
   }
 }
 
+// Decode starts under the end of the kernel before (launch.cuh), prefill behind it.
 void Launch(const KernelEntry& entry, int blocks, const void* params, cudaStream_t stream) {
   void* arguments[] = {const_cast<void*>(params)};
-  CUDA_CHECK(cudaLaunchKernel(entry.function, dim3(static_cast<unsigned>(blocks)),
-                              dim3(static_cast<unsigned>(entry.threads)), arguments,
-                              static_cast<size_t>(entry.shared_bytes), stream));
+  const EarlyLaunch launch(
+      dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(entry.threads)),
+      static_cast<size_t>(entry.shared_bytes), stream, entry.phase == Phase::kDecode);
+  CUDA_CHECK(cudaLaunchKernelExC(&launch.config, entry.function, arguments));
 }
 
 }  // namespace

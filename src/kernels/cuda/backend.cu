@@ -7,6 +7,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "kernels/cuda/bandwidth.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/library.h"
 #include "kernels/cuda/ops.h"
@@ -117,6 +118,7 @@ class CudaBackend final : public Backend {
     CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_));
     Wait();
   }
+  double ReadBandwidth() override { return cuda::ReadBandwidth(); }
   void Wait() override { CUDA_CHECK(cudaStreamSynchronize(stream_)); }
   std::unique_ptr<Graph> Record(const std::function<void()>& body) override {
     CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));

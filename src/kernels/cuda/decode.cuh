@@ -11,6 +11,7 @@
 #include "kernels/cuda/combine.cuh"
 #include "kernels/cuda/decode.h"
 #include "kernels/cuda/decode_page.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/plan.h"
 
 namespace octavo::cuda {
@@ -690,6 +691,7 @@ __global__ void __launch_bounds__(DecodeShared<kDim>::kThreads, 1)
   }
   if (lane == 0 && warp < Shared::kWarps) shared.items_done[warp] = 0;
   __syncthreads();
+  WaitForInputs();
   if (warp == Shared::kWarps) {
     Produce<kDim, kK, kV>(p, shared, ring, lane);
     return;

@@ -1,5 +1,5 @@
-// The parts of Experts (experts.cu): pairs of a row and one of its experts, sorted by expert, are cut
-// into tiles of one expert each; then gate and up, then down, by one of two pairs of kernels.
+// The parts of Experts (experts.cu): pairs of a row and one of its experts, sorted by expert, are
+// cut into tiles of one expert each; then gate and up, then down, by one of two pairs of kernels.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -33,9 +33,7 @@ struct ExpertsParams {
   float* results;             // [pairs, hidden], by row and k, weighted
 
   // A bound for the number of tiles, which only the device knows.
-  int MostTiles(int tile_pairs) const {
-    return std::min(pairs, experts + pairs / tile_pairs);
-  }
+  int MostTiles(int tile_pairs) const { return std::min(pairs, experts + pairs / tile_pairs); }
 };
 
 // Pairs of a tile.

@@ -22,8 +22,8 @@ __device__ LaneRows RowsOfLane(int first_out, int outs, int k) {
 }
 
 template <int kTiles>
-__global__ __launch_bounds__(kFewWarps * 32) void gate_up_kernel(
-    const __grid_constant__ ExpertsParams p) {
+__global__ __launch_bounds__(kFewWarps *
+                             32) void gate_up_kernel(const __grid_constant__ ExpertsParams p) {
   __shared__ FewPartials<kTiles> partials[2];
   WaitForInputs();
   if (static_cast<int>(blockIdx.y) >= *p.tile_count) return;
@@ -37,9 +37,11 @@ __global__ __launch_bounds__(kFewWarps * 32) void gate_up_kernel(
   };
 #pragma unroll
   for (int matrix = 0; matrix < 2; ++matrix) {
-    const BFloat16* weights = (matrix == 0 ? p.gate : p.up) + tile.expert * p.weight_stride + at.low;
+    const BFloat16* weights =
+        (matrix == 0 ? p.gate : p.up) + tile.expert * p.weight_stride + at.low;
     float sums[kTiles][4] = {};
-    StreamFew<BFloat16, kTiles>(weights, at.high_offset, p.hidden, x_row, [] {}, sums);
+    StreamFew<BFloat16, kTiles>(
+        weights, at.high_offset, p.hidden, x_row, [] {}, sums);
     partials[matrix].Put(sums);
   }
   __syncthreads();
@@ -58,8 +60,8 @@ __global__ __launch_bounds__(kFewWarps * 32) void gate_up_kernel(
 }
 
 template <int kTiles>
-__global__ __launch_bounds__(kFewWarps * 32) void down_kernel(
-    const __grid_constant__ ExpertsParams p) {
+__global__ __launch_bounds__(kFewWarps *
+                             32) void down_kernel(const __grid_constant__ ExpertsParams p) {
   __shared__ FewPartials<kTiles> partials;
   WaitForInputs();
   if (static_cast<int>(blockIdx.y) >= *p.tile_count) return;
@@ -72,8 +74,9 @@ __global__ __launch_bounds__(kFewWarps * 32) void down_kernel(
     return pair < tile.end ? p.activated + int64_t{pair} * p.intermediate + lane % 4 * 8 : nullptr;
   };
   float sums[kTiles][4] = {};
-  StreamFew<BFloat16, kTiles>(p.down + tile.expert * p.weight_stride + at.low, at.high_offset,
-                              p.intermediate, row, [] {}, sums);
+  StreamFew<BFloat16, kTiles>(
+      p.down + tile.expert * p.weight_stride + at.low, at.high_offset, p.intermediate, row, [] {},
+      sums);
   partials.Put(sums);
   __syncthreads();
   const int pairs = tile.end - tile.begin;

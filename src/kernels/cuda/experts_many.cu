@@ -1,7 +1,7 @@
 // Experts for many rows: a persistent grid takes products of [128 pairs, k] and [256 outputs, k]^T,
-// gate and up being 128 outputs each of the same 256. A warp keeps TMA loading a ring of stages, two
-// warpgroups of 64 pairs each multiply; where the tile's pairs end before its second 64, the second
-// one only lets the stages go.
+// gate and up being 128 outputs each of the same 256. A warp keeps TMA loading a ring of stages,
+// two warpgroups of 64 pairs each multiply; where the tile's pairs end before its second 64, the
+// second one only lets the stages go.
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/experts.h"
 #include "kernels/cuda/launch.cuh"
@@ -30,8 +30,8 @@ struct Shared {
 constexpr int kSharedBytes = sizeof(Shared) + 1024;  // the swizzle counts from multiples of 1024
 
 struct Product {
-  CUtensorMap x;         // [pairs, k]
-  CUtensorMap first, second;  // [experts, outs, k] of the first and last 128 outputs
+  CUtensorMap x;                           // [pairs, k]
+  CUtensorMap first, second;               // [experts, outs, k] of the first and last 128 outputs
   int k, tile_outs, out_tiles, second_at;  // second_at: the second's first row, after the first's
 };
 
@@ -139,11 +139,12 @@ __device__ __forceinline__ void PutResults(const ExpertsParams& p, const ExpertT
 }
 
 template <bool kGated>
-__global__ __launch_bounds__(kThreads, 1) void many_experts_kernel(
-    const __grid_constant__ Product product, const __grid_constant__ ExpertsParams p) {
+__global__ __launch_bounds__(kThreads,
+                             1) void many_experts_kernel(const __grid_constant__ Product product,
+                                                         const __grid_constant__ ExpertsParams p) {
   extern __shared__ std::byte memory[];
-  Shared& shared = *reinterpret_cast<Shared*>(
-      (reinterpret_cast<uintptr_t>(memory) + 1023) / 1024 * 1024);
+  Shared& shared =
+      *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(memory) + 1023) / 1024 * 1024);
   const int group = static_cast<int>(threadIdx.x / 128);
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {

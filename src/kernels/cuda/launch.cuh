@@ -19,21 +19,28 @@ __device__ __forceinline__ void WaitForInputs() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
+struct EarlyLaunch {
+  EarlyLaunch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, bool early = true) {
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = early;
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+  }
+  EarlyLaunch(const EarlyLaunch&) = delete;
+  cudaLaunchAttribute attribute{};
+  cudaLaunchConfig_t config{};
+};
+
 template <class... Parameters, class... Arguments>
 void Launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
             cudaStream_t stream, Arguments&&... arguments) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = 1;
-  CUDA_CHECK(
-      cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...));
+  const EarlyLaunch launch(grid, block, shared_bytes, stream);
+  CUDA_CHECK(cudaLaunchKernelEx(&launch.config, kernel,
+                                Parameters(std::forward<Arguments>(arguments))...));
 }
 
 }  // namespace octavo::cuda

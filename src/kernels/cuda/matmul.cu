@@ -124,7 +124,8 @@ void LtCheck(cublasStatus_t status, const char* call) {
 }
 #define LT_CHECK(call) LtCheck((call), #call)
 
-// What a cuBLASLt plan depends on.
+// What a cuBLASLt plan depends on. Rows come in every number, so they are rounded up to choose an
+// algorithm, which does for the fewer.
 struct Problem {
   int64_t rows, k, outs, x_stride, out_stride;
   DType out;
@@ -171,12 +172,17 @@ class LtPlan {
     cublasLtMatmulDescDestroy(operation_);
   }
 
-  void Run(cublasLtHandle_t handle, const void* x, const void* weight, const void* bias, void* out,
-           void* workspace, cudaStream_t stream) {
+  void Run(cublasLtHandle_t handle, const Tensor& x, const void* weight, const void* bias,
+           void* out, void* workspace, cudaStream_t stream) {
+    const uint64_t rows = static_cast<uint64_t>(x.rows());
+    for (cublasLtMatrixLayout_t layout : {x_, out_}) {
+      LT_CHECK(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_COLS, &rows,
+                                                sizeof(rows)));
+    }
     if (bias) Set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
     const float one = 1, zero = 0;
-    LT_CHECK(cublasLtMatmul(handle, operation_, &one, weight, weight_, x, x_, &zero, out, out_, out,
-                            out_, &algorithm_, workspace, kWorkspaceBytes, stream));
+    LT_CHECK(cublasLtMatmul(handle, operation_, &one, weight, weight_, x.data, x_, &zero, out, out_,
+                            out, out_, &algorithm_, workspace, kWorkspaceBytes, stream));
   }
 
  private:
@@ -235,8 +241,6 @@ struct MatMuls::State {
   }
 
   LtPlan& Plan(const Problem& problem) {
-    constexpr size_t kMost = 4096;  // chunks come in every length: forget before they fill memory
-    if (plans.size() >= kMost) plans.clear();
     return plans.try_emplace(problem, handle, problem).first->second;
   }
 
@@ -260,14 +264,15 @@ void MatMuls::Project(const Tensor& x, std::span<const Projection> projections,
     int64_t outs = first.weight.rows();
     for (++i; i < projections.size() && Adjacent(projections[i - 1], projections[i]); ++i)
       outs += projections[i].weight.rows();
-    LtPlan& plan = state_->Plan({.rows = x.rows(),
+    const int64_t step = x.rows() <= 256 ? 16 : 128;
+    LtPlan& plan = state_->Plan({.rows = (x.rows() + step - 1) / step * step,
                                  .k = x.columns(),
                                  .outs = outs,
                                  .x_stride = x.row_stride,
                                  .out_stride = first.out.row_stride,
                                  .out = first.out.dtype,
                                  .bias = static_cast<bool>(first.bias)});
-    plan.Run(state_->handle, x.data, first.weight.data, first.bias.data, first.out.data,
+    plan.Run(state_->handle, x, first.weight.data, first.bias.data, first.out.data,
              state_->workspace, stream);
   }
 }

@@ -8,6 +8,7 @@ namespace {
 class ReferenceBackend final : public HostBackend {
  public:
   const char* name() const override { return "reference"; }
+  double ReadBandwidth() override { return 0; }  // speed is not its business
 
   void Gather(const GatherArgs& args) override { reference::Gather(args); }
   void Norm(const NormArgs& args) override { reference::Norm(args); }

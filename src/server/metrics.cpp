@@ -1,0 +1,177 @@
+#include "server/metrics.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "octavo/kv_layout.h"
+
+namespace octavo {
+namespace {
+
+const std::vector<double> kSeconds = {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1,  0.25,
+                                      0.5,   0.75,  1,    2.5,  5,    7.5,  10,   20,   40,
+                                      80,    160,   640,  2560};
+const std::vector<double> kTokenSeconds = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1,
+                                           0.15,  0.2,    0.3,   0.4,  0.5,   0.75, 1,     2.5};
+const std::vector<double> kTokens = {1,    2,    5,    10,    20,    50,    100,   200,  500,
+                                     1000, 2000, 5000, 10000, 20000, 50000, 100000};
+
+std::string Escaped(std::string_view value) {
+  std::string out;
+  for (const char c : value) {
+    if (c == '\\' || c == '"') out += '\\';
+    out += c == '\n' ? ' ' : c;
+  }
+  return out;
+}
+
+std::string Header(const std::string& name, const std::string& type, const std::string& help) {
+  return fmt::format("# HELP {0} {2}\n# TYPE {0} {1}\n", name, type, help);
+}
+
+std::string Number(double x) { return fmt::format("{:g}", x); }
+
+// Saturating formats' largest finite value, in units of the scale; 0: the format cannot saturate.
+double LargestStored(const std::string& format) {
+  switch (KvFormatFromName(format).value_or(KvFormat::kBF16)) {
+    case KvFormat::kFp8E4M3:
+      return 448;
+    case KvFormat::kFp8E5M2:
+      return 57344;
+    default:
+      return 0;
+  }
+}
+
+// f(layer, "k" or "v", format, saturated, amax, source)
+template <class F>
+void ForEachOperand(std::span<const LayerCacheReport> layers, const F& f) {
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const LayerCacheReport& r = layers[l];
+    f(l, "k", r.k_format, r.k_saturated, r.k_amax, r.k_scale_source);
+    f(l, "v", r.v_format, r.v_saturated, r.v_amax, r.v_scale_source);
+  }
+}
+
+}  // namespace
+
+void Histogram::Observe(double value) {
+  ++counts_[std::lower_bound(bounds_.begin(), bounds_.end(), value) - bounds_.begin()];
+  sum_ += value;
+}
+
+std::string Histogram::Text(const std::string& name, const std::string& help,
+                            const std::string& labels) const {
+  std::string out = Header(name, "histogram", help);
+  uint64_t count = 0;
+  for (size_t i = 0; i < counts_.size(); ++i) {
+    count += counts_[i];
+    out += fmt::format("{}_bucket{{{},le=\"{}\"}} {}\n", name, labels,
+                       i < bounds_.size() ? Number(bounds_[i]) : "+Inf", count);
+  }
+  return out + fmt::format("{0}_sum{{{1}}} {2}\n{0}_count{{{1}}} {3}\n", name, labels, Number(sum_),
+                           count);
+}
+
+Metrics::Metrics()
+    : ttft_(kSeconds),
+      itl_(kTokenSeconds),
+      e2e_(kSeconds),
+      prompt_tokens_(kTokens),
+      output_tokens_(kTokens) {}
+
+void Metrics::Finished(const std::string& reason, double seconds, int64_t prompt_tokens,
+                       int64_t output_tokens) {
+  ++finished_[reason];
+  e2e_.Observe(seconds);
+  prompt_tokens_.Observe(static_cast<double>(prompt_tokens));
+  output_tokens_.Observe(static_cast<double>(output_tokens));
+}
+
+std::string Metrics::Text(const std::string& model_name, const EngineStats& stats,
+                          std::span<const LayerCacheReport> layers) const {
+  const std::string labels = fmt::format("model_name=\"{}\"", Escaped(model_name));
+  std::string out;
+  const auto one = [&](const char* name, const char* type, const char* help, double value) {
+    out += Header(name, type, help) + fmt::format("{}{{{}}} {}\n", name, labels, Number(value));
+  };
+  const auto count = [](int64_t n) { return static_cast<double>(n); };
+  one("vllm:num_requests_running", "gauge", "Requests in the running batch.", count(stats.running));
+  one("vllm:num_requests_waiting", "gauge", "Requests that wait for room.", count(stats.waiting));
+  one("vllm:kv_cache_usage_perc", "gauge", "Share of the KV cache in use, 0 to 1.",
+      stats.cache_bytes > 0 ? count(stats.cache_bytes_used) / count(stats.cache_bytes) : 0);
+  one("vllm:num_preemptions_total", "counter", "Requests put back to be recomputed.",
+      count(stats.preemptions));
+  one("vllm:prompt_tokens_total", "counter", "Prompt tokens computed.", count(stats.prompt_tokens));
+  one("vllm:generation_tokens_total", "counter", "Tokens generated.",
+      count(stats.generated_tokens));
+  one("vllm:prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache.",
+      count(stats.prompt_tokens + stats.cached_tokens));
+  one("vllm:prefix_cache_hits_total", "counter", "Prompt tokens found in the prefix cache.",
+      count(stats.cached_tokens));
+  out += Header("vllm:request_success_total", "counter", "Requests by how they ended.");
+  for (const auto& [reason, n] : finished_) {
+    out += fmt::format("vllm:request_success_total{{{},finished_reason=\"{}\"}} {}\n", labels,
+                       reason, n);
+  }
+  out += ttft_.Text("vllm:time_to_first_token_seconds", "Time to the first token.", labels);
+  out += itl_.Text("vllm:inter_token_latency_seconds", "Time between tokens.", labels);
+  out += e2e_.Text("vllm:e2e_request_latency_seconds", "Time to the last token.", labels);
+  out += prompt_tokens_.Text("vllm:request_prompt_tokens", "Prompt tokens of a request.", labels);
+  out += output_tokens_.Text("vllm:request_generation_tokens", "Output tokens of a request.", labels);
+
+  const auto per_operand = [&](const char* name, const char* type, const char* help,
+                               const auto& value) {
+    out += Header(name, type, help);
+    ForEachOperand(layers, [&](size_t l, const char* operand, const std::string& format,
+                               uint64_t saturated, float amax, const std::string& source) {
+      out += fmt::format("{}{{{},layer=\"{}\",operand=\"{}\",kv_cache_dtype=\"{}\"", name, labels, l,
+                         operand, format) +
+             value(format, saturated, amax, source);
+    });
+  };
+  per_operand("octavo:kv_cache_saturated_elements_total", "counter",
+              "Elements stored as the format's largest value because they were beyond it.",
+              [](const auto&, uint64_t saturated, float, const auto&) {
+                return fmt::format("}} {}\n", saturated);
+              });
+  per_operand("octavo:kv_cache_amax", "gauge",
+              "Largest magnitude seen, in units of the scale (dynamic formats: of the value).",
+              [](const auto&, uint64_t, float amax, const auto&) {
+                return fmt::format("}} {:g}\n", amax);
+              });
+  per_operand("octavo:kv_cache_amax_limit", "gauge",
+              "Largest magnitude that the format holds, in units of the scale; 0: no limit.",
+              [](const std::string& format, uint64_t, float, const auto&) {
+                return fmt::format("}} {:g}\n", LargestStored(format));
+              });
+  per_operand("octavo:kv_cache_scale_info", "gauge", "Where the scale came from.",
+              [](const auto&, uint64_t, float, const std::string& source) {
+                return fmt::format(",source=\"{}\"}} 1\n", Escaped(source));
+              });
+  return out;
+}
+
+std::vector<std::string> SaturationWarnings(std::vector<LayerCacheReport>& before,
+                                            std::vector<LayerCacheReport> now) {
+  std::vector<std::string> lines;
+  before.resize(now.size());
+  for (size_t l = 0; l < now.size(); ++l) {
+    const auto check = [&](const char* operand, uint64_t was, uint64_t is, float amax,
+                           const std::string& format) {
+      if (was > 0 || is == 0) return;
+      lines.push_back(fmt::format(
+          "layer {}: {} saturates in {}: magnitudes up to {:g} scales are stored as {:g}; give it a "
+          "scale (--kv-cache-scales), another format (--kv-cache-dtype int8_per_token_head) or skip "
+          "it (--kv-cache-dtype-skip-layers {})",
+          l, operand, format, amax, LargestStored(format), l));
+    };
+    check("K", before[l].k_saturated, now[l].k_saturated, now[l].k_amax, now[l].k_format);
+    check("V", before[l].v_saturated, now[l].v_saturated, now[l].v_amax, now[l].v_format);
+  }
+  before = std::move(now);
+  return lines;
+}
+
+}  // namespace octavo

@@ -1,0 +1,54 @@
+// GET /metrics: Prometheus' text format, with vLLM's names, so that its dashboards work, and with
+// the cache's health per layer. Not thread-safe: the I/O thread counts and prints.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "octavo/engine.h"
+
+namespace octavo {
+
+// Cumulative counts of observations at most as large as each bound.
+class Histogram {
+ public:
+  explicit Histogram(std::vector<double> bounds)
+      : bounds_(std::move(bounds)), counts_(bounds_.size() + 1) {}
+  void Observe(double value);
+  // `labels`: what stands between braces, without "le".
+  std::string Text(const std::string& name, const std::string& help,
+                   const std::string& labels) const;
+
+ private:
+  std::vector<double> bounds_;
+  std::vector<uint64_t> counts_;  // not cumulative; the last: beyond all bounds
+  double sum_ = 0;
+};
+
+class Metrics {
+ public:
+  Metrics();
+  // A request's end; seconds since it arrived.
+  void Finished(const std::string& reason, double seconds, int64_t prompt_tokens,
+                int64_t output_tokens);
+  void FirstToken(double seconds) { ttft_.Observe(seconds); }
+  void NextToken(double seconds) { itl_.Observe(seconds); }
+
+  std::string Text(const std::string& model_name, const EngineStats& stats,
+                   std::span<const LayerCacheReport> layers) const;
+
+ private:
+  std::map<std::string, uint64_t> finished_;
+  Histogram ttft_, itl_, e2e_, prompt_tokens_, output_tokens_;
+};
+
+// Layers in which elements have saturated that had not in `before`: a line for each, which says
+// what to do about it. `before` becomes `now`.
+std::vector<std::string> SaturationWarnings(std::vector<LayerCacheReport>& before,
+                                            std::vector<LayerCacheReport> now);
+
+}  // namespace octavo

@@ -1,0 +1,62 @@
+#include "server/metrics.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace octavo {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(Metrics, HistogramsAreCumulative) {
+  Histogram histogram({1, 2});
+  for (double x : {0.5, 1.0, 1.5, 7.0}) histogram.Observe(x);
+  EXPECT_EQ(histogram.Text("h", "Help.", "a=\"b\""),
+            "# HELP h Help.\n# TYPE h histogram\nh_bucket{a=\"b\",le=\"1\"} 2\n"
+            "h_bucket{a=\"b\",le=\"2\"} 3\nh_bucket{a=\"b\",le=\"+Inf\"} 4\nh_sum{a=\"b\"} 10\n"
+            "h_count{a=\"b\"} 4\n");
+}
+
+TEST(Metrics, NamesOfVllmAndTheCachesHealth) {
+  Metrics metrics;
+  metrics.Finished("stop", 0.5, 10, 3);
+  const EngineStats stats{.prompt_tokens = 90,
+                          .cached_tokens = 10,
+                          .running = 2,
+                          .cache_bytes = 100,
+                          .cache_bytes_used = 25};
+  const std::vector<LayerCacheReport> layers = {{.k_format = "fp8_e4m3",
+                                                 .v_format = "bf16",
+                                                 .k_scale_source = "default \"1.0\"",
+                                                 .v_scale_source = "none",
+                                                 .k_saturated = 7,
+                                                 .k_amax = 900}};
+  const std::string text = metrics.Text("m", stats, layers);
+  for (const char* line :
+       {"vllm:num_requests_running{model_name=\"m\"} 2\n",
+        "vllm:kv_cache_usage_perc{model_name=\"m\"} 0.25\n",
+        "vllm:prefix_cache_queries_total{model_name=\"m\"} 100\n",
+        "vllm:request_success_total{model_name=\"m\",finished_reason=\"stop\"} 1\n",
+        "vllm:e2e_request_latency_seconds_bucket{model_name=\"m\",le=\"0.5\"} 1\n",
+        "octavo:kv_cache_saturated_elements_total{model_name=\"m\",layer=\"0\",operand=\"k\","
+        "kv_cache_dtype=\"fp8_e4m3\"} 7\n",
+        "kv_cache_dtype=\"fp8_e4m3\"} 448\n", "source=\"default \\\"1.0\\\"\"} 1\n"}) {
+    EXPECT_THAT(text, HasSubstr(line));
+  }
+}
+
+TEST(Metrics, SaturationIsWarnedOfOncePerOperand) {
+  std::vector<LayerCacheReport> seen;
+  std::vector<LayerCacheReport> now(2, {.k_format = "fp8_e4m3", .v_format = "fp8_e4m3"});
+  EXPECT_TRUE(SaturationWarnings(seen, now).empty());
+  now[1].v_saturated = 3;
+  now[1].v_amax = 600;
+  const std::vector<std::string> lines = SaturationWarnings(seen, now);
+  ASSERT_EQ(lines.size(), 1u);
+  EXPECT_THAT(lines[0], HasSubstr("layer 1: V saturates in fp8_e4m3: magnitudes up to 600"));
+  now[1].v_saturated = 9;
+  EXPECT_TRUE(SaturationWarnings(seen, now).empty());
+}
+
+}  // namespace
+}  // namespace octavo
