@@ -17,6 +17,15 @@ std::vector<Row> AppendRows(int tokens, int head_dim);
 // What a layer of Llama-3.1-8B multiplies `rows` rows with.
 std::vector<Row> MatMulRows(int rows);
 
+// Norm, gated activation and routing of `rows` rows.
+std::vector<Row> ElementwiseRows(int rows);
+
+// The experts of one layer of gpt-oss-20b and Qwen3-30B-A3B, for `rows` rows.
+std::vector<Row> ExpertRows(int rows);
+
+// Sampling `rows` rows, the host's part and the wait for the results included: measured already.
+std::vector<Row> SampleRows(int rows);
+
 // One step of attention over a cache of random numbers.
 struct AttentionSpec {
   std::string group, name;

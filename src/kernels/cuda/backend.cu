@@ -91,8 +91,7 @@ class CudaBackend final : public Backend {
                                 .experts = limits.experts,
                                 .top_k = limits.top_k,
                                 .hidden = limits.hidden,
-                                .intermediate = limits.expert_intermediate},
-          *matmuls_);
+                                .intermediate = limits.expert_intermediate});
     }
     sampler_ = std::make_unique<Sampler>(limits.sample_rows, limits.vocab);
   }

@@ -33,15 +33,14 @@ class MatMuls {
   std::unique_ptr<State> state_;
 };
 
-// Experts of a layer stand at equal distances in memory, as do their biases; gate and up next to
-// each other. With many rows, outside of a graph, waits for the device once.
+// Experts of a layer stand at equal distances in memory, as do their biases.
 class Experts {
  public:
   struct Limits {
     int rows = 0, experts = 0, top_k = 0;
     int64_t hidden = 0, intermediate = 0;
   };
-  Experts(const Limits& limits, MatMuls& matmuls);  // which must outlive it
+  explicit Experts(const Limits& limits);
   ~Experts();
   void Run(const ExpertsArgs& args, cudaStream_t stream);
 

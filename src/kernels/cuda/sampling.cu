@@ -1,6 +1,9 @@
-// Sampler: a block per row. One pass over the logits finds the largest, the log-sum-exp and whether
-// all are finite, which is all that greedy rows need; sampling is a second pass, an exponential
-// race (kernels/sampling.h), and top_k and top_p first find their last token by a radix select.
+// Sampler: a cluster of blocks per row, each of which keeps its part of the logits in shared
+// memory, so device memory is read once. Greedy rows need the largest logit, the log-sum-exp and
+// whether all are finite; sampling is one pass more, an exponential race (kernels/sampling.h), and
+// top_k and top_p first find their last token by a radix select.
+#include <cooperative_groups.h>
+
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -13,15 +16,18 @@
 namespace octavo::cuda {
 namespace {
 
+namespace cg = cooperative_groups;
+
 constexpr int kThreads = 1024;
+constexpr int kCluster = 8;
+constexpr int kMostTokens = 32768;  // of a block: 128 KiB, and what Histogram can count
 constexpr int kNone = 0x7FFFFFFF;
 
 // A token whose logit is changed before sampling.
 struct Adjustment {
   int32_t id;
   float add;
-  float penalty;   // 1: none
-  float original;  // written by the kernel
+  float penalty;  // 1: none
 };
 
 struct RowParams {
@@ -35,12 +41,12 @@ struct RowParams {
 };
 
 struct SampleParams {
-  float* logits;
+  const float* logits;
   int64_t stride;
   int vocab;
   float soft_cap;
   const RowParams* rows;
-  Adjustment* adjustments;
+  const Adjustment* adjustments;
   SampledToken* out;
 };
 
@@ -49,227 +55,309 @@ template <class T>
 struct Best {
   T value;
   int id;
-  __device__ void Take(T other, int other_id) {
-    if (other > value || (other == value && other_id < id)) {
-      value = other;
-      id = other_id;
-    }
+  __device__ void Add(const Best& other) {
+    if (other.value > value || (other.value == value && other.id < id)) *this = other;
+  }
+  __device__ Best Shuffled(int lanes) const {
+    return {__shfl_xor_sync(~0u, value, lanes), __shfl_xor_sync(~0u, id, lanes)};
   }
 };
-
+struct Top {
+  Best<float> best;
+  bool finite;
+  __device__ void Add(const Top& other) {
+    best.Add(other.best);
+    finite = finite && other.finite;
+  }
+  __device__ Top Shuffled(int lanes) const {
+    return {best.Shuffled(lanes), __shfl_xor_sync(~0u, finite, lanes) != 0};
+  }
+};
 template <class T>
-__device__ Best<T> BlockBest(Best<T> best) {
-  __shared__ Best<T> all[kThreads / 32];
-  for (int lane = 16; lane > 0; lane /= 2)
-    best.Take(__shfl_xor_sync(~0u, best.value, lane), __shfl_xor_sync(~0u, best.id, lane));
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) all[threadIdx.x / 32] = best;
-  __syncthreads();
-  best = all[threadIdx.x % 32];
-  for (int lane = 16; lane > 0; lane /= 2)
-    best.Take(__shfl_xor_sync(~0u, best.value, lane), __shfl_xor_sync(~0u, best.id, lane));
-  return best;
-}
+struct Sum {
+  T value;
+  __device__ void Add(const Sum& other) { value += other.value; }
+  __device__ Sum Shuffled(int lanes) const { return {__shfl_xor_sync(~0u, value, lanes)}; }
+};
 
+// All threads of the cluster get the same, added in the same order every time. `round` counts the
+// calls: a block may still read one's values while another writes the next's.
 template <class T>
-__device__ T BlockSum(T x) {
-  __shared__ T all[kThreads / 32];
-  for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(~0u, x, lane);
+__device__ T Reduce(T x, int& round) {
+  __shared__ T warps[kThreads / 32];
+  __shared__ T blocks[2][kCluster];
+  const cg::cluster_group cluster = cg::this_cluster();
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
+  const auto warp_reduce = [&] {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) x.Add(x.Shuffled(lanes));
+  };
+  warp_reduce();
+  if (thread % 32 == 0) warps[warp] = x;
   __syncthreads();
-  if (threadIdx.x % 32 == 0) all[threadIdx.x / 32] = x;
-  __syncthreads();
-  x = all[threadIdx.x % 32];
-  for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(~0u, x, lane);
+  T(&all)[kCluster] = blocks[round++ % 2];
+  if (warp == 0) {
+    x = warps[thread];
+    warp_reduce();
+    if (thread < kCluster) *cluster.map_shared_rank(&all[cluster.block_rank()], thread) = x;
+  }
+  cluster.sync();
+  x = all[0];
+#pragma unroll
+  for (int block = 1; block < kCluster; ++block) x.Add(all[block]);
   return x;
 }
 
-// Unsigned integers in the order of the floats.
-__device__ uint32_t Key(float x) {
-  const uint32_t bits = __float_as_uint(x);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+// Tokens in descending order of logits, then ascending of ids, have ascending ranks.
+__device__ uint64_t Rank(float logit, int id) {
+  const uint32_t bits = __float_as_uint(logit);
+  const uint32_t descending = bits & 0x80000000u ? bits : ~(bits | 0x80000000u);
+  return uint64_t{descending} << 32 | static_cast<uint32_t>(id);
 }
 
-// Tokens in descending order of logits, then ascending of ids, up to and with this one.
-struct Cut {
-  uint32_t key = 0;
-  int id = kNone;
-  __device__ bool Keeps(uint32_t other, int other_id) const {
-    return other > key || (other == key && other_id <= id);
-  }
-};
+constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
 
-// One row after soft cap, penalties and biases.
+// A block's part of a row, behind soft cap, penalties, biases and temperature.
 struct Row {
-  const float* logits;
-  int vocab;
-  float temperature;
+  const float* logits;  // of ids begin ... begin + count
+  int begin, count;
   double max, margin;
+  uint64_t last = ~uint64_t{0};  // the last rank that is kept
 
-  __device__ float At(int i) const { return logits[i] / temperature; }
-  __device__ bool Plausible(float l) const { return l - max >= margin; }
+  __device__ bool Keeps(int i) const {
+    return logits[i] - max >= margin && Rank(logits[i], begin + i) <= last;
+  }
+  // Descending logits; spreads them better than their bits would.
+  __device__ int Bin(int i) const {
+    return min(kBins - 1, static_cast<int>((static_cast<float>(max) - logits[i]) * (kBins / 32)));
+  }
 };
 
-// The first token, in order, at which the weights of those kept add up to `want`. Weights are whole
-// numbers, so the order of adding does not matter. All threads return the same.
-template <class Weight>
-__device__ Cut FindCut(const Row& row, const Cut& within, const Weight& weight,
-                       unsigned long long want) {
-  __shared__ unsigned long long sums[256];
-  __shared__ unsigned long long above_shared;
-  __shared__ uint32_t prefix_shared;
-  __shared__ int last_shared;
-  const int thread = static_cast<int>(threadIdx.x);
-  uint32_t prefix = 0;
-  unsigned long long above = 0;
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    __syncthreads();
-    if (thread < 256) sums[thread] = 0;
-    __syncthreads();
-    for (int i = thread; i < row.vocab; i += kThreads) {
-      const float l = row.At(i);
-      const uint32_t key = Key(l);
-      const bool same = shift == 24 || key >> (shift + 8) == prefix >> (shift + 8);
-      if (same && row.Plausible(l) && within.Keeps(key, i))
-        atomicAdd(&sums[key >> shift & 255], weight(l));
-    }
-    __syncthreads();
-    if (thread == 0) {
-      int digit = 255;
-      while (digit > 0 && above + sums[digit] < want) above += sums[digit--];
-      above_shared = above;
-      prefix_shared = prefix | static_cast<uint32_t>(digit) << shift;
-    }
-    __syncthreads();
-    above = above_shared;
-    prefix = prefix_shared;
+// Weights of tokens, less than 2^34, added up by bins. The two halves are added by 32-bit atomics,
+// which kMostTokens cannot overflow.
+struct Histogram {
+  uint32_t low[kBins], high[kBins];
+  static constexpr int kHalf = 17;
+
+  __device__ void Add(int bin, uint64_t weight) {
+    const auto half = static_cast<uint32_t>(weight >> kHalf);
+    atomicAdd(&low[bin], static_cast<uint32_t>(weight) & ((1u << kHalf) - 1));
+    if (half > 0) atomicAdd(&high[bin], half);
   }
-  // Those with this very logit weigh the same: as many of the first as are needed.
-  const unsigned long long one =
-      max(weight(__uint_as_float(prefix & 0x80000000u ? prefix ^ 0x80000000u : ~prefix)), 1ull);
-  long long needed = static_cast<long long>((want - above + one - 1) / one);
-  for (int first = 0; first < row.vocab; first += kThreads) {
-    const int i = first + thread;
-    const bool equal = i < row.vocab && Key(row.At(i)) == prefix && within.Keeps(prefix, i);
-    const int count = __syncthreads_count(equal);
-    if (count < needed) {
-      needed -= count;
-      continue;
-    }
-    // The last one needed is among these: threads count those before them.
-    __shared__ int warp_counts[kThreads / 32];
-    const unsigned vote = __ballot_sync(~0u, equal);
-    if (thread % 32 == 0) warp_counts[thread / 32] = __popc(vote);
-    __syncthreads();
-    int before = __popc(vote & ((1u << thread % 32) - 1));
-    for (int w = 0; w < thread / 32; ++w) before += warp_counts[w];
-    if (equal && before + 1 == needed) last_shared = i;
-    __syncthreads();
-    return {prefix, last_shared};
+  __device__ uint64_t Get(int bin) const { return low[bin] + (uint64_t{high[bin]} << kHalf); }
+};
+
+struct Place {
+  int bin;          // -1: all bins together weigh less than is wanted
+  uint64_t before;  // weight of the bins before it
+};
+
+// The bin of the whole cluster's tokens in which the weights reach `want`. bin_of(i): token i's bin
+// or -1. All threads of the cluster return the same.
+template <class BinOf, class Weight>
+__device__ Place FindBin(const Row& row, const BinOf& bin_of, const Weight& weight, uint64_t want,
+                         Histogram& histogram) {
+  __shared__ uint64_t warp_sums[kThreads / 32];
+  __shared__ Place found;
+  const cg::cluster_group cluster = cg::this_cluster();
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  static_assert(kBins == 2 * kThreads);
+  for (int bin = thread; bin < kBins; bin += kThreads) histogram.low[bin] = histogram.high[bin] = 0;
+  if (thread == 0) found = {-1, 0};
+  __syncthreads();
+  for (int i = thread; i < row.count; i += kThreads) {
+    const int bin = bin_of(i);
+    if (bin >= 0) histogram.Add(bin, weight(row.logits[i]));
   }
-  return {prefix, kNone};
+  cluster.sync();
+  uint64_t own[2] = {};
+#pragma unroll
+  for (int block = 0; block < kCluster; ++block) {
+    const Histogram* theirs = cluster.map_shared_rank(&histogram, block);
+    own[0] += theirs->Get(2 * thread);
+    own[1] += theirs->Get(2 * thread + 1);
+  }
+  uint64_t end = own[0] + own[1];  // of this thread's bins, first in its warp, then in all
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const uint64_t other = __shfl_up_sync(~0u, end, distance);
+    if (lane >= distance) end += other;
+  }
+  if (lane == 31) warp_sums[thread / 32] = end;
+  __syncthreads();
+  for (int warp = 0; warp < thread / 32; ++warp) end += warp_sums[warp];
+  const uint64_t begin = end - own[0] - own[1];
+  if (begin < want && want <= end) {
+    const bool first = want <= begin + own[0];
+    found = {2 * thread + (first ? 0 : 1), begin + (first ? 0 : own[0])};
+  }
+  cluster.sync();  // the histogram has been read
+  const Place place = found;
+  __syncthreads();
+  return place;
 }
 
-__device__ int Draw(const Row& row, const RowParams& p) {
-  Cut cut;
-  if (p.top_k > 0 && p.top_k < row.vocab)
-    cut = FindCut(
-        row, cut, [](float) { return 1ull; }, static_cast<unsigned long long>(p.top_k));
-  if (p.top_p < 1) {
-    // 40 bits behind the point: 2^18 tokens of at most 1 each fit.
-    const auto weight = [&](float l) {
-      return static_cast<unsigned long long>(exp(l - row.max) * 0x1p40);
+// The rank of the token at which the weights of those kept, in order, reach `want`. Weights are
+// whole numbers, so the order of adding does not matter.
+template <class Weight>
+__device__ uint64_t FindLast(const Row& row, const Weight& weight, uint64_t want,
+                             Histogram& histogram) {
+  const auto coarse_bin = [&](int i) { return row.Keeps(i) ? row.Bin(i) : -1; };
+  Place place = FindBin(row, coarse_bin, weight, want, histogram);
+  if (place.bin < 0) return row.last;
+  const int coarse = place.bin;
+  uint64_t prefix = 0;
+  // The logit's 32 bits, then an id's 22.
+  constexpr int kShifts[] = {53, 42, 32, 11, 0};
+  int known = 64;
+#pragma unroll
+  for (const int shift : kShifts) {
+    want -= place.before;
+    const int bits = shift == 32 ? 10 : kDigitBits;
+    const auto digit = [&](int i) {
+      if (row.Bin(i) != coarse || !row.Keeps(i)) return -1;
+      const uint64_t rank = Rank(row.logits[i], row.begin + i);
+      if (known < 64 && rank >> known != prefix >> known) return -1;
+      return static_cast<int>(rank >> shift & ((1u << bits) - 1));
     };
-    unsigned long long total = 0;
-    for (int i = static_cast<int>(threadIdx.x); i < row.vocab; i += kThreads) {
-      const float l = row.At(i);
-      if (row.Plausible(l) && cut.Keeps(Key(l), i)) total += weight(l);
-    }
-    total = BlockSum(total);
-    const auto want = static_cast<unsigned long long>(
-        ceil(static_cast<double>(p.top_p) * static_cast<double>(total)));
-    cut = FindCut(row, cut, weight, max(want, 1ull));
+    place = FindBin(row, digit, weight, want, histogram);
+    prefix |= static_cast<uint64_t>(place.bin) << shift;
+    known = shift == 32 ? 22 : shift;
   }
-  Best<double> best{-INFINITY, kNone};
-  for (int quad = static_cast<int>(threadIdx.x); quad * 4 < row.vocab; quad += kThreads) {
-    const auto words = SampleWords(static_cast<uint32_t>(quad), p.seed, p.choice, p.token_index);
+  return prefix;
+}
+
+// What RaceScore (kernels/sampling.h) says to about 1e-6, and to the bit.
+__device__ float AboutRaceScore(float logit, uint32_t word) {
+  const float v = (static_cast<float>(word) + 0.5f) * 0x1p-32f;
+  const float rest = (static_cast<float>(~word) + 0.5f) * 0x1p-32f;
+  return logit - logf(v < 0.5f ? -log1pf(-v) : -logf(rest));
+}
+__device__ double ExactRaceScore(float logit, uint32_t word) {
+  return logit - log(-log1p(-(word + 0.5) * 0x1p-32));
+}
+
+// f(i, word) for each token that is kept.
+template <class F>
+__device__ void ForEachDraw(const Row& row, const RowParams& p, const F& f) {
+  for (int first = 4 * static_cast<int>(threadIdx.x); first < row.count; first += 4 * kThreads) {
+    const auto words =
+        SampleWords(static_cast<uint32_t>(row.begin + first) / 4, p.seed, p.choice, p.token_index);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      const int i = quad * 4 + k;
-      if (i >= row.vocab) break;
-      const float l = row.At(i);
-      if (!row.Plausible(l) || !cut.Keeps(Key(l), i)) continue;
-      best.Take(l - log(-log1p(-(words[k] + 0.5) * 0x1p-32)), i);  // RaceScore
+      if (first + k < row.count && row.Keeps(first + k)) f(first + k, words[k]);
     }
   }
-  return BlockBest(best).id;
 }
 
-__global__ __launch_bounds__(kThreads) void sample_kernel(const __grid_constant__ SampleParams s) {
-  WaitForInputs();
-  const RowParams& p = s.rows[blockIdx.x];
-  float* logits = s.logits + blockIdx.x * s.stride;
-  const int thread = static_cast<int>(threadIdx.x);
-
-  Best<float> top{-INFINITY, kNone};
-  bool finite = true;
-  for (int i = thread; i < s.vocab; i += kThreads) {
-    const float x = logits[i];
-    finite = finite && isfinite(x);
-    if (!isnan(x)) top.Take(x, i);
-    if (s.soft_cap > 0) logits[i] = s.soft_cap * tanhf(x / s.soft_cap);
+__device__ int Draw(Row row, const RowParams& p, int vocab, int& round) {
+  __shared__ Histogram histogram;
+  if (p.top_k > 0 && p.top_k < vocab) {
+    const auto one = [](float) { return uint64_t{1}; };
+    row.last = FindLast(row, one, static_cast<uint64_t>(p.top_k), histogram);
   }
-  top = BlockBest(top);
-  finite = __syncthreads_and(finite);
-  const int top1 = top.id == kNone ? 0 : top.id;
-  SampledToken& out = s.out[blockIdx.x];
-  if (!finite) {
-    if (thread == 0) out = {.id = top1, .logprob = NAN, .top1 = top1, .finite = false};
+  if (p.top_p < 1) {
+    const auto weight = [&](float l) {
+      return static_cast<uint64_t>(expf(l - static_cast<float>(row.max)) * 0x1p33f);
+    };
+    Sum<unsigned long long> total{0};
+    for (int i = static_cast<int>(threadIdx.x); i < row.count; i += kThreads) {
+      if (row.Keeps(i)) total.value += weight(row.logits[i]);
+    }
+    total = Reduce(total, round);
+    const auto want = static_cast<uint64_t>(
+        ceil(static_cast<double>(p.top_p) * static_cast<double>(total.value)));
+    row.last = FindLast(row, weight, want > 0 ? want : 1, histogram);
+  }
+  // Only those that come close are worth the exact score.
+  Best<float> about{-INFINITY, kNone};
+  ForEachDraw(row, p, [&](int i, uint32_t word) {
+    about.Add({AboutRaceScore(row.logits[i], word), row.begin + i});
+  });
+  about = Reduce(about, round);
+  const float least = about.value - 1e-5f * (1 + fabsf(about.value));
+  Best<double> best{-INFINITY, kNone};
+  ForEachDraw(row, p, [&](int i, uint32_t word) {
+    if (AboutRaceScore(row.logits[i], word) >= least)
+      best.Add({ExactRaceScore(row.logits[i], word), row.begin + i});
+  });
+  return Reduce(best, round).id;
+}
+
+__device__ float SoftCapped(float x, float cap) { return cap > 0 ? cap * tanhf(x / cap) : x; }
+
+__global__ __cluster_dims__(kCluster, 1, 1)
+    __launch_bounds__(kThreads) void sample_kernel(const __grid_constant__ SampleParams s) {
+  extern __shared__ float part[];
+  WaitForInputs();
+  const int row = static_cast<int>(blockIdx.x / kCluster);
+  const RowParams& p = s.rows[row];
+  const float* logits = s.logits + row * s.stride;
+  const int share = (s.vocab + 4 * kCluster - 1) / (4 * kCluster) * 4;
+  const int begin = min(static_cast<int>(blockIdx.x % kCluster) * share, s.vocab);
+  const int count = min(share, s.vocab - begin);
+  const int thread = static_cast<int>(threadIdx.x);
+  const bool reports = thread == 0 && blockIdx.x % kCluster == 0;
+  int round = 0;
+
+  Top top{{-INFINITY, kNone}, true};
+#pragma unroll 8
+  for (int i = thread; i < count; i += kThreads) {
+    const float x = logits[begin + i];
+    part[i] = x;
+    top.Add({{x, begin + i}, isfinite(x) != 0});
+  }
+  top = Reduce(top, round);
+  const int top1 = top.best.id == kNone ? 0 : top.best.id;
+  if (!top.finite) {
+    if (reports) s.out[row] = {.id = top1, .logprob = NAN, .top1 = top1, .finite = false};
     return;
   }
-  const float max = logits[top1];
-  float sum = 0;
-  for (int i = thread; i < s.vocab; i += kThreads) sum += expf(logits[i] - max);
-  const double log_sum = log(BlockSum(static_cast<double>(sum)));
-
-  for (int a = p.adjust_begin + thread; a < p.adjust_end; a += kThreads) {
-    Adjustment& adjust = s.adjustments[a];
-    float& x = logits[adjust.id];
-    adjust.original = x;
-    if (adjust.penalty != 1) x = x > 0 ? x / adjust.penalty : x * adjust.penalty;
-    x += adjust.add;
+  const float max = SoftCapped(top.best.value, s.soft_cap);
+  Sum<double> power{0};
+  float own = 0;
+  for (int i = thread; i < count; i += kThreads) {
+    if (s.soft_cap > 0) part[i] = SoftCapped(part[i], s.soft_cap);
+    own += expf(part[i] - max);
   }
-  __syncthreads();
+  power = Reduce(Sum<double>{own}, round);
+
   int id = top1;
   const bool greedy = p.temperature <= kGreedyTemperature;
   if (!greedy || p.adjust_end > p.adjust_begin) {
-    const float temperature = greedy ? 1.0f : p.temperature;
+    __syncthreads();
+    for (int a = p.adjust_begin + thread; a < p.adjust_end; a += kThreads) {
+      const Adjustment adjust = s.adjustments[a];
+      if (adjust.id < begin || adjust.id >= begin + count) continue;
+      float& x = part[adjust.id - begin];
+      if (adjust.penalty != 1) x = x > 0 ? x / adjust.penalty : x * adjust.penalty;
+      x += adjust.add;
+    }
+    __syncthreads();
     Best<float> best{-INFINITY, kNone};
-    for (int i = thread; i < s.vocab; i += kThreads) best.Take(logits[i] / temperature, i);
-    best = BlockBest(best);
+    for (int i = thread; i < count; i += kThreads) {
+      if (!greedy) part[i] /= p.temperature;
+      best.Add({part[i], begin + i});
+    }
+    __syncthreads();
+    best = Reduce(best, round);
     id = best.id;
     if (!greedy && isfinite(best.value)) {
-      id = Draw({.logits = logits,
-                 .vocab = s.vocab,
-                 .temperature = temperature,
+      id = Draw({.logits = part,
+                 .begin = begin,
+                 .count = count,
                  .max = best.value,
                  .margin = p.min_p_margin},
-                p);
+                p, s.vocab, round);
     }
   }
-  // The log-probability is of the logits as they were.
-  const int reported = p.target >= 0 ? p.target : id;
-  __shared__ float original;
-  if (thread == 0) original = logits[reported];
-  __syncthreads();
-  for (int a = p.adjust_begin + thread; a < p.adjust_end; a += kThreads) {
-    if (s.adjustments[a].id == reported) original = s.adjustments[a].original;
-  }
-  __syncthreads();
-  if (thread == 0) {
-    out = {.id = id,
-           .logprob = static_cast<float>(static_cast<double>(original) - max - log_sum),
-           .top1 = top1,
-           .finite = true};
+  if (reports) {
+    // The log-probability is of the logits before penalties and biases.
+    const double reported = SoftCapped(logits[p.target >= 0 ? p.target : id], s.soft_cap);
+    s.out[row] = {.id = id,
+                  .logprob = static_cast<float>(reported - max - log(power.value)),
+                  .top1 = top1,
+                  .finite = true};
   }
 }
 
@@ -300,18 +388,26 @@ class Exchange {
 }  // namespace
 
 struct Sampler::State {
-  State(int rows, int64_t ids) : max_rows(rows), vocab(ids), place(ids) {}
+  State(int rows, int64_t ids) : max_rows(rows), vocab(ids), place(ids) {
+    CUDA_CHECK(cudaMallocHost(&results, rows * sizeof(SampledToken)));
+  }
+  ~State() { cudaFreeHost(results); }
 
   int max_rows;
   int64_t vocab;
-  Exchange exchange;  // row parameters, results, adjustments
+  Exchange exchange;      // row parameters, adjustments
+  SampledToken* results;  // pinned, written by the kernel
   std::vector<Adjustment> adjustments;
   std::vector<int32_t> place;  // by id: index into adjustments + 1, of the row in hand
 
   void Adjust(const SampleRow& row);
 };
 
-Sampler::Sampler(int max_rows, int64_t vocab) : state_(std::make_unique<State>(max_rows, vocab)) {}
+Sampler::Sampler(int max_rows, int64_t vocab) : state_(std::make_unique<State>(max_rows, vocab)) {
+  OCTAVO_CHECK(vocab <= int64_t{kCluster} * kMostTokens, vocab);
+  CUDA_CHECK(cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  kMostTokens * int{sizeof(float)}));
+}
 Sampler::~Sampler() = default;
 
 // Appends the row's adjustments, no id twice.
@@ -319,7 +415,7 @@ void Sampler::State::Adjust(const SampleRow& row) {
   const size_t begin = adjustments.size();
   const auto at = [&](int32_t id) -> Adjustment& {
     if (place[id] == 0) {
-      adjustments.push_back({.id = id, .add = 0, .penalty = 1, .original = 0});
+      adjustments.push_back({.id = id, .add = 0, .penalty = 1});
       place[id] = static_cast<int32_t>(adjustments.size());
     }
     return adjustments[place[id] - 1];
@@ -356,8 +452,7 @@ void Sampler::Run(const SampleArgs& args, cudaStream_t stream) {
                       .adjust_begin = begin,
                       .adjust_end = static_cast<int32_t>(s.adjustments.size())});
   }
-  const size_t results_at = rows * sizeof(RowParams);
-  const size_t adjust_at = (results_at + rows * sizeof(SampledToken) + 15) / 16 * 16;
+  const size_t adjust_at = (rows * sizeof(RowParams) + 15) / 16 * 16;
   const size_t bytes = adjust_at + s.adjustments.size() * sizeof(Adjustment);
   s.exchange.Reserve(bytes);
   std::copy_n(params.data(), rows, reinterpret_cast<RowParams*>(s.exchange.host()));
@@ -365,20 +460,19 @@ void Sampler::Run(const SampleArgs& args, cudaStream_t stream) {
             reinterpret_cast<Adjustment*>(s.exchange.host() + adjust_at));
   CUDA_CHECK(cudaMemcpyAsync(s.exchange.device(), s.exchange.host(), bytes, cudaMemcpyHostToDevice,
                              stream));
-  auto* results = reinterpret_cast<SampledToken*>(s.exchange.device() + results_at);
-  Launch(sample_kernel, static_cast<unsigned>(rows), kThreads, 0, stream,
-         SampleParams{.logits = args.logits.Row<float>(0),
-                      .stride = args.logits.row_stride,
-                      .vocab = static_cast<int>(s.vocab),
-                      .soft_cap = args.soft_cap,
-                      .rows = reinterpret_cast<const RowParams*>(s.exchange.device()),
-                      .adjustments = reinterpret_cast<Adjustment*>(s.exchange.device() + adjust_at),
-                      .out = results});
-  CUDA_CHECK(cudaMemcpyAsync(s.exchange.host() + results_at, results, rows * sizeof(SampledToken),
-                             cudaMemcpyDeviceToHost, stream));
+  const int64_t share = (s.vocab + 4 * kCluster - 1) / (4 * kCluster) * 4;
+  Launch(sample_kernel, static_cast<unsigned>(kCluster * rows), kThreads, share * sizeof(float),
+         stream,
+         SampleParams{
+             .logits = args.logits.Row<float>(0),
+             .stride = args.logits.row_stride,
+             .vocab = static_cast<int>(s.vocab),
+             .soft_cap = args.soft_cap,
+             .rows = reinterpret_cast<const RowParams*>(s.exchange.device()),
+             .adjustments = reinterpret_cast<const Adjustment*>(s.exchange.device() + adjust_at),
+             .out = s.results});
   CUDA_CHECK(cudaStreamSynchronize(stream));
-  std::copy_n(reinterpret_cast<const SampledToken*>(s.exchange.host() + results_at), rows,
-              args.out.begin());
+  std::copy_n(s.results, rows, args.out.begin());
 }
 
 }  // namespace octavo::cuda

@@ -1,3 +1,5 @@
+#include "kernels/cuda/tensor_map.h"
+
 #include <stdexcept>
 #include <string>
 
@@ -21,9 +23,10 @@ Encode EncodeFunction() {
   return encode;
 }
 
-// Bytes in up to four dimensions; the box's rows, which are the swizzle, are 64 or 128 bytes.
-CUtensorMap MakeMap(const void* base, int rank, const cuuint64_t* dims, const cuuint64_t* strides,
-                    const cuuint32_t* box) {
+}  // namespace
+
+CUtensorMap MakeTensorMap(const void* base, int rank, const cuuint64_t* dims,
+                          const cuuint64_t* strides, const cuuint32_t* box) {
   CUtensorMap map;
   const cuuint32_t steps[4] = {1, 1, 1, 1};
   const CUresult result =
@@ -36,8 +39,6 @@ CUtensorMap MakeMap(const void* base, int rank, const cuuint64_t* dims, const cu
   }
   return map;
 }
-
-}  // namespace
 
 void SetPrefillMemory(const KvLayer& cache, const void* q, int q_element_size, int tokens,
                       int heads, int pack, PrefillParams* params) {
@@ -52,7 +53,7 @@ void SetPrefillMemory(const KvLayer& cache, const void* q, int q_element_size, i
   const cuuint64_t q_strides[] = {unsigned64(q_row), unsigned64(q_row * heads)};
   const cuuint32_t q_box[] = {row_box(q_row), static_cast<cuuint32_t>(pack),
                               static_cast<cuuint32_t>(64 / pack)};
-  params->q = MakeMap(q, 3, q_dims, q_strides, q_box);
+  params->q = MakeTensorMap(q, 3, q_dims, q_strides, q_box);
 
   // Any 1 KiB of a 2 TiB arena may begin a page. (More than 2^31 units, and TMA faults on kNoPage.)
   const cuuint64_t units = uint64_t{1} << 31;
@@ -62,12 +63,12 @@ void SetPrefillMemory(const KvLayer& cache, const void* q, int q_element_size, i
   const cuuint64_t k_dims[] = {unsigned64(k_row), kPageSize, unsigned64(layout.kv_heads), units};
   const cuuint64_t k_strides[] = {unsigned64(k_row), head_stride, kPageUnit};
   const cuuint32_t k_box[] = {row_box(k_row), kPageSize, 1, 1};
-  params->k = MakeMap(claim + layout.KOffset(0), 4, k_dims, k_strides, k_box);
+  params->k = MakeTensorMap(claim + layout.KOffset(0), 4, k_dims, k_strides, k_box);
   const cuuint64_t v_dims[] = {unsigned64(v_row), unsigned64(layout.head_dim),
                                unsigned64(layout.kv_heads), units};
   const cuuint64_t v_strides[] = {unsigned64(v_row), head_stride, kPageUnit};
   const cuuint32_t v_box[] = {row_box(v_row), static_cast<cuuint32_t>(layout.head_dim), 1, 1};
-  params->v = MakeMap(claim + layout.VOffset(0), 4, v_dims, v_strides, v_box);
+  params->v = MakeTensorMap(claim + layout.VOffset(0), 4, v_dims, v_strides, v_box);
 
   params->claim = claim;
   params->v_bytes = layout.KBytes();
