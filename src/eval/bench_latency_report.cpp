@@ -32,7 +32,7 @@ std::string WithInterval(const Estimate& e, double factor, int digits) {
 
 // ---- plots
 
-constexpr double kWidth = 640, kHeight = 320, kLeft = 64, kBottom = 40, kTop = 12, kRight = 16;
+constexpr double kWidth = 530, kHeight = 300, kLeft = 64, kBottom = 40, kTop = 12, kRight = 16;
 constexpr const char* kColours[] = {"#5b7083", "#d9622b", "#2a7fb8",
                                     "#4c9a52", "#8b5fb0", "#b8a02a"};
 
