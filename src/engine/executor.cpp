@@ -79,6 +79,11 @@ AttentionMath LayerMath(const std::string& name, const LayerSpec& layer, const K
   return name == "fp8_tensor_core" ? AttentionMath::kFp8TensorCore : AttentionMath::kFp8;
 }
 
+// What is left to us goes where float32 is.
+std::string DeviceOf(const EngineOptions& options) {
+  return options.device == "auto" && options.dtype == "float32" ? "cpu" : options.device;
+}
+
 std::shared_ptr<const LoadedModel> Load(const EngineOptions& options, const ModelSpec& spec,
                                         Backend& backend) {
   if (options.dtype == "float32" && !backend.is_host()) {
@@ -122,7 +127,7 @@ Executor::Executor(const EngineOptions& options, const ModelSpec& spec,
                    std::unique_ptr<Backend> backend,
                    const std::function<std::shared_ptr<const LoadedModel>(Backend&)>& load)
     : dtype_((CheckOptions(options, spec), ArithmeticDType(options.dtype))),
-      backend_(backend ? std::move(backend) : MakeBackend(options.device, options.threads)),
+      backend_(backend ? std::move(backend) : MakeBackend(DeviceOf(options), options.threads)),
       model_(load(*backend_)),
       max_num_seqs_(options.max_num_seqs),
       max_num_batched_tokens_(options.max_num_batched_tokens) {

@@ -36,6 +36,9 @@
 // GCC 12 destroys a capturing lambda inside a co_await expression twice: what is awaited here is
 // always a named coroutine or an operation of Asio's, and its arguments are named too.
 namespace octavo {
+
+extern const std::string_view kServerPage;  // page.html
+
 namespace {
 
 namespace asio = boost::asio;
@@ -290,13 +293,15 @@ std::optional<HttpResponse> HttpServer::Impl::CheckHeader(
     return std::find(paths.begin(), paths.end(), path) != paths.end();
   };
   const beast::string_view shown = header[http::field::authorization];
-  if (path != "/health" && !IsAuthorized({shown.data(), shown.size()}, options.api_key)) {
+  // The page asks for the key itself.
+  const bool open = path == "/health" || path == "/";
+  if (!open && !IsAuthorized({shown.data(), shown.size()}, options.api_key)) {
     HttpResponse response =
         Refuse(http::status::unauthorized, "the Authorization header does not hold the API key");
     response.set(http::field::www_authenticate, "Bearer");
     return response;
   }
-  const bool gets = is_one_of({"/health", "/version", "/v1/models", "/metrics"});
+  const bool gets = is_one_of({"/", "/health", "/version", "/v1/models", "/metrics"});
   const bool posts =
       is_one_of({"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"});
   if ((gets && is_get) || (posts && is_post)) return std::nullopt;
@@ -313,6 +318,14 @@ HttpResponse HttpServer::Impl::AnswerGet(std::string_view path) {
   if (path == "/health") return Respond(http::status::ok, "");
   if (path == "/version")
     return Respond(http::status::ok, Json{{"version", options.version}}.dump());
+  if (path == "/") {
+    HttpResponse page =
+        Respond(http::status::ok, std::string(kServerPage), "text/html; charset=utf-8");
+    page.set("Content-Security-Policy",
+             "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+             "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
+    return page;
+  }
   if (path == "/metrics") {
     return Respond(http::status::ok,
                    metrics.Text(card.name, engine->stats(), engine->CacheReport()),

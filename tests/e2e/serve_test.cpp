@@ -357,6 +357,18 @@ TEST(ServeTest, MetricsCountWhatWasServed) {
             448);
 }
 
+TEST(ServeTest, ThePageAsksNobodyElse) {
+  Server server({"--api-key", "secret"});
+  const Reply reply = Exchange(server.port(), Get("/"));
+  ASSERT_EQ(reply.status, 200);
+  EXPECT_NE(reply.head.find("text/html"), std::string::npos) << reply.head;
+  EXPECT_NE(reply.head.find("Content-Security-Policy: default-src 'none'"), std::string::npos)
+      << reply.head;
+  EXPECT_NE(reply.body.find("</html>"), std::string::npos);
+  for (const char* outside : {"http:", "https:", "src=", "@import", "url("})
+    EXPECT_EQ(reply.body.find(outside), std::string::npos) << outside;
+}
+
 TEST(ServeTest, SixteenStreamsAtOnce) {
   Server server({"--max-num-seqs", "5"});
   std::vector<std::string> prompts, expected(16), got(16);
