@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <stdlib.h>
+
 #include <filesystem>
 #include <fstream>
 
@@ -79,8 +81,8 @@ TEST(ParseRequestTest, WhatStopsAndBends) {
 }
 
 TEST(ParseRequestTest, DefaultsAreTheModels) {
-  const std::string folder = testing::TempDir() + "/octavo_generation_config";
-  std::filesystem::create_directories(folder);
+  std::string folder = testing::TempDir() + "octavo_generation_XXXXXX";
+  ASSERT_NE(mkdtemp(folder.data()), nullptr);
   EXPECT_EQ(SamplingDefaults(folder).temperature, 1.0f);
   std::ofstream(folder + "/generation_config.json")
       << R"({"temperature": 0.6, "top_k": 20, "top_p": 0.95, "do_sample": true})";
@@ -92,6 +94,7 @@ TEST(ParseRequestTest, DefaultsAreTheModels) {
   EXPECT_EQ(r.sampling.top_k, 5);
   std::ofstream(folder + "/generation_config.json") << R"({"temperature": "warm"})";
   EXPECT_THROW(SamplingDefaults(folder), Error);
+  std::filesystem::remove_all(folder);
 }
 
 TEST(ParseRequestTest, Tokens) {
