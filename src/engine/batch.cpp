@@ -68,6 +68,7 @@ void Batch::AddSample(int row, const SampleRow& sample) {
 }
 
 void Batch::PadTo(int tokens) {
+  OCTAVO_CHECK(std::ssize(samples_) == tokens_, samples_.size(), tokens_);
   while (tokens_ < tokens) {
     for (int group = 0; group < groups_; ++group)
       At<int64_t>(host_, slots_)[int64_t{group} * limits_.tokens + tokens_] = -1;

@@ -31,7 +31,8 @@ class Batch {
   // Asks for the logits of a row, and what to sample from them.
   void AddSample(int row, const SampleRow& sample);
 
-  // Rows of padding, each a sequence of its own, until there are `tokens` rows.
+  // Rows of padding, each a sequence of its own, until there are `tokens` rows, in a batch that
+  // asks for the logits of every row.
   void PadTo(int tokens);
 
   int tokens() const { return tokens_; }

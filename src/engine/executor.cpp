@@ -276,7 +276,7 @@ Batch Executor::MakeBatch() {
 }
 
 Executor::DecodeGraph* Executor::GraphFor(const Batch& batch, const StepInput& input) {
-  const auto [found, first] = graphs_.try_emplace(batch.tokens());
+  const auto [found, first] = graphs_.try_emplace({input.ids.data, batch.tokens()});
   DecodeGraph& graph = found->second;
   if (first) return nullptr;  // kernels are loaded by a run that is not recorded
   if (!graph.ops) {

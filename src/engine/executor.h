@@ -99,7 +99,8 @@ class Executor {
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<BlockPool> pool_;
   std::unique_ptr<Decoder> decoder_;
-  std::map<int, DecodeGraph> graphs_;  // by padded batch size
+  // By the batch's memory, whose addresses they hold, and its padded size.
+  std::map<std::pair<const void*, int>, DecodeGraph> graphs_;
 };
 
 }  // namespace octavo

@@ -14,16 +14,20 @@ namespace {
 
 const std::string kModel = std::string(OCTAVO_SOURCE_DIR) + "/checkpoints/needle";
 
-// The CPU behind a wall: whatever ops are given must lie in memory that was allocated here.
+// The CPU behind a wall: whatever ops are given must lie in memory that was allocated here and not
+// given back, and a step may be recorded and run again.
 class PretendedDevice final : public Backend {
  public:
   PretendedDevice() : cpu_(MakeCpuBackend(2)) {}
   const char* name() const override { return "pretended"; }
+  double ReadBandwidth() override { return cpu_->ReadBandwidth(); }
 
   Memory Allocate(size_t bytes) override {
-    Memory memory = cpu_->Allocate(bytes);
-    regions_[memory.data()] = bytes;
-    return memory;
+    // Kept when it is given back, so that nobody gets the same addresses again by chance.
+    kept_.push_back(cpu_->Allocate(bytes));
+    std::byte* data = kept_.back().data();
+    regions_[data] = bytes;
+    return Memory(data, bytes, [this](std::byte* p) { regions_.erase(p); });
   }
   Memory AllocateHost(size_t bytes) override { return cpu_->Allocate(bytes); }
   MemoryInfo memory_info() override { return {.free = size_t{3} << 30, .total = size_t{4} << 30}; }
@@ -36,49 +40,76 @@ class PretendedDevice final : public Backend {
     cpu_->Download(to, from, bytes);
   }
   void Wait() override {}
-  double ReadBandwidth() override { return cpu_->ReadBandwidth(); }
+  std::unique_ptr<Graph> Record(const std::function<void()>& body) override {
+    auto graph = std::make_unique<Recording>();
+    recording_ = graph.get();
+    body();
+    recording_ = nullptr;
+    graph->replays = &replays_;
+    return graph;
+  }
 
   void Gather(const GatherArgs& a) override {
-    Expect(a.table, a.ids, a.out);
-    cpu_->Gather(a);
+    Do([this, a] {
+      Expect(a.table, a.ids, a.out);
+      cpu_->Gather(a);
+    });
   }
   void Norm(const NormArgs& a) override {
-    Expect(a.x, a.delta, a.weight, a.out);
-    cpu_->Norm(a);
+    Do([this, a] {
+      Expect(a.x, a.delta, a.weight, a.out);
+      cpu_->Norm(a);
+    });
   }
   void MatMul(const MatMulArgs& a) override {
-    Expect(a.x, a.weight, a.bias, a.out);
-    cpu_->MatMul(a);
+    Do([this, a] {
+      Expect(a.x, a.weight, a.bias, a.out);
+      cpu_->MatMul(a);
+    });
   }
   void Project(const Tensor& x, std::span<const Projection> parts) override {
-    for (const Projection& p : parts) Expect(x, p.weight, p.bias, p.out);
-    cpu_->Project(x, parts);
+    for (const Projection& p : parts) MatMul({x, p.weight, p.bias, p.out});
   }
   void GatedActivation(const GatedActivationArgs& a) override {
-    Expect(a.gate, a.up, a.out);
-    cpu_->GatedActivation(a);
+    Do([this, a] {
+      Expect(a.gate, a.up, a.out);
+      cpu_->GatedActivation(a);
+    });
   }
-  void Route(const RouteArgs& a) override { cpu_->Route(a); }
-  void Experts(const ExpertsArgs& a) override { cpu_->Experts(a); }
+  void Route(const RouteArgs&) override { FAIL() << "this model has no experts"; }
+  void Experts(const ExpertsArgs&) override { FAIL() << "this model has no experts"; }
   void RopeTable(const RopeTableArgs& a) override {
-    Expect(a.positions, a.inv_freq, a.cos_sin);
-    cpu_->RopeTable(a);
+    Do([this, a] {
+      Expect(a.positions, a.inv_freq, a.cos_sin);
+      cpu_->RopeTable(a);
+    });
   }
-  void Append(const AppendArgs& a) override {
-    Expect(a.q, a.k, a.v, a.cos_sin, a.batch->slots);
-    for (const void* p :
-         {static_cast<const void*>(a.cache.arena), static_cast<const void*>(a.cache.k_scale),
-          static_cast<const void*>(a.cache.saturated)})
-      Expect(p);
-    for (int s = 0; s < a.batch->sequences(); ++s) padded_ += a.batch->kv_len[s] == 0;
-    cpu_->Append(a);
+  void Append(const AppendArgs& args) override {
+    Do([this, a = args, batch = *args.batch]() mutable {
+      a.batch = &batch;  // of which only the tensors are read
+      Expect(a.q, a.k, a.v, a.cos_sin, batch.slots);
+      for (const void* p :
+           {static_cast<const void*>(a.cache.arena), static_cast<const void*>(a.cache.k_scale),
+            static_cast<const void*>(a.cache.saturated)})
+        Expect(p);
+      for (int row = 0; row < batch.tokens; ++row) padded_ += batch.slots.Row<int64_t>(0)[row] < 0;
+      cpu_->Append(a);
+    });
   }
   std::unique_ptr<AttentionPlan> PlanAttention(const AttentionPlanSpec& spec) override {
-    return cpu_->PlanAttention(spec);
+    return std::make_unique<PretendedPlan>(spec.shape, cpu_->PlanAttention(spec));
   }
-  void Attention(const AttentionArgs& a) override {
-    Expect(a.q, a.out, a.batch->block_table);
-    cpu_->Attention(a);
+  void Attention(const AttentionArgs& args) override {
+    Do([this, a = args, table = args.batch->block_table] {
+      const auto* plan = static_cast<const PretendedPlan*>(a.plan);
+      Expect(a.q, a.out, table);
+      AttentionArgs now = a;
+      BatchView batch = plan->batch();  // lengths as last planned, tables where they were recorded
+      batch.block_table = table;
+      now.batch = &batch;
+      now.plan = plan->inner();
+      cpu_->Attention(now);
+    });
   }
   void Sample(const SampleArgs& a) override {
     Expect(a.logits);
@@ -86,23 +117,60 @@ class PretendedDevice final : public Backend {
   }
 
   int64_t padded() const { return padded_; }
+  int64_t replays() const { return replays_; }
 
  private:
+  struct Recording final : Graph {
+    std::vector<std::function<void()>> ops;
+    int64_t* replays = nullptr;
+    void Run() override {
+      ++*replays;
+      for (const auto& op : ops) op();
+    }
+  };
+
+  // Keeps what a device's work lists would hold.
+  class PretendedPlan final : public AttentionPlan {
+   public:
+    PretendedPlan(const AttentionShape& shape, std::unique_ptr<AttentionPlan> inner)
+        : AttentionPlan(shape), inner_(std::move(inner)) {}
+    void Make(const BatchView& batch) override {
+      inner_->Make(batch);
+      q_begin_.assign(batch.q_begin.begin(), batch.q_begin.end());
+      kv_len_.assign(batch.kv_len.begin(), batch.kv_len.end());
+      tokens_ = batch.tokens;
+    }
+    BatchView batch() const {
+      return {.tokens = tokens_, .q_begin = q_begin_, .kv_len = kv_len_, .slots = {}};
+    }
+    const AttentionPlan* inner() const { return inner_.get(); }
+
+   private:
+    std::unique_ptr<AttentionPlan> inner_;
+    std::vector<int32_t> q_begin_, kv_len_;
+    int tokens_ = 0;
+  };
+
+  void Do(std::function<void()> op) {
+    recording_ ? recording_->ops.push_back(std::move(op)) : op();
+  }
   template <class... Tensors>
   void Expect(const Tensor& first, const Tensors&... rest) {
     if (first) Expect(first.data);
     (Expect(rest), ...);
   }
   void Expect(const void* p) {
-    const auto next = regions_.upper_bound(static_cast<const std::byte*>(p));
+    const auto next = regions_.upper_bound(static_cast<std::byte*>(const_cast<void*>(p)));
     ASSERT_TRUE(next != regions_.begin() &&
                 static_cast<const std::byte*>(p) < std::prev(next)->first + std::prev(next)->second)
-        << "memory of the host given to an op";
+        << "memory that is not the device's, or no longer";
   }
 
   std::unique_ptr<Backend> cpu_;
-  std::map<const std::byte*, size_t> regions_;
-  int64_t padded_ = 0;
+  std::vector<Memory> kept_;
+  std::map<std::byte*, size_t> regions_;
+  Recording* recording_ = nullptr;
+  int64_t padded_ = 0, replays_ = 0;
 };
 
 EngineOptions Options() {
@@ -156,8 +224,12 @@ TEST(Executor, ADeviceGivesWhatTheHostGives) {
   auto device = std::make_unique<PretendedDevice>();
   const PretendedDevice& seen = *device;
   Executor pretended(Options(), ReadModelSpec(kModel), std::move(device));
-  EXPECT_EQ(Continue(pretended), Continue(host));
-  EXPECT_GT(seen.padded(), 0);  // five sequences ran as eight
+  const auto expected = Continue(host);
+  EXPECT_EQ(Continue(pretended), expected);
+  EXPECT_GT(seen.padded(), 0);   // five sequences ran as eight
+  EXPECT_GT(seen.replays(), 5);  // and most of the ten steps as a graph
+  // Another batch, whose arrays are elsewhere.
+  EXPECT_EQ(Continue(pretended), expected);
 
   const std::vector<LayerHealth> a = host.ReadHealth(), b = pretended.ReadHealth();
   for (size_t l = 0; l < a.size(); ++l) {

@@ -201,7 +201,7 @@ struct SampleArgs {
   std::span<SampledToken> out;
 };
 
-// Zeroed memory of a backend, which must outlive it. The CPU's is the host's.
+// Zeroed memory that a backend gave, and which it need not outlive. The CPU's is the host's.
 class Memory {
  public:
   using Free = std::function<void(std::byte*)>;

@@ -27,7 +27,7 @@ namespace octavo {
 struct ServerOptions {
   std::string host = "127.0.0.1";  // a name's first address is listened on
   uint16_t port = 8000;            // 0: any that is free
-  std::string api_key;             // for every route but /health; empty: none needed
+  std::string api_key;             // for every route but /health and /; empty: none
   std::string model_folder;        // where the engine's model came from: its chat template
   std::string model_name;          // as the API calls it
   std::string version;
