@@ -1,0 +1,123 @@
+"""The official openai client, unmodified, against `octavo serve` with the shipped model.
+
+openai_client_test.py PROGRAM
+"""
+import re
+import subprocess
+import sys
+import threading
+import unittest
+
+import openai
+
+PROGRAM = sys.argv.pop(1)
+PROMPT = "The code of amber bell is 123456.\nQuestion: what is the code of amber bell?\nAnswer: "
+MESSAGES = [{"role": "user", "content": PROMPT}]
+
+
+class Server:
+    def __init__(self, *flags):
+        self.process = subprocess.Popen([PROGRAM, "serve", "--port", "0", "--threads", "2", *flags],
+                                        stderr=subprocess.PIPE, text=True)
+        for line in self.process.stderr:
+            if match := re.search(r"(http://\S+)", line):
+                self.url = match[1]
+                break
+        # The log goes on; nobody reads it, but somebody has to take it.
+        self.log = threading.Thread(target=self.process.stderr.read, daemon=True)
+        self.log.start()
+
+    def client(self, key="none"):
+        return openai.OpenAI(base_url=self.url + "/v1", api_key=key, max_retries=0, timeout=60)
+
+    def stop(self):
+        self.process.terminate()
+        assert self.process.wait(60) == 0, self.process.returncode
+        self.log.join()
+        self.process.stderr.close()
+
+
+class OpenAIClientTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server("--kv-cache-dtype", "fp8")
+        cls.client = cls.server.client()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.stop()
+
+    def test_models(self):
+        (model,) = self.client.models.list().data
+        self.assertEqual(model.id, "needle")
+
+    def test_chat(self):
+        answer = self.client.chat.completions.create(
+            model="needle", messages=MESSAGES, temperature=0, logprobs=True)
+        (choice,) = answer.choices
+        self.assertEqual(choice.message.content, "123456.")
+        self.assertEqual(choice.finish_reason, "stop")
+        self.assertEqual(answer.usage.total_tokens,
+                         answer.usage.prompt_tokens + answer.usage.completion_tokens)
+        self.assertEqual(len(choice.logprobs.content), answer.usage.completion_tokens)
+        self.assertLessEqual(max(token.logprob for token in choice.logprobs.content), 0)
+
+    def test_chat_streamed(self):
+        text, usage = "", None
+        for chunk in self.client.chat.completions.create(
+                model="needle", messages=MESSAGES, temperature=0, stream=True,
+                stream_options={"include_usage": True}):
+            for choice in chunk.choices:
+                text += choice.delta.content or ""
+            usage = chunk.usage or usage
+        self.assertEqual(text, "123456.")
+        self.assertEqual(usage.completion_tokens, 8)
+
+    def test_completions(self):
+        whole = self.client.completions.create(
+            model="needle", prompt=PROMPT, temperature=0, logprobs=0)
+        self.assertEqual(whole.choices[0].text, "123456.")
+        self.assertEqual("".join(whole.choices[0].logprobs.tokens)[:7], "123456.")
+        streamed = self.client.completions.create(
+            model="needle", prompt=PROMPT, temperature=0, stream=True)
+        self.assertEqual("".join(c.text for chunk in streamed for c in chunk.choices), "123456.")
+
+    def test_sampling_fields(self):
+        def text(**fields):
+            return self.client.completions.create(
+                model="needle", prompt=PROMPT, **{"temperature": 0, **fields}).choices[0].text
+        self.assertEqual(text(stop=["45"]), "123")
+        self.assertEqual(text(stop="45", extra_body={"include_stop_str_in_output": True}), "12345")
+        self.assertNotIn("1", text(logit_bias={str(ord("1")): -100}, max_tokens=4)[:1])
+        sampled = [text(temperature=1.5, seed=7, max_tokens=12) for _ in range(2)]
+        self.assertEqual(sampled[0], sampled[1])
+
+    def test_cached_tokens(self):
+        prompt = PROMPT * 3
+        create = lambda: self.client.completions.create(  # noqa: E731
+            model="needle", prompt=prompt, max_tokens=1).usage
+        create()
+        self.assertGreaterEqual(create().prompt_tokens_details.cached_tokens, 64)
+
+    def test_errors(self):
+        with self.assertRaises(openai.BadRequestError) as refused:
+            self.client.chat.completions.create(model="needle", messages=MESSAGES, top_p=0)
+        self.assertEqual(refused.exception.param, "top_p")
+        with self.assertRaises(openai.BadRequestError) as refused:
+            self.client.completions.create(model="needle", prompt="x", n=3)
+        self.assertEqual(refused.exception.param, "n")
+        with self.assertRaises(openai.NotFoundError):
+            self.client.completions.create(model="gpt-9", prompt="x")
+
+    def test_key(self):
+        server = Server("--api-key", "secret")
+        try:
+            with self.assertRaises(openai.AuthenticationError):
+                server.client("wrong").models.list()
+            self.assertEqual(len(server.client("secret").models.list().data), 1)
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    unittest.main()
