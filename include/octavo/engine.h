@@ -59,6 +59,7 @@ struct SamplingParams {
   float repetition_penalty = 1.0f;
   std::optional<uint64_t>
       seed;  // same seed, same text, whatever else runs; without: a fresh one per request
+  uint32_t choice = 0;  // which of several answers to one prompt: another one for the same seed
   std::vector<int32_t> stop_token_ids;  // besides the model's eos
   bool ignore_eos = false;
   // OpenAI's, over the output so far: a token's logit falls by presence_penalty if it occurred, and

@@ -249,6 +249,7 @@ void Engine::Impl::BuildBatch(const Step& step) {
                        .history = s.tokens,
                        .biases = BiasesOf(s),
                        .seed = *s.sampling.seed,
+                       .choice = s.sampling.choice,
                        .token_index = static_cast<uint32_t>(s.generated())});
       rows.push_back({&s, s.id, false});
     }

@@ -59,6 +59,7 @@ struct Mailbox {
   explicit Mailbox(asio::io_context& io) : wake(io, asio::steady_timer::time_point::max()) {}
 
   std::deque<Event> events;
+  size_t open = 0;  // requests of the engine whose final event has not come
   bool client_gone = false;
   bool answered = false;    // nobody reads any more
   asio::steady_timer wake;  // cancelled when there is news
@@ -498,7 +499,7 @@ awaitable<bool> HttpServer::Impl::ServeCompletion(Connection& connection,
 void HttpServer::Impl::Deliver(Mailbox* mailbox, const Event& event) {
   mailbox->events.push_back(event);
   mailbox->wake.cancel();
-  if (event.kind == Event::Kind::kFinished) mailboxes.erase(mailbox);
+  if (event.kind == Event::Kind::kFinished && --mailbox->open == 0) mailboxes.erase(mailbox);
 }
 
 void HttpServer::Impl::WatchForHangUp(Connection& connection,
@@ -514,20 +515,27 @@ void HttpServer::Impl::WatchForHangUp(Connection& connection,
   });
 }
 
-// A request in the engine. Its end, also by an exception, ends what was started for it.
+// A request in the engine, of as many choices as are asked for. Its end, also by an exception, ends
+// what was started for it.
 class HttpServer::Impl::Running {
  public:
-  Running(Impl& server, Connection& connection, Request request)
+  Running(Impl& server, Connection& connection, const Request& request, int choices)
       : server_(server), connection_(connection), mailbox_(std::make_shared<Mailbox>(server.io)) {
     Mailbox* const box = mailbox_.get();
     server_.mailboxes.emplace(box, mailbox_);
     try {
-      // Raw pointers: the engine's loop must not be the one who lets go of a timer.
-      id_ = server_.engine->Submit(std::move(request), [&server, box](const Event& event) {
-        asio::post(server.io, [&server, box, event] { server.Deliver(box, event); });
-      });
+      for (int choice = 0; choice < choices; ++choice) {
+        Request one = request;
+        one.sampling.choice = static_cast<uint32_t>(choice);
+        // Raw pointers: the engine's loop must not be the one who lets go of a timer.
+        ids_.push_back(server_.engine->Submit(std::move(one), [&server, box](const Event& event) {
+          asio::post(server.io, [&server, box, event] { server.Deliver(box, event); });
+        }));
+        ++box->open;  // on this thread, as Deliver is
+      }
     } catch (...) {
-      server_.mailboxes.erase(box);
+      for (const RequestId id : ids_) server_.engine->Cancel(id);
+      if (ids_.empty()) server_.mailboxes.erase(box);
       throw;
     }
     connection_.mailbox = mailbox_;
@@ -547,22 +555,23 @@ class HttpServer::Impl::Running {
 
   // The client is gone, or there is no more time for him.
   void Cancel() {
-    Stop();
+    if (cancelled_) return;
+    for (const RequestId id : ids_) server_.engine->Cancel(id);
     cancelled_ = true;
   }
   bool cancelled() const { return cancelled_; }
-  // His answer is complete.
-  void Stop() {
-    if (!stopped_) server_.engine->Cancel(id_);
-    stopped_ = true;
+  // A choice is complete.
+  void Stop(size_t choice) { server_.engine->Cancel(ids_[choice]); }
+  size_t ChoiceOf(const Event& event) const {
+    return std::find(ids_.begin(), ids_.end(), event.request) - ids_.begin();
   }
 
  private:
   Impl& server_;
   Connection& connection_;
   const std::shared_ptr<Mailbox> mailbox_;
-  RequestId id_ = 0;
-  bool cancelled_ = false, stopped_ = false;
+  std::vector<RequestId> ids_;  // of the choices
+  bool cancelled_ = false;
 };
 
 void HttpServer::Impl::CountEnd(const Event& event, Clock::time_point arrival,
@@ -588,12 +597,23 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
                         card.name, Now(), static_cast<int64_t>(prompt_size));
   connection.stream.expires_never();
   std::optional<HttpResponse> response;
-  std::unique_ptr<TextStream> text;
+  struct Choice {
+    std::unique_ptr<TextStream> text;
+    StopMatcher stops;
+    Clock::time_point last_token;
+    int64_t tokens = 0;
+  };
+  const Clock::time_point arrival = Clock::now();
+  std::vector<Choice> choices;
   std::optional<Running> running;
   try {
-    text = engine->MakeTextStream();
+    for (int i = 0; i < request.n; ++i) {
+      choices.push_back({engine->MakeTextStream(),
+                         StopMatcher(request.stop, request.include_stop_str_in_output), arrival});
+    }
     running.emplace(*this, connection,
-                    Request{.prompt = std::move(prepared.prompt), .sampling = request.sampling});
+                    Request{.prompt = std::move(prepared.prompt), .sampling = request.sampling},
+                    request.n);
   } catch (const Error& error) {
     response = Refuse(static_cast<http::status>(openai::HttpStatus(error.code())), error.message());
   }
@@ -613,13 +633,8 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
   }
 
   Mailbox& mailbox = running->mailbox();
-  const Clock::time_point arrival = Clock::now();
-  Clock::time_point last_token = arrival;
-  const int64_t prompt_tokens = static_cast<int64_t>(prompt_size);
-  int64_t tokens = 0;
-  StopMatcher stops(request.stop, request.include_stop_str_in_output);
   std::string out = answer.Begin();
-  for (bool finished = false; !finished;) {
+  for (size_t finished = 0; finished < choices.size();) {
     if (error || stopping || mailbox.client_gone || HasHungUp(connection.stream.socket()))
       running->Cancel();
     if (mailbox.events.empty()) {
@@ -628,25 +643,31 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
     }
     for (; !mailbox.events.empty(); mailbox.events.pop_front()) {
       Event& event = mailbox.events.front();
-      if (event.kind == Event::Kind::kToken && !stops.stopped()) {
+      const size_t index = running->ChoiceOf(event);
+      Choice& choice = choices[index];
+      if (event.kind == Event::Kind::kToken && !choice.stops.stopped()) {
         const Clock::time_point now = Clock::now();
-        const std::chrono::duration<double> waited = now - std::exchange(last_token, now);
-        tokens++ == 0 ? metrics.FirstToken(waited.count()) : metrics.NextToken(waited.count());
+        const std::chrono::duration<double> waited = now - std::exchange(choice.last_token, now);
+        choice.tokens++ == 0 ? metrics.FirstToken(waited.count())
+                             : metrics.NextToken(waited.count());
         std::string token_text;
         if (request.logprobs) token_text = engine->Decode({&event.token, 1});
-        std::string more = text->Push(event.token);
-        more = tokens > request.sampling.min_tokens ? stops.Push(more) : stops.Flush() + more;
-        out += answer.Token(event, more, token_text);
-        if (stops.stopped()) running->Stop();
+        std::string more = choice.text->Push(event.token);
+        more = choice.tokens > request.sampling.min_tokens ? choice.stops.Push(more)
+                                                           : choice.stops.Flush() + more;
+        out += answer.Token(event, more, token_text, index);
+        if (choice.stops.stopped()) running->Stop(index);
       } else if (event.kind == Event::Kind::kFinished) {
-        finished = true;
-        if (stops.stopped()) event.finish_reason = FinishReason::kStop;
-        CountEnd(event, arrival, prompt_tokens, tokens);
+        ++finished;
+        const bool stopped = choice.stops.stopped();
+        if (stopped) event.finish_reason = FinishReason::kStop;
+        CountEnd(event, arrival, static_cast<int64_t>(prompt_size), choice.tokens);
         if (event.finish_reason == FinishReason::kError && !request.stream) {
           response = Refuse(http::status::internal_server_error, event.error);
-        } else {
-          out += answer.Finish(event,
-                               stops.stopped() ? "" : stops.Push(text->Flush()) + stops.Flush());
+        } else if (!response) {
+          const std::string rest =
+              stopped ? "" : choice.stops.Push(choice.text->Flush()) + choice.stops.Flush();
+          out += answer.Finish(event, rest, index);
         }
       }
     }

@@ -3,7 +3,8 @@
 //
 // Every complaint is an octavo::Error whose message begins with the field ("top_p: expected ...");
 // ErrorBody turns it into OpenAI's error object. A field that nobody knows is ignored; one that is
-// known but not supported is refused by name unless its value leaves the answer as it is (n: 1).
+// known but not supported is refused by name unless its value leaves the answer as it is (best_of:
+// 1).
 #pragma once
 
 #include <cstdint>
@@ -30,6 +31,7 @@ struct CompletionRequest {
   nlohmann::ordered_json chat;                             // kChat: what the chat template is given
   SamplingParams sampling;                                 // max_tokens as in the field below
   std::optional<int> max_tokens;
+  int n = 1;  // answers
   bool stream = false;
   bool include_usage = false;
   bool logprobs = false;  // of the chosen tokens
@@ -55,9 +57,9 @@ std::vector<int32_t> ParseDetokenize(std::string_view body);
 std::string TokenizeBody(std::span<const int32_t> tokens, int64_t max_model_len);
 std::string DetokenizeBody(std::string_view text);
 
-// One answer in the making. Begin, then Token for every kToken event, then Finish, each returning
-// what is to be sent now. Streaming: server-sent events; otherwise nothing until Finish, which
-// returns the body.
+// An answer in the making, of request.n choices. Begin, then, of each choice, Token for every
+// kToken event and Finish, each returning what is to be sent now. Streaming: server-sent events;
+// otherwise nothing until the last Finish, which returns the body.
 class Answer {
  public:
   Answer(const CompletionRequest& request, std::string id, std::string model, int64_t created,
@@ -65,30 +67,37 @@ class Answer {
 
   std::string Begin() const;
   // `text`: what TextStream made of the token; `token_text`: the token alone, for logprobs.
-  std::string Token(const Event& event, std::string_view text, std::string_view token_text);
+  std::string Token(const Event& event, std::string_view text, std::string_view token_text,
+                    size_t choice = 0);
   // `text`: the rest of it. A request that failed: only when streaming.
-  std::string Finish(const Event& event, std::string_view text);
+  std::string Finish(const Event& event, std::string_view text, size_t choice = 0);
 
  private:
   nlohmann::json Envelope(nlohmann::json choices) const;
-  nlohmann::json Choice(std::string_view text, nlohmann::json finish_reason, bool is_first) const;
-  nlohmann::json TakeLogprobs();
-  nlohmann::json Usage(const Event& event) const;
+  nlohmann::json Choice(size_t index, std::string_view text, nlohmann::json finish_reason,
+                        bool is_first) const;
+  nlohmann::json TakeLogprobs(size_t choice);
+  nlohmann::json Usage() const;
 
   Api api_;
   bool stream_, include_usage_, logprobs_;
   std::string id_, model_;
   int64_t created_;
   int64_t prompt_tokens_;
-  int64_t completion_tokens_ = 0;
-  std::string text_;  // not streaming: all of it
+  int64_t completion_tokens_ = 0, cached_tokens_ = 0;
   struct TokenLogprob {
     std::string text;
     float logprob;
     int64_t offset;  // in characters of the answer
   };
-  std::vector<TokenLogprob> pending_;
-  int64_t characters_ = 0;
+  struct Part {        // of one choice
+    std::string text;  // not streaming: all of it
+    std::vector<TokenLogprob> pending;
+    int64_t characters = 0;
+    nlohmann::json choice;  // not streaming: once it is finished
+  };
+  std::vector<Part> parts_;
+  size_t finished_ = 0;  // parts
 };
 
 struct ModelCard {

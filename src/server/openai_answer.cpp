@@ -1,5 +1,6 @@
 // Engine events to response bodies and server-sent events: see openai.h.
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 #include "io/json.h"
@@ -48,7 +49,8 @@ Answer::Answer(const CompletionRequest& request, std::string id, std::string mod
       id_(std::move(id)),
       model_(std::move(model)),
       created_(created),
-      prompt_tokens_(prompt_tokens) {}
+      prompt_tokens_(prompt_tokens),
+      parts_(request.n) {}
 
 Json Answer::Envelope(Json choices) const {
   const char* object = api_ == Api::kCompletions ? "text_completion"
@@ -63,8 +65,9 @@ Json Answer::Envelope(Json choices) const {
   return json;
 }
 
-Json Answer::Choice(std::string_view text, Json finish_reason, bool is_first) const {
-  Json choice = {{"index", 0}, {"logprobs", nullptr}, {"finish_reason", std::move(finish_reason)}};
+Json Answer::Choice(size_t index, std::string_view text, Json finish_reason, bool is_first) const {
+  Json choice = {
+      {"index", index}, {"logprobs", nullptr}, {"finish_reason", std::move(finish_reason)}};
   if (api_ == Api::kCompletions) {
     choice["text"] = text;
   } else if (!stream_) {
@@ -77,12 +80,13 @@ Json Answer::Choice(std::string_view text, Json finish_reason, bool is_first) co
   return choice;
 }
 
-Json Answer::TakeLogprobs() {
+Json Answer::TakeLogprobs(size_t choice) {
   if (!logprobs_) return nullptr;
+  std::vector<TokenLogprob> pending = std::exchange(parts_[choice].pending, {});
   Json result;
   if (api_ == Api::kChat) {
     result = {{"content", Json::array()}};
-    for (const TokenLogprob& token : pending_) {
+    for (const TokenLogprob& token : pending) {
       result["content"].push_back({{"token", token.text},
                                    {"logprob", token.logprob},
                                    {"bytes", nullptr},
@@ -93,63 +97,75 @@ Json Answer::TakeLogprobs() {
               {"token_logprobs", Json::array()},
               {"top_logprobs", nullptr},
               {"text_offset", Json::array()}};
-    for (const TokenLogprob& token : pending_) {
+    for (const TokenLogprob& token : pending) {
       result["tokens"].push_back(token.text);
       result["token_logprobs"].push_back(token.logprob);
       result["text_offset"].push_back(token.offset);
     }
   }
-  pending_.clear();
   return result;
 }
 
-Json Answer::Usage(const Event& event) const {
+Json Answer::Usage() const {
   return {{"prompt_tokens", prompt_tokens_},
           {"completion_tokens", completion_tokens_},
           {"total_tokens", prompt_tokens_ + completion_tokens_},
-          {"prompt_tokens_details", {{"cached_tokens", event.cached_tokens}}}};
+          {"prompt_tokens_details", {{"cached_tokens", cached_tokens_}}}};
 }
 
 std::string Answer::Begin() const {
   if (!stream_ || api_ != Api::kChat) return "";
-  return Sse(Envelope(Json::array({Choice("", nullptr, /*is_first=*/true)})));
+  std::string out;
+  for (size_t i = 0; i < parts_.size(); ++i)
+    out += Sse(Envelope(Json::array({Choice(i, "", nullptr, /*is_first=*/true)})));
+  return out;
 }
 
-std::string Answer::Token(const Event& event, std::string_view text, std::string_view token_text) {
+std::string Answer::Token(const Event& event, std::string_view text, std::string_view token_text,
+                          size_t choice) {
+  Part& part = parts_[choice];
   ++completion_tokens_;
   if (logprobs_) {
     constexpr float kLeast = -9999;  // JSON has no infinity; vLLM's choice
-    pending_.push_back({std::string(token_text), std::max(event.logprob, kLeast), characters_});
-    characters_ += Characters(token_text);
+    part.pending.push_back(
+        {std::string(token_text), std::max(event.logprob, kLeast), part.characters});
+    part.characters += Characters(token_text);
   }
   if (!stream_) {
-    text_ += text;
+    part.text += text;
     return "";
   }
-  if (text.empty() && pending_.empty()) return "";  // a character that is not whole yet
-  Json choice = Choice(text, nullptr, /*is_first=*/false);
-  choice["logprobs"] = TakeLogprobs();
-  return Sse(Envelope(Json::array({std::move(choice)})));
+  if (text.empty() && part.pending.empty()) return "";  // a character that is not whole yet
+  Json json = Choice(choice, text, nullptr, /*is_first=*/false);
+  json["logprobs"] = TakeLogprobs(choice);
+  return Sse(Envelope(Json::array({std::move(json)})));
 }
 
-std::string Answer::Finish(const Event& event, std::string_view text) {
+std::string Answer::Finish(const Event& event, std::string_view text, size_t choice) {
+  Part& part = parts_[choice];
+  const bool last = ++finished_ == parts_.size();
+  cached_tokens_ = std::max(cached_tokens_, event.cached_tokens);
   if (event.finish_reason == FinishReason::kError) {
     OCTAVO_CHECK(stream_);  // otherwise the status says it
-    return Sse(Error500(event.error)) + "data: [DONE]\n\n";
+    return Sse(Error500(event.error)) + (last ? "data: [DONE]\n\n" : "");
   }
   if (!stream_) {
-    Json choice = Choice(text_ + std::string(text), Name(event.finish_reason), false);
-    choice["logprobs"] = TakeLogprobs();
-    Json body = Envelope(Json::array({std::move(choice)}));
-    body["usage"] = Usage(event);
+    part.choice = Choice(choice, part.text + std::string(text), Name(event.finish_reason), false);
+    part.choice["logprobs"] = TakeLogprobs(choice);
+    if (!last) return "";
+    Json choices = Json::array();
+    for (Part& one : parts_) choices.push_back(std::move(one.choice));
+    Json body = Envelope(std::move(choices));
+    body["usage"] = Usage();
     return Dump(body);
   }
-  std::string out =
-      Sse(Envelope(Json::array({Choice(text, Name(event.finish_reason), /*is_first=*/false)})));
+  std::string out = Sse(
+      Envelope(Json::array({Choice(choice, text, Name(event.finish_reason), /*is_first=*/false)})));
+  if (!last) return out;
   if (include_usage_) {
-    Json last = Envelope(Json::array());
-    last["usage"] = Usage(event);
-    out += Sse(last);
+    Json usage = Envelope(Json::array());
+    usage["usage"] = Usage();
+    out += Sse(usage);
   }
   return out + "data: [DONE]\n\n";
 }

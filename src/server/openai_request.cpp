@@ -82,7 +82,6 @@ struct Neutral {
 void RefuseUnsupported(Api api, const Fields& fields) {
   static const Json kNone = Json::array();
   static const std::vector<Neutral> kBoth = {
-      {"n", {1}},
       {"prompt_logprobs", {}},
       {"skip_special_tokens", {true}},
       {"truncate_prompt_tokens", {}},
@@ -316,6 +315,8 @@ CompletionRequest ParseRequest(Api api, std::string_view body, const SamplingPar
     request.model = model->get<std::string>();
   }
   ReadSampling(fields, request);
+  constexpr int64_t kMostChoices = 128;
+  if (const auto n = fields.Integer("n", 1, kMostChoices)) request.n = static_cast<int>(*n);
   fields.Read("stream", request.stream);
   if (const Json* options = fields.Find("stream_options")) {
     if (!options->is_object()) Wrong("stream_options", "an object", *options);

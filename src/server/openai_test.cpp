@@ -163,12 +163,10 @@ TEST(ParseRequestTest, WhatIsNotSupportedIsRefusedUnlessItChangesNothing) {
   };
   const Api kText = Api::kCompletions, kChat = Api::kChat;
   const Case kCases[] = {
-      {kText, "n", "1", "2"},
       {kText, "best_of", "1", "3"},
       {kText, "echo", "false", "true"},
       {kText, "logprobs", "0", "1"},
       {kText, "prompt_logprobs", "null", "0"},
-      {kChat, "n", "1", "2"},
       {kChat, "top_logprobs", "0", "5"},
       {kChat, "tools", "[]", R"([{"type": "function"}])"},
       {kChat, "response_format", R"({"type": "text"})", R"({"type": "json_object"})"},
@@ -258,6 +256,26 @@ TEST(AnswerTest, WholeChat) {
             Json::parse(R"({"role": "assistant", "content": "hi"})"));
   EXPECT_EQ(body["choices"][0]["finish_reason"], "stop");
   EXPECT_EQ(body["choices"][0]["logprobs"], nullptr);
+}
+
+TEST(AnswerTest, ChoicesKeepTheirIndices) {
+  Answer whole(Completion(R"(, "n": 2)"), "cmpl-1", "m", 99, 3);
+  whole.Token(TokenEvent(0), "b", "", 1);
+  whole.Token(TokenEvent(0), "a", "", 0);
+  EXPECT_EQ(whole.Finish(FinishEvent(FinishReason::kStop), "", 1), "");
+  const Json body = Json::parse(whole.Finish(FinishEvent(FinishReason::kLength), "c", 0));
+  EXPECT_EQ(body["choices"][0]["text"], "ac");
+  EXPECT_EQ(body["choices"][1]["text"], "b");
+  EXPECT_EQ(body["choices"][1]["index"], 1);
+  EXPECT_EQ(body["choices"][1]["finish_reason"], "stop");
+  EXPECT_EQ(body["usage"]["completion_tokens"], 2);
+
+  Answer streamed(Chat(R"(, "stream": true, "n": 2)"), "chatcmpl-1", "m", 99, 3);
+  EXPECT_EQ(SseData(streamed.Begin()).size(), 2u);
+  EXPECT_EQ(
+      Json::parse(SseData(streamed.Token(TokenEvent(0), "x", "", 1))[0])["choices"][0]["index"], 1);
+  EXPECT_EQ(SseData(streamed.Finish(FinishEvent(FinishReason::kStop), "", 1)).size(), 1u);
+  EXPECT_EQ(SseData(streamed.Finish(FinishEvent(FinishReason::kStop), "", 0)).back(), "[DONE]");
 }
 
 TEST(AnswerTest, StreamedChat) {

@@ -92,6 +92,19 @@ class OpenAIClientTest(unittest.TestCase):
         sampled = [text(temperature=1.5, seed=7, max_tokens=12) for _ in range(2)]
         self.assertEqual(sampled[0], sampled[1])
 
+    def test_choices(self):
+        fields = dict(model="needle", prompt="Once", n=3, temperature=1.5, max_tokens=12,
+                      extra_body={"ignore_eos": True})
+        whole = self.client.completions.create(seed=7, **fields)
+        texts = [choice.text for choice in whole.choices]
+        self.assertEqual(len(set(texts)), 3)
+        self.assertEqual(whole.usage.completion_tokens, 36)
+        streamed = [""] * 3
+        for chunk in self.client.completions.create(seed=7, stream=True, **fields):
+            for choice in chunk.choices:
+                streamed[choice.index] += choice.text
+        self.assertEqual(streamed, texts)
+
     def test_cached_tokens(self):
         prompt = PROMPT * 3
         create = lambda: self.client.completions.create(  # noqa: E731
@@ -104,7 +117,7 @@ class OpenAIClientTest(unittest.TestCase):
             self.client.chat.completions.create(model="needle", messages=MESSAGES, top_p=0)
         self.assertEqual(refused.exception.param, "top_p")
         with self.assertRaises(openai.BadRequestError) as refused:
-            self.client.completions.create(model="needle", prompt="x", n=3)
+            self.client.completions.create(model="needle", prompt="x", n=0)
         self.assertEqual(refused.exception.param, "n")
         with self.assertRaises(openai.NotFoundError):
             self.client.completions.create(model="gpt-9", prompt="x")

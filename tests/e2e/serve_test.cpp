@@ -476,7 +476,7 @@ TEST(ServeTest, BadRequestsAreNamedAndTheNextIsServed) {
   completion(R"({"prompt": []})", 400, "prompt");
   completion(R"({"prompt": "x", "top_p": 0})", 400, "top_p");
   completion(R"({"prompt": "x", "temperature": -1})", 400, "temperature");
-  completion(R"({"prompt": "x", "n": 2})", 400, "n");
+  completion(R"({"prompt": "x", "n": 0})", 400, "n");
   completion(R"({"prompt": "x", "model": "gpt-9"})", 404, "model");
   completion(std::string((8 << 20) + 1, ' '), 413, nullptr);
   expect(Post("/v1/chat/completions", R"({"messages": "x"})"), 400, "messages");
