@@ -17,7 +17,9 @@ MemoryInfo HostBackend::memory_info() {
           .total = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * page};
 }
 
-void HostBackend::Upload(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
+void HostBackend::Upload(void* to, const void* from, size_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, bytes);  // of nothing, either may be null
+}
 
 void HostBackend::Project(const Tensor& x, std::span<const Projection> projections) {
   for (const Projection& p : projections)
