@@ -98,6 +98,8 @@ struct EngineStats {
   int64_t steps = 0, prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0, preemptions = 0;
   int64_t running = 0, waiting = 0;
   int64_t cache_bytes = 0, cache_bytes_used = 0;
+  double model_seconds = 0;  // in the model: forward and sampling
+  double loop_seconds = 0;   // in the engine's loop outside of it, while it has work
 };
 
 // Saturation counts and largest magnitudes since the start, per layer.

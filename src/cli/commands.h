@@ -10,6 +10,7 @@
 #include "eval/needle.h"
 #include "eval/verify.h"
 #include "octavo/engine.h"
+#include "server/bench_serve.h"
 #include "server/http_server.h"
 
 namespace octavo::cli {
@@ -55,5 +56,14 @@ struct BenchLatencyOptions {
   std::string json, html;
 };
 int BenchLatency(const BenchLatencyOptions& options);
+
+struct BenchServeOptions {
+  ServeBenchOptions bench;  // base_url empty: of host and port
+  std::string host = "127.0.0.1";
+  int port = 8000;
+  bool save_result = false, save_detailed = false;
+  std::string result_dir, result_filename;  // empty: here; named after load and time
+};
+int BenchServe(const BenchServeOptions& options);
 
 }  // namespace octavo::cli

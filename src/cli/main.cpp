@@ -257,9 +257,102 @@ void AddBenchLatency(CLI::App& bench, int& code) {
   app->callback([o, &code] { code = BenchLatency(*o); });
 }
 
+void AddBenchServeLoad(CLI::App* app, ServeBenchOptions& b) {
+  const std::string group = "Load";
+  app->add_option("--dataset-name", "what is sent: random token ids")
+      ->check(CLI::IsMember({"random"}))
+      ->default_str("random")
+      ->group(group);
+  app->add_option("--random-input-len", b.random_input_len, "tokens of a prompt")
+      ->transform(Tokens())
+      ->capture_default_str()
+      ->group(group);
+  app->add_option("--random-output-len", b.random_output_len, "tokens of an answer, at most")
+      ->transform(Tokens())
+      ->capture_default_str()
+      ->group(group);
+  app->add_option("--random-range-ratio", b.random_range_ratio,
+                  "r: lengths are uniform in [(1 - r) LEN, (1 + r) LEN]")
+      ->capture_default_str()
+      ->group(group);
+  app->add_option("--num-prompts", b.num_prompts, "requests")
+      ->check(CLI::Range(1, 10'000'000))
+      ->capture_default_str()
+      ->group(group);
+  app->add_option("--num-warmups", b.num_warmups, "requests before, which are not measured")
+      ->check(CLI::Range(0, 10'000'000))
+      ->capture_default_str()
+      ->group(group);
+  app->add_option("--request-rate", b.request_rate, "requests per second; inf: all at once")
+      ->capture_default_str()
+      ->group(group);
+  app->add_option("--burstiness", b.burstiness,
+                  "gaps between requests are gamma distributed: 1 is a Poisson process, less comes "
+                  "in bursts, more is more even")
+      ->capture_default_str()
+      ->group(group);
+  app->add_option("--max-concurrency", b.max_concurrency, "requests at a time; 0: no limit")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str()
+      ->group(group);
+  app->add_flag("--ignore-eos", b.ignore_eos, "answers go on to their full length")->group(group);
+  app->add_option("--temperature", b.temperature, "default: the server's")->group(group);
+  app->add_option("--seed", b.seed, "of prompts and arrivals")->capture_default_str()->group(group);
+}
+
+void AddBenchServe(CLI::App& bench, int& code) {
+  auto o = std::make_shared<BenchServeOptions>();
+  CLI::App* app = bench.add_subcommand("serve", "Load on any OpenAI-compatible server.");
+  app->footer(
+      "Open loop: --request-rate; closed loop: --max-concurrency; or both. Flags and the fields of "
+      "the JSON are those of\n`vllm bench serve`. Prompts are token ids; a chat is sent their text "
+      "by --tokenizer, or without it words of a letter.\nFrom an Octavo server it also reads what "
+      "a step costs beside the model. Exit code 1 if no request succeeds.\n"
+      "Example:\n  octavo bench serve --port 8000 --max-concurrency 64 --num-prompts 256 "
+      "--random-input-len 256 --ignore-eos");
+  ServeBenchOptions& b = o->bench;
+  app->add_option("--base-url", b.base_url, "http://host[:port][/path]; default: --host, --port");
+  app->add_option("--host", o->host)->capture_default_str();
+  app->add_option("--port", o->port)->check(CLI::Range(1, 65535))->capture_default_str();
+  app->add_option("--endpoint", b.endpoint, "or /v1/chat/completions")->capture_default_str();
+  app->add_option("--api-key", b.api_key, "default: the environment's OPENAI_API_KEY")
+      ->envname("OPENAI_API_KEY");
+  app->add_option("--model", b.model, "default: the first of /v1/models");
+  app->add_option("--tokenizer", b.tokenizer,
+                  "a folder with tokenizer.json, whose ids are sent; default: ids below 256, which "
+                  "every model has");
+  app->add_option("--ready-check-timeout-sec", b.ready_check_timeout_sec,
+                  "how long to wait for the server")
+      ->capture_default_str();
+  app->add_option("--request-timeout-sec", b.request_timeout_sec,
+                  "a request that hears nothing for so long has failed")
+      ->capture_default_str();
+  AddBenchServeLoad(app, b);
+  const std::string group = "Result";
+  app->add_option("--percentile-metrics", b.percentile_metrics, "of ttft, tpot, itl, e2el")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"ttft", "tpot", "itl", "e2el"}))
+      ->capture_default_str()
+      ->group(group);
+  app->add_option("--metric-percentiles", b.metric_percentiles)
+      ->delimiter(',')
+      ->capture_default_str()
+      ->group(group);
+  auto* save = app->add_flag("--save-result", o->save_result, "write a JSON file")->group(group);
+  app->add_flag("--save-detailed", o->save_detailed, "with every request in it")
+      ->needs(save)
+      ->group(group);
+  app->add_option("--result-dir", o->result_dir, "default: here")->needs(save)->group(group);
+  app->add_option("--result-filename", o->result_filename, "default: named after load and time")
+      ->needs(save)
+      ->group(group);
+  app->callback([o, &code] { code = BenchServe(*o); });
+}
+
 void AddBench(CLI::App& root, int& code) {
   CLI::App* bench = root.add_subcommand("bench", "Measure speed.")->require_subcommand(1);
   AddBenchLatency(*bench, code);
+  AddBenchServe(*bench, code);
   auto o = std::make_shared<BenchDecodeOptions>();
   CLI::App* app = bench->add_subcommand(
       "decode", "Decode attention and matrix-vector products against the memory bus.");

@@ -21,6 +21,12 @@
 namespace octavo {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
 void Require(bool condition, const char* field, const std::string& expected, auto found) {
   if (!condition) {
     throw Error(ErrorCode::kInvalidArgument,
@@ -102,7 +108,7 @@ struct Engine::Impl {
   Scheduler scheduler;
   Batch batch;
   EngineStats totals;  // the loop's own copy
-  std::chrono::steady_clock::time_point health_read{};
+  Clock::time_point health_read{};
   struct Row {
     Sequence* sequence;  // gone once the request has ended
     RequestId id;
@@ -138,9 +144,12 @@ void Engine::Impl::Loop() {
       });
       if (stopping) break;
     }
+    const Clock::time_point begin = Clock::now();
+    const double model_seconds = totals.model_seconds;
     TakeInbox();
     if (!scheduler.idle()) RunStep();
     PublishStats();
+    totals.loop_seconds += SecondsSince(begin) - (totals.model_seconds - model_seconds);
   }
   TakeInbox();
   for (RequestId id : scheduler.ids()) Finish(id, FinishReason::kCancelled);
@@ -189,7 +198,9 @@ void Engine::Impl::RunStep() {
 
 void Engine::Impl::RunStep(const Step& step) {
   BuildBatch(step);
+  const Clock::time_point begin = Clock::now();
   const std::vector<SampledToken> sampled = executor.Execute(batch);
+  totals.model_seconds += SecondsSince(begin);
   scheduler.Complete(step);
   ++totals.steps;
 
@@ -320,7 +331,7 @@ void Engine::Impl::PublishStats() {
   totals.cache_bytes = executor.cache_bytes();
   totals.cache_bytes_used = executor.cache_bytes_used();
   // A GPU would be waited for: not after every step.
-  const auto now = std::chrono::steady_clock::now();
+  const Clock::time_point now = Clock::now();
   std::optional<std::vector<LayerHealth>> fresh;
   if (scheduler.idle() || now - health_read > std::chrono::milliseconds(250)) {
     fresh = executor.ReadHealth();

@@ -3,7 +3,9 @@
 #include <poll.h>
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
+#include <ctime>
 #include <deque>
 #include <exception>
 #include <map>
@@ -98,6 +100,13 @@ std::string_view Path(const http::request_header<>& header) {
   return target.substr(0, target.find('?'));
 }
 
+// Of the calling thread.
+double CpuSeconds() {
+  timespec time;
+  OCTAVO_CHECK(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time) == 0);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
 // Also with bytes still unread.
 bool HasHungUp(tcp::socket& socket) {
   pollfd state{.fd = socket.native_handle(), .events = POLLRDHUP, .revents = 0};
@@ -176,6 +185,7 @@ struct HttpServer::Impl {
 
   asio::io_context io{1};
   asio::thread_pool worker{1};
+  std::atomic<double> worker_cpu_seconds = 0;
   tcp::acceptor acceptor{io};
   asio::signal_set signals{io, SIGTERM, SIGINT};
   std::set<Connection*> connections;
@@ -215,6 +225,18 @@ awaitable<error_code> Write(beast::tcp_stream& stream, const std::string& text, 
   }
   co_return error;
 }
+
+// While it lives, on the worker.
+class WorkerTime {
+ public:
+  explicit WorkerTime(std::atomic<double>& seconds) : seconds_(seconds), begin_(CpuSeconds()) {}
+  ~WorkerTime() { seconds_ += CpuSeconds() - begin_; }
+  WorkerTime(const WorkerTime&) = delete;
+
+ private:
+  std::atomic<double>& seconds_;
+  const double begin_;
+};
 
 class Counted {
  public:
@@ -328,6 +350,7 @@ HttpResponse HttpServer::Impl::AnswerGet(std::string_view path) {
     return page;
   }
   if (path == "/metrics") {
+    metrics.SetCpuSeconds(CpuSeconds() + worker_cpu_seconds);  // of both threads
     return Respond(http::status::ok,
                    metrics.Text(card.name, engine->stats(), engine->CacheReport()),
                    "text/plain; version=0.0.4; charset=utf-8");
@@ -338,6 +361,7 @@ HttpResponse HttpServer::Impl::AnswerGet(std::string_view path) {
 // On the worker.
 awaitable<std::string> HttpServer::Impl::AnswerTokens(std::string_view path,
                                                       const std::string& body) {
+  const WorkerTime counted(worker_cpu_seconds);
   if (path == "/detokenize")
     co_return openai::DetokenizeBody(engine->Decode(openai::ParseDetokenize(body)));
   const openai::TokenizeRequest request = openai::ParseTokenize(body);
@@ -452,6 +476,7 @@ std::vector<int32_t> HttpServer::Impl::EncodeChat(const nlohmann::ordered_json& 
 
 // On the worker.
 awaitable<Prepared> HttpServer::Impl::Prepare(openai::Api api, const std::string& body) {
+  const WorkerTime counted(worker_cpu_seconds);
   Prepared out{.request = openai::ParseRequest(api, body, sampling_defaults)};
   if (!out.request.model.empty() && out.request.model != card.name) {
     throw Error(ErrorCode::kNotFound, fmt::format("model: this server has {}, not {}",

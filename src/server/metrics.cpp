@@ -30,7 +30,7 @@ std::string Header(const std::string& name, const std::string& type, const std::
   return fmt::format("# HELP {0} {2}\n# TYPE {0} {1}\n", name, type, help);
 }
 
-std::string Number(double x) { return fmt::format("{:g}", x); }
+std::string Number(double x) { return fmt::format("{}", x); }
 
 // Saturating formats' largest finite value, in units of the scale; 0: the format cannot saturate.
 double LargestStored(const std::string& format) {
@@ -110,6 +110,13 @@ std::string Metrics::Text(const std::string& model_name, const EngineStats& stat
       count(stats.prompt_tokens + stats.cached_tokens));
   one("vllm:prefix_cache_hits_total", "counter", "Prompt tokens found in the prefix cache.",
       count(stats.cached_tokens));
+  one("octavo:engine_steps_total", "counter", "Steps of the engine.", count(stats.steps));
+  one("octavo:engine_model_seconds_total", "counter", "Time in the model: forward and sampling.",
+      stats.model_seconds);
+  one("octavo:engine_loop_seconds_total", "counter",
+      "Time in the engine's loop outside of the model, while it has work.", stats.loop_seconds);
+  one("octavo:server_cpu_seconds_total", "counter",
+      "Processor time of HTTP, JSON, templates and tokenising.", cpu_seconds_);
   out += Header("vllm:request_success_total", "counter", "Requests by how they ended.");
   for (const auto& [reason, n] : finished_) {
     out += fmt::format("vllm:request_success_total{{{},finished_reason=\"{}\"}} {}\n", labels,

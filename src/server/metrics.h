@@ -37,12 +37,15 @@ class Metrics {
                 int64_t output_tokens);
   void FirstToken(double seconds) { ttft_.Observe(seconds); }
   void NextToken(double seconds) { itl_.Observe(seconds); }
+  // Processor time of the server beside the engine.
+  void SetCpuSeconds(double seconds) { cpu_seconds_ = seconds; }
 
   std::string Text(const std::string& model_name, const EngineStats& stats,
                    std::span<const LayerCacheReport> layers) const;
 
  private:
   std::map<std::string, uint64_t> finished_;
+  double cpu_seconds_ = 0;
   Histogram ttft_, itl_, e2e_, prompt_tokens_, output_tokens_;
 };
 

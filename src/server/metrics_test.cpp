@@ -20,11 +20,15 @@ TEST(Metrics, HistogramsAreCumulative) {
 TEST(Metrics, NamesOfVllmAndTheCachesHealth) {
   Metrics metrics;
   metrics.Finished("stop", 0.5, 10, 3);
-  const EngineStats stats{.prompt_tokens = 90,
+  metrics.SetCpuSeconds(0.125);
+  const EngineStats stats{.steps = 12345678,
+                          .prompt_tokens = 90,
                           .cached_tokens = 10,
                           .running = 2,
                           .cache_bytes = 100,
-                          .cache_bytes_used = 25};
+                          .cache_bytes_used = 25,
+                          .model_seconds = 1234.56789,
+                          .loop_seconds = 0.5};
   const std::vector<LayerCacheReport> layers = {{.k_format = "fp8_e4m3",
                                                  .v_format = "bf16",
                                                  .k_scale_source = "default \"1.0\"",
@@ -36,6 +40,10 @@ TEST(Metrics, NamesOfVllmAndTheCachesHealth) {
        {"vllm:num_requests_running{model_name=\"m\"} 2\n",
         "vllm:kv_cache_usage_perc{model_name=\"m\"} 0.25\n",
         "vllm:prefix_cache_queries_total{model_name=\"m\"} 100\n",
+        "octavo:engine_steps_total{model_name=\"m\"} 12345678\n",
+        "octavo:engine_model_seconds_total{model_name=\"m\"} 1234.56789\n",
+        "octavo:engine_loop_seconds_total{model_name=\"m\"} 0.5\n",
+        "octavo:server_cpu_seconds_total{model_name=\"m\"} 0.125\n",
         "vllm:request_success_total{model_name=\"m\",finished_reason=\"stop\"} 1\n",
         "vllm:e2e_request_latency_seconds_bucket{model_name=\"m\",le=\"0.5\"} 1\n",
         "octavo:kv_cache_saturated_elements_total{model_name=\"m\",layer=\"0\",operand=\"k\","
