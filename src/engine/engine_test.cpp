@@ -274,6 +274,9 @@ TEST(EngineTest, StatsCountARequestBeforeItsLastEvent) {
   client.Wait();
   EXPECT_EQ(prompt_tokens, 100);
   EXPECT_EQ(generated_tokens, 5);
+  EXPECT_GE(engine->stats().steps, 5);
+  EXPECT_GT(engine->stats().model_seconds, 0);
+  EXPECT_GT(engine->stats().loop_seconds, 0);
 }
 
 TEST(EngineTest, BiasesAndPenaltiesShapeTheText) {

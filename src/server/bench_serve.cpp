@@ -238,8 +238,8 @@ std::optional<ServerCost> ReadServerCost(const std::string& metrics) {
   const auto value = [&](const std::string& name) -> std::optional<double> {
     const size_t line = metrics.find("\n" + name + "{");
     if (line == metrics.npos) return std::nullopt;
-    const size_t number = metrics.find("} ", line);
-    return number == metrics.npos ? 0 : std::strtod(metrics.c_str() + number + 2, nullptr);
+    const size_t number = metrics.rfind(' ', metrics.find('\n', line + 1));
+    return std::strtod(metrics.c_str() + number, nullptr);
   };
   const auto steps = value("octavo:engine_steps_total");
   const auto model = value("octavo:engine_model_seconds_total");
