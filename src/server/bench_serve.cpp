@@ -1,7 +1,6 @@
 #include "server/bench_serve.h"
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 
 #include <fmt/format.h>
@@ -37,8 +36,9 @@ void CheckOptions(const ServeBenchOptions& o) {
           Quote(o.endpoint));
   Require(o.random_range_ratio >= 0 && o.random_range_ratio < 1, "--random-range-ratio",
           "a number in [0, 1)", o.random_range_ratio);
-  Require(o.request_rate > 0, "--request-rate", "requests per second, or inf", o.request_rate);
-  Require(o.burstiness > 0 && std::isfinite(o.burstiness), "--burstiness", "a number above 0",
+  Require(o.request_rate >= 0.01, "--request-rate", "at least 0.01 per second, or inf",
+          o.request_rate);
+  Require(o.burstiness >= 0.01 && o.burstiness <= 1e6, "--burstiness", "a number in [0.01, 1e6]",
           o.burstiness);
   Require(o.ready_check_timeout_sec >= 0 && o.ready_check_timeout_sec <= kMaxSeconds,
           "--ready-check-timeout-sec", "seconds in [0, 1e6]", o.ready_check_timeout_sec);

@@ -82,6 +82,21 @@ double PerStep(const ServerCost& cost, double seconds) {
   return cost.steps > 0 ? 1e3 * seconds / cost.steps : 0;
 }
 
+void AddRequests(OrderedJson& json, const ServeReport& report) {
+  for (const char* key :
+       {"input_lens", "output_lens", "ttfts", "itls", "start_times", "generated_texts", "errors"})
+    json[key] = OrderedJson::array();
+  for (const ServedRequest& r : report.requests) {
+    json["input_lens"].push_back(r.input_len);
+    json["output_lens"].push_back(r.output_len);
+    json["ttfts"].push_back(r.ttft);
+    json["itls"].push_back(r.itl);
+    json["start_times"].push_back(r.start);
+    json["generated_texts"].push_back(r.text);
+    json["errors"].push_back(r.error);
+  }
+}
+
 }  // namespace
 
 Summary Summarise(std::vector<double> values, std::span<const double> percentiles) {
@@ -186,20 +201,7 @@ std::string ServeJson(const ServeReport& report, const std::string& date, bool d
     for (size_t i = 0; i < summary.percentiles.size(); ++i)
       json[fmt::format("p{}_{}_ms", o.metric_percentiles[i], metric)] = summary.percentiles[i];
   }
-  if (detailed) {
-    for (const char* key :
-         {"input_lens", "output_lens", "ttfts", "itls", "start_times", "generated_texts", "errors"})
-      json[key] = OrderedJson::array();
-    for (const ServedRequest& r : report.requests) {
-      json["input_lens"].push_back(r.input_len);
-      json["output_lens"].push_back(r.output_len);
-      json["ttfts"].push_back(r.ttft);
-      json["itls"].push_back(r.itl);
-      json["start_times"].push_back(r.start);
-      json["generated_texts"].push_back(r.text);
-      json["errors"].push_back(r.error);
-    }
-  }
+  if (detailed) AddRequests(json, report);
   if (const auto& cost = report.cost) {
     json["octavo_steps"] = static_cast<int64_t>(cost->steps);
     json["octavo_model_ms_per_step"] = PerStep(*cost, cost->model_seconds);
@@ -207,7 +209,7 @@ std::string ServeJson(const ServeReport& report, const std::string& date, bool d
     json["octavo_server_cpu_ms_per_step"] = PerStep(*cost, cost->cpu_seconds);
     json["octavo_overhead_ms_per_step"] = PerStep(*cost, cost->loop_seconds + cost->cpu_seconds);
   }
-  return json.dump(2) + "\n";
+  return json.dump(2, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
 }
 
 }  // namespace octavo

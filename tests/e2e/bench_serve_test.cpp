@@ -315,7 +315,8 @@ TEST_F(BenchServeTest, RefusesInOneLine) {
            {1, "--base-url https://x", "expected http://host[:port][/path], found 'https://x'"},
            {1, "--base-url http://x:70000", "--base-url: expected"},
            {1, "--random-range-ratio 1", "--random-range-ratio: expected a number in [0, 1)"},
-           {1, "--request-rate 0", "--request-rate: expected requests per second, or inf, found 0"},
+           {1, "--request-rate 0", "--request-rate: expected at least 0.01 per second, or inf"},
+           {1, "--burstiness nan", "--burstiness: expected a number in [0.01, 1e6]"},
            {1, "--random-input-len 0", "--random-input-len: expected lengths"},
            {1, "--dataset-name sharegpt", "--dataset-name"},
            {1, "--tokenizer /nowhere", "/nowhere"}}) {
