@@ -220,8 +220,8 @@ DecodeParams AttentionPlan::State::Decode(const AttentionCall& call) const {
   const PlanLayout& lists = planner.layout();
   return {
       .items = upload.At<WorkItem>(lists.decode_items),
-      .item_count = &upload.At<PlanCounts>(lists.counts)->decode_items,
-      .item_combine = upload.At<int32_t>(lists.decode_combine),
+      .links = upload.At<ItemLink>(lists.decode_links),
+      .counts = upload.At<PlanCounts>(lists.counts),
       .combines = upload.At<CombineItem>(lists.decode_combines),
       .arrivals = arrivals.At<int32_t>(),
       .counters = counters.At<int32_t>(),

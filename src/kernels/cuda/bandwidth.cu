@@ -1,6 +1,7 @@
 #include "kernels/cuda/bandwidth.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <vector>
 
 #include "kernels/cuda/cuda_check.h"

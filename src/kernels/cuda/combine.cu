@@ -16,11 +16,11 @@ __global__ void __launch_bounds__(32 * kWarps, 2)
   const int blocks = *count * blocks_per_item;
   for (int block = blockIdx.x; block < blocks; block += gridDim.x) {
     const CombineItem item = items[block / blocks_per_item];
-    const int row = block % blocks_per_item * kWarps + warp;
-    if (row >= item.q_tokens * item.pack) continue;
-    float4 sum[(kDim + 127) / 128];
-    CombineRow<kDim>(output, item, row, 0, 1, lane, sum);
-    StoreCombinedRow<kDim>(output, item, row, lane, sum);
+    const int row = block % blocks_per_item * kWarps + warp, rows = item.q_tokens * item.pack;
+    if (row >= rows) continue;
+    float4 sum[1][(kDim + 127) / 128];
+    CombineRows<kDim, 1>(output, item, row, rows, 0, 1, lane, sum);
+    StoreCombinedRow<kDim>(output, item, row, lane, sum[0]);
   }
 }
 

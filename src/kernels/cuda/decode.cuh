@@ -45,6 +45,7 @@ struct DecodeShared {
   uint2 q_fragments[kDim / 16 * 2 * 32];
   float merge[kWarps][kMergeFloats];
   float row_scale[kDecodeRows];
+  float row_factor[kDecodeRows];  // of a row's merged values
   int32_t row_last[kDecodeRows];  // position of the last key that a row sees
   float max[kWarps][kDecodeRows], sum[kWarps][kDecodeRows];
   Item items[kItems];
@@ -105,11 +106,14 @@ struct DecodeRing {
 // A consumer warp's place in the list of items. At head_dim 256 registers are short: nothing of
 // this is kept in one while pages are worked on, so the compiler must not see that it is the same
 // again.
-template <class Shared>
-__device__ __forceinline__ volatile uint32_t& ItemsDone(Shared& shared) {
+__device__ __forceinline__ int ThreadAgain() {
   uint32_t thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return shared.items_done[thread / 32];
+  return static_cast<int>(thread);
+}
+template <class Shared>
+__device__ __forceinline__ volatile uint32_t& ItemsDone(Shared& shared) {
+  return shared.items_done[ThreadAgain() / 32];
 }
 template <class Shared>
 __device__ __forceinline__ const typename Shared::Item& CurrentItem(Shared& shared) {
@@ -123,21 +127,21 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
   const bool elected = lane == 0;
   const int k_bytes = ring.KBytes(), v_bytes = ring.VBytes();
   const int k_scale_bytes = ring.KScaleBytes(), v_scale_bytes = ring.VScaleBytes();
-  const int stages = shared.stages;
   const int row_bytes = p.group * kDim * 2;  // of a token's queries
-  const int count = *p.item_count;
+  const PlanCounts counts = *p.counts;
   int stage = 0, slot = 0;
   uint32_t phase = 0, slot_phase = 0, serial = 0;
-  // There is room for an item of every block, so that this need not wait for the count.
-  int index = blockIdx.x;
-  WorkItem item = p.items[index];
-  int combine = p.item_combine[index];
-  while (index < count) {
+  WorkItem item = p.items[blockIdx.x];
+  ItemLink link = p.links[blockIdx.x];
+  __syncthreads();  // barriers have been initialised meanwhile
+  const int stages = shared.stages;
+  bool more = item.sequence >= 0;
+  while (more) {
     BarrierWait(&shared.item_empty[slot], slot_phase ^ 1);
     int next = 0;
     if (elected) {
       shared.items[slot].work = item;
-      shared.items[slot].combine = combine;
+      shared.items[slot].combine = link.combine;
       shared.items[slot].ring_begin = serial;
       BarrierArriveExpect(&shared.item_full[slot], item.q_tokens * row_bytes);
       for (int t = 0; t < item.q_tokens; ++t) {
@@ -147,7 +151,7 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
                  &shared.item_full[slot]);
       }
       // Known by the time that this item's pages are on their way.
-      next = static_cast<int>(gridDim.x) + atomicAdd(p.counters, 1);
+      next = link.next >= 0 ? link.next : counts.decode_shared + atomicAdd(p.counters, 1);
     }
     const int head = item.head / p.group;
     const std::byte* claims = p.claims + int64_t{head} * (k_bytes + v_bytes);
@@ -196,10 +200,11 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
       slot = 0;
       slot_phase ^= 1;
     }
-    index = __shfl_sync(~0u, next, 0);
-    if (index < count) {
-      item = p.items[index];
-      combine = p.item_combine[index];
+    next = __shfl_sync(~0u, next, 0);
+    more = next < counts.decode_items;
+    if (more) {
+      item = p.items[next];
+      link = p.links[next];
     }
   }
   BarrierWait(&shared.item_empty[slot], slot_phase ^ 1);
@@ -507,16 +512,43 @@ __device__ __forceinline__ void WorkOnPages(const DecodeParams& p, DecodeShared<
   }
 }
 
-// Adds up what the warps have, and writes the result of the item or its part of one.
+// The sum of a row's probabilities over all warps: writes its logarithm and leaves what the row's
+// values are to be multiplied by.
+template <int kDim>
+__device__ __forceinline__ void FinishRow(const DecodeParams& p, DecodeShared<kDim>& shared,
+                                          const WorkItem& item, int row, float base) {
+  float sum = 0;
+#pragma unroll
+  for (int w = 0; w < DecodeShared<kDim>::kWarps; ++w) {
+    sum = fmaf(shared.sum[w][row], Exp2(shared.max[w][row] - base), sum);
+  }
+  float v_scale = 1;
+  if (item.partial >= 0) {
+    __stcg(p.partials.lse2 + item.partial + row,
+           sum == 0 ? -INFINITY : base - kProbabilityShift + Log2(sum));
+  } else {
+    const int head = item.head + row % p.group;
+    if (p.sinks) sum += Exp2(fmaf(p.sinks[head], kLog2E, kProbabilityShift - base));
+    if (p.v_scale) v_scale = p.v_scale[item.head / p.group];
+    if (p.lse) {
+      p.lse[int64_t{item.q_row + row / p.group} * p.heads + head] =
+          sum == 0 ? -INFINITY : kLn2 * (base - kProbabilityShift + Log2(sum));
+    }
+  }
+  shared.row_factor[row] = sum == 0 ? 0.0f : v_scale / sum;
+}
+
+// Adds up what the warps have, and writes the result of the item or its part of one. A warp without
+// pages has zeros.
 template <int kDim, int kTiles>
 __device__ __forceinline__ void Merge(const DecodeParams& p, DecodeShared<kDim>& shared,
                                       const WorkItem& item, int warp, int lane,
                                       DecodeState<kDim, kTiles>& state) {
   using Shared = DecodeShared<kDim>;
-  constexpr int kConsumers = 32 * Shared::kWarps;
+  constexpr int kWarps = Shared::kWarps;
+  constexpr int kConsumers = 32 * kWarps;
   constexpr int kColumns = Shared::kMergeColumns / kTiles;
   constexpr int kStride = kColumns + 4;
-  const int warps = min(Shared::kWarps, item.page_end - item.page_begin);  // that had pages
   const int row_count = item.q_tokens * p.group;
   const int thread = threadIdx.x;
 #pragma unroll
@@ -534,66 +566,54 @@ __device__ __forceinline__ void Merge(const DecodeParams& p, DecodeShared<kDim>&
     }
   }
   NamedBarrierSync(1, kConsumers);
+  const auto base_of = [&](int row) {
+    float max = -INFINITY;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) max = fmaxf(max, shared.max[w][row]);
+    return max == -INFINITY ? 0.0f : max;
+  };
   float weight[kTiles][2];
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int row = 8 * tile + 2 * (lane % 4) + i;
-      float max = -INFINITY;
-      for (int w = 0; w < warps; ++w) max = fmaxf(max, shared.max[w][row]);
-      weight[tile][i] = Exp2(state.max[tile][i] - (max == -INFINITY ? 0.0f : max));
+      weight[tile][i] = Exp2(state.max[tile][i] - base_of(8 * tile + 2 * (lane % 4) + i));
     }
   }
+  if (thread < row_count) FinishRow(p, shared, item, thread, base_of(thread));
   for (int begin = 0; begin < kDim; begin += kColumns) {
-    if (warp < warps) {
 #pragma unroll
-      for (int c = 0; c < kDim / 16; ++c) {
-        if (16 * c < begin || 16 * c >= begin + kColumns) continue;
+    for (int c = 0; c < kDim / 16; ++c) {
+      if (16 * c < begin || 16 * c >= begin + kColumns) continue;
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
+      for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const int row = 8 * tile + 2 * (lane % 4) + i % 2;
-            const int column = 16 * c - begin + lane / 4 + 8 * (i / 2);
-            shared.merge[warp][row * kStride + column] = state.o[c][tile][i] * weight[tile][i % 2];
-          }
+        for (int i = 0; i < 4; ++i) {
+          const int row = 8 * tile + 2 * (lane % 4) + i % 2;
+          const int column = 16 * c - begin + lane / 4 + 8 * (i / 2);
+          shared.merge[warp][row * kStride + column] = state.o[c][tile][i] * weight[tile][i % 2];
         }
       }
     }
     NamedBarrierSync(1, kConsumers);
     for (int e = thread; e < row_count * kColumns / 4; e += kConsumers) {
       const int row = e / (kColumns / 4), column = 4 * (e % (kColumns / 4));
-      float max = -INFINITY;
-      for (int w = 0; w < warps; ++w) max = fmaxf(max, shared.max[w][row]);
-      const float base = max == -INFINITY ? 0.0f : max;
-      float sum = 0;
       float4 x = {0, 0, 0, 0};
-      for (int w = 0; w < warps; ++w) {
-        sum = fmaf(shared.sum[w][row], Exp2(shared.max[w][row] - base), sum);
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
         const auto y = *reinterpret_cast<const float4*>(&shared.merge[w][row * kStride + column]);
         x = {x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w};
       }
-      const bool writes_sum = begin + column == 0;
+      const float factor = shared.row_factor[row];
+      x = {x.x * factor, x.y * factor, x.z * factor, x.w * factor};
       if (item.partial >= 0) {
-        const float factor = sum == 0 ? 0.0f : 1.0f / sum;
-        const int64_t at = int64_t{item.partial} + row;
-        __stcg(reinterpret_cast<float4*>(p.partials.out + at * kDim + begin + column),
-               {x.x * factor, x.y * factor, x.z * factor, x.w * factor});
-        if (writes_sum) {
-          __stcg(p.partials.lse2 + at, sum == 0 ? -INFINITY : base - kProbabilityShift + Log2(sum));
-        }
+        __stcg(reinterpret_cast<float4*>(p.partials.out + (int64_t{item.partial} + row) * kDim +
+                                         begin + column),
+               x);
       } else {
-        const int token = item.q_row + row / p.group, head = item.head + row % p.group;
-        const int64_t at = int64_t{token} * p.heads + head;
-        if (p.sinks) sum += Exp2(fmaf(p.sinks[head], kLog2E, kProbabilityShift - base));
-        const float v_scale = p.v_scale ? p.v_scale[item.head / p.group] : 1.0f;
-        const float factor = sum == 0 ? 0.0f : v_scale / sum;
-        StoreBF16x4(p.out, at * kDim + begin + column,
-                    {x.x * factor, x.y * factor, x.z * factor, x.w * factor});
-        if (p.lse && writes_sum) {
-          p.lse[at] = sum == 0 ? -INFINITY : kLn2 * (base - kProbabilityShift + Log2(sum));
-        }
+        const int64_t token = item.q_row + row / p.group;
+        StoreBF16x4(p.out, (token * p.heads + item.head + row % p.group) * kDim + begin + column,
+                    x);
       }
     }
     NamedBarrierSync(1, kConsumers);
@@ -603,7 +623,8 @@ __device__ __forceinline__ void Merge(const DecodeParams& p, DecodeShared<kDim>&
 // Whoever writes the last part of a cut sequence adds up all of them.
 template <int kDim>
 __device__ __forceinline__ void CombineIfLast(const DecodeParams& p, DecodeShared<kDim>& shared,
-                                              int combine, int warp, int lane) {
+                                              int combine) {
+  const int warp = ThreadAgain() / 32, lane = ThreadAgain() % 32;
   constexpr int kWarps = DecodeShared<kDim>::kWarps;
   constexpr int kConsumers = 32 * kWarps;
   const CombineItem item = p.combines[combine];
@@ -624,37 +645,41 @@ __device__ __forceinline__ void CombineIfLast(const DecodeParams& p, DecodeShare
                              .sinks = p.sinks,
                              .out = p.out,
                              .lse = p.lse};
-  // Few rows: several warps share one.
-  const int rows = item.q_tokens * item.pack;
-  const int slices = max(1, kWarps / rows);
-  const int rows_together = kWarps / slices;
+  // Every warp takes some of the parts, of a few rows at a time.
+  constexpr int kRows = kDim == 256 ? 1 : 4;
   constexpr int kParts = (kDim + 127) / 128;
-  static_assert(DecodeShared<kDim>::kMergeFloats >= (kDim < 128 ? 128 : kDim));
-  for (int first = 0; first < rows; first += rows_together) {
-    const bool busy = warp < rows_together * slices && first + warp / slices < rows;
-    const int row = first + warp / slices, slice = warp % slices;
-    float4 sum[kParts] = {};
-    if (busy) CombineRow<kDim>(output, item, row, slice, slices, lane, sum);
-    if (slices > 1) {
+  static_assert(DecodeShared<kDim>::kMergeFloats >= kRows * kDim);
+  const int rows = item.q_tokens * item.pack;
+  for (int first = 0; first < rows; first += kRows) {
+    float4 sum[kRows][kParts];
+    CombineRows<kDim, kRows>(output, item, first, rows, warp, kWarps, lane, sum);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
 #pragma unroll
       for (int j = 0; j < kParts; ++j) {
         const int column = 4 * (lane + 32 * j);
-        if (column < kDim) *reinterpret_cast<float4*>(&shared.merge[warp][column]) = sum[j];
-      }
-      NamedBarrierSync(1, kConsumers);
-      if (busy && slice == 0) {
-        for (int other = 1; other < slices; ++other) {
-#pragma unroll
-          for (int j = 0; j < kParts; ++j) {
-            const auto y =
-                *reinterpret_cast<const float4*>(&shared.merge[warp + other][4 * (lane + 32 * j)]);
-            sum[j] = {sum[j].x + y.x, sum[j].y + y.y, sum[j].z + y.z, sum[j].w + y.w};
-          }
+        if (column < kDim) {
+          *reinterpret_cast<float4*>(&shared.merge[warp][r * kDim + column]) = sum[r][j];
         }
       }
-      NamedBarrierSync(1, kConsumers);
     }
-    if (busy && slice == 0) StoreCombinedRow<kDim>(output, item, row, lane, sum);
+    NamedBarrierSync(1, kConsumers);
+    if (warp < kRows && first + warp < rows) {
+#pragma unroll
+      for (int j = 0; j < kParts; ++j) {
+        const int column = 4 * (lane + 32 * j);
+        if (column >= kDim) break;
+        float4 x = {0, 0, 0, 0};
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) {
+          const auto y = *reinterpret_cast<const float4*>(&shared.merge[w][warp * kDim + column]);
+          x = {x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w};
+        }
+        sum[0][j] = x;
+      }
+      StoreCombinedRow<kDim>(output, item, first + warp, lane, sum[0]);
+    }
+    NamedBarrierSync(1, kConsumers);
   }
 }
 
@@ -689,11 +714,11 @@ __global__ void __launch_bounds__(DecodeShared<kDim>::kThreads, 1)
     BarrierInitFence();
   }
   if (lane == 0 && warp < Shared::kWarps) shared.items_done[warp] = 0;
-  __syncthreads();
   if (warp == Shared::kWarps) {
     Produce<kDim, kK, kV>(p, shared, ring, lane);
     return;
   }
+  __syncthreads();
   for (;;) {
     const uint32_t done = ItemsDone(shared);
     BarrierWait(&shared.item_full[done % Shared::kItems], done / Shared::kItems % 2);
@@ -707,7 +732,7 @@ __global__ void __launch_bounds__(DecodeShared<kDim>::kThreads, 1)
       WorkOnItem<kDim, kK, kV, 2>(p, shared, ring, warp, lane);
     }
     const int combine = CurrentItem(shared).combine;
-    if (combine >= 0) CombineIfLast<kDim>(p, shared, combine, warp, lane);
+    if (combine >= 0) CombineIfLast<kDim>(p, shared, combine);
     __syncwarp();
     if (lane == 0) {
       BarrierArrive(&shared.item_empty[ItemsDone(shared) % Shared::kItems]);

@@ -1,6 +1,7 @@
 // Decode: up to kDecodeRows query rows per item against the pages it names, at the speed of the
-// memory bus. One persistent grid takes items from a list; the last block to finish a part of a cut
-// sequence adds up the parts. docs/kernels/decode.md has the arithmetic behind the shapes.
+// memory bus. Each block of a persistent grid works on its own items, then on shared ones; the last
+// block to finish a part of a cut sequence adds up the parts. docs/kernels/decode.md has the
+// arithmetic behind the shapes.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +15,8 @@ namespace octavo::cuda {
 
 struct DecodeParams {
   const WorkItem* items = nullptr;
-  const int32_t* item_count = nullptr;
-  const int32_t* item_combine = nullptr;  // [items] of a partial result: index into combines
+  const ItemLink* links = nullptr;  // [items]
+  const PlanCounts* counts = nullptr;
   const CombineItem* combines = nullptr;
   int32_t* arrivals = nullptr;  // [combines] zero before and after every launch, as are
   int32_t* counters = nullptr;  // [2]

@@ -1,7 +1,6 @@
 #include "kernels/cuda/plan.h"
 
 #include <algorithm>
-#include <iterator>
 #include <utility>
 
 #include "base/error.h"
@@ -9,14 +8,8 @@
 namespace octavo::cuda {
 namespace {
 
-// No worker's share is less than this many pages, and no chunk less than half.
+// No worker's share is less than this many pages.
 constexpr int kMinSharePages = 2;
-// Where a share is cut: a large chunk, and small ones for those who are done with theirs, since
-// multiprocessors do not get equal parts of the bandwidth.
-constexpr double kCutAt[] = {0.875, 1.0};
-constexpr int kCutsPerWorker = std::size(kCutAt);
-// Shares of less than this many bytes stay whole.
-constexpr int64_t kMinCutShare = 256 << 10;
 // Where no head has more bytes than this, and there are that many heads for each worker, nothing is
 // cut: adding up parts would cost more than waiting.
 constexpr int64_t kWholeHead = 256 << 10;
@@ -62,14 +55,13 @@ Planner::Planner(const PlanConfig& config) : config_(config) {
     decode_pieces_ = sequences * shape.kv_heads * kFixedPieces;
     decode_partial_rows_ = rows * kFixedPieces;
   } else {
-    decode_pieces_ = int64_t{config_.workers} * kCutsPerWorker * 2;
+    decode_pieces_ = int64_t{config_.workers} * 2;
     decode_partial_rows_ =
         decode_pieces_ * std::min<int64_t>(kDecodeRows, int64_t{limits.tokens} * group_);
   }
   decode_combines_ = std::min(sequences * shape.kv_heads, decode_pieces_ / 2);
-  // Blocks read their first item before they know how many there are.
-  const int64_t decode_items = std::max<int64_t>(
-      int64_t{limits.sequences} * shape.kv_heads + decode_pieces_, config_.workers);
+  const int64_t decode_items =
+      int64_t{limits.sequences} * shape.kv_heads + decode_pieces_ + config_.workers;
 
   if (config_.prefill_rows > 0) {
     // Every sequence may end with a block that is not full.
@@ -81,7 +73,7 @@ Planner::Planner(const PlanConfig& config) : config_(config) {
 
   layout_.counts = Claim<PlanCounts>(1, &layout_.bytes);
   layout_.decode_items = Claim<WorkItem>(decode_items, &layout_.bytes);
-  layout_.decode_combine = Claim<int32_t>(decode_items, &layout_.bytes);
+  layout_.decode_links = Claim<ItemLink>(decode_items, &layout_.bytes);
   layout_.decode_combines = Claim<CombineItem>(decode_combines_, &layout_.bytes);
   layout_.fp8_queries = Claim<uint8_t>(limits.tokens, &layout_.bytes);
   layout_.prefill_items = Claim<WorkItem>(prefill_blocks_ + prefill_pieces_, &layout_.bytes);
@@ -153,10 +145,11 @@ void Planner::AddChunks(int32_t decode, int head, std::span<const int32_t> q_beg
                                .partials = pieces,
                                .stride = rows};
   }
-  for (const int32_t cut : cuts_) {
-    chunk.end = cut;
+  for (const Cut& cut : cuts_) {
+    chunk.end = cut.page;
+    chunk.owner = cut.owner;
     chunks_.push_back(chunk);
-    chunk.begin = cut;
+    chunk.begin = cut.page;
     chunk.partial += rows;
   }
 }
@@ -170,38 +163,26 @@ void Planner::CutDecodes(std::span<const int32_t> q_begin, CombineItem* combines
     longest = std::max<int64_t>(longest, d.end - d.begin);
   }
   const double share = std::max<double>(kMinSharePages, static_cast<double>(all) / config_.workers);
-  int64_t done = 0;  // pages before this head
-  int64_t cuts = 0;
-  const bool whole = share * static_cast<double>(config_.page_bytes) < kMinCutShare;
-  const auto cut_at = [&](int64_t i) {
-    const double shares =
-        whole ? static_cast<double>(i + 1)
-              : static_cast<double>(i / kCutsPerWorker) + kCutAt[i % kCutsPerWorker];
-    return static_cast<int64_t>(share * shares + 0.5);
-  };
   const bool many_small = longest * config_.page_bytes <= kWholeHead &&
                           std::ssize(decodes_) * kv_heads >= kWholeHeadsPerWorker * config_.workers;
-  int64_t next = many_small ? INT64_MAX : cut_at(0);
+  const auto end_of = [&](int64_t worker) {
+    return many_small ? INT64_MAX
+                      : static_cast<int64_t>(share * static_cast<double>(worker + 1) + 0.5);
+  };
+  int64_t done = 0;  // pages before this head
+  int32_t worker = 0;
+  const auto owner = [&] { return many_small ? -1 : std::min(worker, config_.workers - 1); };
   for (int32_t i = 0; i < std::ssize(decodes_); ++i) {
     const Decode& d = decodes_[i];
     const int64_t pages = d.end - d.begin;
-    for (int head = 0; head < kv_heads; ++head) {
-      if (next >= done + pages) {  // as most are in a large batch
-        chunks_.push_back({i, head * group_, d.begin, d.end, -1, -1});
-        done += pages;
-        continue;
-      }
+    for (int head = 0; head < kv_heads; ++head, done += pages) {
       cuts_.clear();
-      int64_t last = 0;
-      for (; next < done + pages; next = cut_at(++cuts)) {
-        const int64_t cut = next - done;
-        if (cut - last < kMinSharePages / 2 || pages - cut < kMinSharePages / 2) continue;
-        cuts_.push_back(d.begin + static_cast<int32_t>(cut));
-        last = cut;
+      for (; end_of(worker) < done + pages; ++worker) {
+        const int64_t cut = end_of(worker) - done;
+        if (cut > 0) cuts_.push_back({d.begin + static_cast<int32_t>(cut), owner()});
       }
-      cuts_.push_back(d.end);
+      cuts_.push_back({d.end, owner()});
       AddChunks(i, head, q_begin, combines);
-      done += pages;
     }
   }
 }
@@ -213,34 +194,22 @@ void Planner::CutDecodesByLength(std::span<const int32_t> q_begin, CombineItem* 
     const int size =
         std::max(kFixedPiecePages, static_cast<int>(CeilDiv(d.end - d.begin, kFixedPieces)));
     cuts_.clear();
-    for (int cut = d.begin + size; cut < d.end; cut += size) cuts_.push_back(cut);
-    cuts_.push_back(d.end);
+    for (int cut = d.begin + size; cut < d.end; cut += size) cuts_.push_back({cut, -1});
+    cuts_.push_back({d.end, -1});
     for (int head = 0; head < config_.shape.kv_heads; ++head) {
       AddChunks(i, head, q_begin, combines);
     }
   }
 }
 
-// Chunks to items, large ones first.
+// Chunks to items: those with an owner as chains, then the shared ones, large ones first.
 void Planner::WriteDecodes(std::span<const int32_t> q_begin, std::span<const int32_t> kv_len,
                            std::byte* upload) {
-  int32_t largest = 1;
-  for (const Chunk& chunk : chunks_) largest = std::max(largest, chunk.end - chunk.begin);
-  const float classes_per_page = (kSizeClasses - 1) / static_cast<float>(largest);
-  const auto class_of = [&](const Chunk& chunk) {
-    return static_cast<int>(static_cast<float>(largest - (chunk.end - chunk.begin)) *
-                            classes_per_page);
-  };
-  int32_t next[kSizeClasses + 1] = {};
-  for (const Chunk& chunk : chunks_) ++next[class_of(chunk) + 1];
-  for (int c = 0; c < kSizeClasses; ++c) next[c + 1] += next[c];
-
   auto* items = ArrayAt<WorkItem>(upload, layout_.decode_items);
-  auto* item_combine = ArrayAt<int32_t>(upload, layout_.decode_combine);
-  for (const Chunk& chunk : chunks_) {
+  auto* links = ArrayAt<ItemLink>(upload, layout_.decode_links);
+  const auto write = [&](int32_t index, const Chunk& chunk) {
     const int32_t s = decodes_[chunk.decode].sequence;
     const int tokens = q_begin[s + 1] - q_begin[s];
-    const int32_t index = next[class_of(chunk)]++;
     items[index] = {.sequence = s,
                     .head = chunk.head,
                     .q_row = q_begin[s],
@@ -249,9 +218,42 @@ void Planner::WriteDecodes(std::span<const int32_t> q_begin, std::span<const int
                     .page_begin = chunk.begin,
                     .page_end = chunk.end,
                     .partial = chunk.partial};
-    item_combine[index] = chunk.combine;
+    links[index] = {.combine = chunk.combine, .next = -1};
+  };
+  for (int w = 0; w < config_.workers; ++w) items[w].sequence = -1;
+  int32_t used = config_.workers, largest = 1;
+  int32_t previous = -1, previous_owner = -1;
+  int32_t next[kSizeClasses + 1] = {};
+  for (const Chunk& chunk : chunks_) {
+    largest = std::max(largest, chunk.end - chunk.begin);
+    if (chunk.owner < 0) continue;
+    const int32_t index = chunk.owner == previous_owner ? used++ : chunk.owner;
+    write(index, chunk);
+    if (chunk.owner == previous_owner) links[previous].next = index;
+    previous = index;
+    previous_owner = chunk.owner;
   }
-  counts_.decode_items = static_cast<int32_t>(chunks_.size());
+
+  const float classes_per_page = (kSizeClasses - 1) / static_cast<float>(largest);
+  const auto class_of = [&](const Chunk& chunk) {
+    return static_cast<int>(static_cast<float>(largest - (chunk.end - chunk.begin)) *
+                            classes_per_page);
+  };
+  for (const Chunk& chunk : chunks_) {
+    if (chunk.owner < 0) ++next[class_of(chunk) + 1];
+  }
+  for (int c = 0; c < kSizeClasses; ++c) next[c + 1] += next[c];
+  // The largest are the first of blocks that own nothing.
+  const int32_t first_free = previous_owner + 1;
+  const int32_t free = config_.workers - first_free;
+  counts_.decode_shared = used;
+  for (const Chunk& chunk : chunks_) {
+    if (chunk.owner >= 0) continue;
+    const int32_t place = next[class_of(chunk)]++;
+    write(place < free ? first_free + place : used + place - free, chunk);
+  }
+  const int32_t shared = next[kSizeClasses];
+  counts_.decode_items = chunks_.empty() ? 0 : used + std::max(0, shared - free);
 }
 
 void Planner::WritePrefills(std::span<const int32_t> q_begin, std::span<const int32_t> kv_len,

@@ -5,10 +5,11 @@
 // more room than there are items, ranges of pages are cut at whole pages (prefill: whole KV tiles)
 // counted from page 0, and combine items say which partial results belong together.
 //
-// Decode items stand in the list in the order in which blocks of a persistent grid should take
-// them, large ones first. Every worker's equal share of all pages is cut off, wherever that falls,
-// so that they can finish together. Prefill items stand in groups of heads whose K and V fit in L2,
-// longest first within.
+// Decodes are laid end to end and dealt out in equal shares, cut wherever a share ends, so that
+// all blocks of a persistent grid finish together. Item w is the first of block w, which finds the
+// rest of its share by links; a block without one has sequence -1 there. Where nothing is cut,
+// items are shared: blocks take them as they get done, large ones first. Prefill items stand in
+// groups of heads whose K and V fit in L2, longest first within.
 #pragma once
 
 #include <cstddef>
@@ -34,16 +35,12 @@ struct PlanConfig {
   int prefill_tile_pages = 1;  // of a KV tile
 };
 
-struct PlanCounts {
-  int32_t decode_items, prefill_items, prefill_combines;
-};
-
 // What is copied to the device: byte offsets of arrays in one buffer. What a step uses stands in
 // front wherever that is possible.
 struct PlanLayout {
   int64_t counts = 0;            // PlanCounts
   int64_t decode_items = 0;      // WorkItem []
-  int64_t decode_combine = 0;    // int32_t [decode items]: its CombineItem, or -1
+  int64_t decode_links = 0;      // ItemLink [decode items]
   int64_t decode_combines = 0;   // CombineItem []
   int64_t fp8_queries = 0;       // uint8_t [limits.tokens]
   int64_t prefill_items = 0;     // WorkItem []
@@ -77,6 +74,10 @@ class Planner {
   struct Chunk {
     int32_t decode, head, begin, end;
     int32_t partial, combine;  // or -1
+    int32_t owner;             // the block that takes it, or -1: shared
+  };
+  struct Cut {
+    int32_t page, owner;  // of the chunk that ends there
   };
   struct Block {
     int32_t sequence, first_token, tokens, begin, end;
@@ -103,7 +104,7 @@ class Planner {
   // Scratch, kept so that planning does not allocate.
   std::vector<Decode> decodes_;
   std::vector<Chunk> chunks_;
-  std::vector<int32_t> cuts_;
+  std::vector<Cut> cuts_;
   int32_t combine_count_ = 0, partial_rows_ = 0;
   std::vector<int32_t> prefills_;
   std::vector<Block> blocks_;

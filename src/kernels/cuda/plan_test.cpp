@@ -37,8 +37,13 @@ struct Made {
     const PlanLayout& l = planner.layout();
     counts = *At<PlanCounts>(l.counts);
     const auto* items = At<WorkItem>(l.decode_items);
-    decode.assign(items, items + counts.decode_items);
-    combine_of = At<int32_t>(l.decode_combine);
+    all_decode.assign(items, items + counts.decode_items);
+    links = At<ItemLink>(l.decode_links);
+    for (int i = 0; i < counts.decode_items; ++i) {
+      if (items[i].sequence < 0) continue;  // a block that owns none
+      decode.push_back(items[i]);
+      combine_of.push_back(links[i].combine);
+    }
     decode_combines = At<CombineItem>(l.decode_combines);
     items = At<WorkItem>(l.prefill_items);
     prefill.assign(items, items + counts.prefill_items);
@@ -54,8 +59,10 @@ struct Made {
   std::vector<std::byte> bytes;
   int64_t used;
   PlanCounts counts;
+  std::vector<WorkItem> all_decode;
+  const ItemLink* links;  // of all_decode
   std::vector<WorkItem> decode, prefill;
-  const int32_t* combine_of;
+  std::vector<int32_t> combine_of;
   const CombineItem* decode_combines;
   std::vector<CombineItem> prefill_combines;
   const uint8_t* fp8;
@@ -200,17 +207,32 @@ TEST(CudaPlanTest, CombinesNameTheirParts) {
   }
 }
 
-// What the grid would need, workers taking items in order, against an equal share of the pages.
-double Imbalance(const std::vector<WorkItem>& items, int workers) {
-  std::multiset<int64_t> busy;
-  for (int i = 0; i < workers; ++i) busy.insert(0);
+// What the grid would need, every block working on its own items, then on shared ones, against an
+// equal share of the pages. Every item must be reached once.
+double Imbalance(const Made& made, int workers) {
+  std::vector<int> reached(made.all_decode.size(), 0);
   int64_t all = 0;
-  for (const WorkItem& item : items) {
-    const int64_t pages = item.page_end - item.page_begin;
-    all += pages;
+  const auto pages = [&](int index) {
+    ++reached[index];
+    const int64_t n = made.all_decode[index].page_end - made.all_decode[index].page_begin;
+    all += n;
+    return n;
+  };
+  std::multiset<int64_t> busy;
+  for (int w = 0; w < workers; ++w) {
+    int64_t own = 0;
+    if (made.all_decode[w].sequence >= 0) {
+      for (int i = w; i >= 0; i = made.links[i].next) own += pages(i);
+    }
+    busy.insert(own);
+  }
+  for (int i = made.counts.decode_shared; i < made.counts.decode_items; ++i) {
     const int64_t start = *busy.begin();
     busy.erase(busy.begin());
-    busy.insert(start + pages);
+    busy.insert(start + pages(i));
+  }
+  for (size_t i = 0; i < reached.size(); ++i) {
+    EXPECT_EQ(reached[i], made.all_decode[i].sequence >= 0) << i;
   }
   return static_cast<double>(*busy.rbegin()) * workers / static_cast<double>(all);
 }
@@ -226,7 +248,13 @@ TEST(CudaPlanTest, DecodesAreBalanced) {
   skewed.Add(1, 131072);
   for (const Batch& batch :
        {batch_of(1, 131072), batch_of(8, 32768), batch_of(64, 8192), batch_of(7, 50000), skewed}) {
-    EXPECT_LT(Imbalance(Made(planner, batch).decode, 132), 1.03);
+    EXPECT_LT(Imbalance(Made(planner, batch), 132), 1.03);
+  }
+  std::mt19937 rng(2);
+  for (int round = 0; round < 20; ++round) {
+    const Batch batch = RandomBatch(rng, 4);
+    const Made made(planner, batch);
+    if (made.counts.decode_items > 0) Imbalance(made, 132);  // reaches all
   }
 }
 

@@ -26,6 +26,17 @@ struct WorkItem {
 };
 static_assert(sizeof(WorkItem) == 32);
 
+// What goes with a decode item.
+struct ItemLink {
+  int32_t combine;  // its CombineItem, or -1
+  int32_t next;     // the item that the same block takes after it, or -1: a shared one
+};
+
+struct PlanCounts {
+  // Items from decode_shared on are taken by whoever is done with his own.
+  int32_t decode_shared, decode_items, prefill_items, prefill_combines;
+};
+
 // Adds up the partial results of one block of rows: `partials` of them, `stride` rows apart.
 struct CombineItem {
   int32_t head;
