@@ -42,6 +42,7 @@ std::vector<AttentionSpec> DecodeSpecs(bool quick) {
     for (int length : {512, 1 * k, 2 * k})
       add("64 x " + Thousands(length), std::vector(64, length), base);
     add("8 x 1k", std::vector(8, k), base);
+    for (int length : {256, 2 * k}) add("1 x " + Thousands(length), {length}, base);
     AttentionSpec window = base;
     window.window = k;
     add("64 x 8k, window 1k", std::vector(64, 8 * k), window);

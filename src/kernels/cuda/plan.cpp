@@ -8,12 +8,15 @@
 namespace octavo::cuda {
 namespace {
 
-// No worker's share is less than this many pages.
-constexpr int kMinSharePages = 2;
-// Where no head has more bytes than this, and there are that many heads for each worker, nothing is
-// cut: adding up parts would cost more than waiting.
-constexpr int64_t kWholeHead = 256 << 10;
-constexpr int kWholeHeadsPerWorker = 2;
+// No piece of a cut head is smaller: so many pages a block works on at once.
+constexpr int kMinPiecePages = 7;
+// Pieces of one size, an item for every block, are best where a second item in a block would show
+// (its latency is a few hundred KB of the bus), or where they come out nearly as equal shares.
+constexpr int64_t kSmallPiece = 256 << 10;
+constexpr double kNearlyEqual = 1.05;
+// Heads of no more than this many bytes, times heads per block, stay whole: adding up parts would
+// cost more than waiting.
+constexpr int64_t kWholeHead = 192 << 10;
 // Chunks are sorted by size into this many classes.
 constexpr int kSizeClasses = 64;
 // --deterministic: pieces of a sequence, whatever else there is to do, and their smallest size.
@@ -105,11 +108,7 @@ int64_t Planner::Make(std::span<const int32_t> q_begin, std::span<const int32_t>
   chunks_.clear();
   combine_count_ = partial_rows_ = 0;
   auto* combines = ArrayAt<CombineItem>(upload, layout_.decode_combines);
-  if (config_.deterministic) {
-    CutDecodesByLength(q_begin, combines);
-  } else {
-    CutDecodes(q_begin, combines);
-  }
+  CutDecodes(q_begin, combines);
   OCTAVO_CHECK(combine_count_ <= decode_combines_ && partial_rows_ <= decode_partial_rows_,
                combine_count_, partial_rows_);
   WriteDecodes(q_begin, kv_len, upload);
@@ -154,49 +153,80 @@ void Planner::AddChunks(int32_t decode, int head, std::span<const int32_t> q_beg
   }
 }
 
-// All pages of all heads in a row, cut where a worker's share ends.
+// How decodes are cut depends on how much there is for each worker.
 void Planner::CutDecodes(std::span<const int32_t> q_begin, CombineItem* combines) {
-  const int kv_heads = config_.shape.kv_heads;
+  const int64_t kv_heads = config_.shape.kv_heads, workers = config_.workers;
+  if (config_.deterministic) {  // by the sequence's own length
+    CutInPieces(q_begin, combines, [](int pages) {
+      return std::max(kFixedPiecePages, static_cast<int>(CeilDiv(pages, kFixedPieces)));
+    });
+    return;
+  }
+  const int64_t heads = std::ssize(decodes_) * kv_heads;
   int64_t all = 0, longest = 0;
   for (const Decode& d : decodes_) {
-    all += int64_t{d.end - d.begin} * kv_heads;
+    all += (d.end - d.begin) * kv_heads;
     longest = std::max<int64_t>(longest, d.end - d.begin);
   }
-  const double share = std::max<double>(kMinSharePages, static_cast<double>(all) / config_.workers);
-  const bool many_small = longest * config_.page_bytes <= kWholeHead &&
-                          std::ssize(decodes_) * kv_heads >= kWholeHeadsPerWorker * config_.workers;
-  const auto end_of = [&](int64_t worker) {
-    return many_small ? INT64_MAX
-                      : static_cast<int64_t>(share * static_cast<double>(worker + 1) + 0.5);
-  };
+  int64_t size = 0;  // of pieces; 0: equal shares
+  if (heads > workers) {
+    if (longest * config_.page_bytes * workers <= kWholeHead * heads) size = longest;
+  } else {
+    const auto pieces = [&] {
+      int64_t count = 0;
+      for (const Decode& d : decodes_)
+        count += std::max<int64_t>(1, CeilDiv(d.end - d.begin, size));
+      return count * kv_heads;
+    };
+    const int64_t share = CeilDiv(all, workers);
+    size = std::max<int64_t>(kMinPiecePages, share);
+    while (pieces() > workers) size += std::max<int64_t>(1, size / 32);
+    if (size * config_.page_bytes > kSmallPiece &&
+        static_cast<double>(size) > kNearlyEqual * static_cast<double>(share)) {
+      size = 0;
+    }
+  }
+  if (size > 0) {
+    CutInPieces(q_begin, combines, [&](int) { return static_cast<int>(size); });
+  } else {
+    CutInShares(q_begin, combines, static_cast<double>(all) / static_cast<double>(workers));
+  }
+}
+
+// All heads into pieces of at most size(pages) each, for whoever is free.
+template <typename Size>
+void Planner::CutInPieces(std::span<const int32_t> q_begin, CombineItem* combines,
+                          const Size& size) {
+  for (int32_t i = 0; i < std::ssize(decodes_); ++i) {
+    const Decode& d = decodes_[i];
+    const int pages = d.end - d.begin;
+    const int64_t pieces = pages == 0 ? 1 : CeilDiv(pages, size(pages));
+    cuts_.clear();
+    for (int64_t p = 1; p <= pieces; ++p) {
+      cuts_.push_back({d.begin + static_cast<int32_t>(pages * p / pieces), -1});
+    }
+    for (int head = 0; head < config_.shape.kv_heads; ++head) {
+      AddChunks(i, head, q_begin, combines);
+    }
+  }
+}
+
+// All pages of all heads in a row, cut where a worker's share ends.
+void Planner::CutInShares(std::span<const int32_t> q_begin, CombineItem* combines, double share) {
+  const auto end_of = [&](int worker) { return static_cast<int64_t>(share * (worker + 1) + 0.5); };
   int64_t done = 0;  // pages before this head
   int32_t worker = 0;
-  const auto owner = [&] { return many_small ? -1 : std::min(worker, config_.workers - 1); };
+  const auto owner = [&] { return std::min(worker, config_.workers - 1); };
   for (int32_t i = 0; i < std::ssize(decodes_); ++i) {
     const Decode& d = decodes_[i];
     const int64_t pages = d.end - d.begin;
-    for (int head = 0; head < kv_heads; ++head, done += pages) {
+    for (int head = 0; head < config_.shape.kv_heads; ++head, done += pages) {
       cuts_.clear();
       for (; end_of(worker) < done + pages; ++worker) {
         const int64_t cut = end_of(worker) - done;
         if (cut > 0) cuts_.push_back({d.begin + static_cast<int32_t>(cut), owner()});
       }
       cuts_.push_back({d.end, owner()});
-      AddChunks(i, head, q_begin, combines);
-    }
-  }
-}
-
-// Cuts that follow from the sequence's own length.
-void Planner::CutDecodesByLength(std::span<const int32_t> q_begin, CombineItem* combines) {
-  for (int32_t i = 0; i < std::ssize(decodes_); ++i) {
-    const Decode& d = decodes_[i];
-    const int size =
-        std::max(kFixedPiecePages, static_cast<int>(CeilDiv(d.end - d.begin, kFixedPieces)));
-    cuts_.clear();
-    for (int cut = d.begin + size; cut < d.end; cut += size) cuts_.push_back({cut, -1});
-    cuts_.push_back({d.end, -1});
-    for (int head = 0; head < config_.shape.kv_heads; ++head) {
       AddChunks(i, head, q_begin, combines);
     }
   }

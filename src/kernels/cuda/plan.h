@@ -85,7 +85,9 @@ class Planner {
 
   int FirstPage(int position) const;
   void CutDecodes(std::span<const int32_t> q_begin, CombineItem* combines);
-  void CutDecodesByLength(std::span<const int32_t> q_begin, CombineItem* combines);
+  template <typename Size>
+  void CutInPieces(std::span<const int32_t> q_begin, CombineItem* combines, const Size& size);
+  void CutInShares(std::span<const int32_t> q_begin, CombineItem* combines, double share);
   // Adds the chunks of one kv head that end at the pages in cuts_.
   void AddChunks(int32_t decode, int head, std::span<const int32_t> q_begin, CombineItem* combines);
   void WriteDecodes(std::span<const int32_t> q_begin, std::span<const int32_t> kv_len,

@@ -248,7 +248,7 @@ TEST(CudaPlanTest, DecodesAreBalanced) {
   skewed.Add(1, 131072);
   for (const Batch& batch :
        {batch_of(1, 131072), batch_of(8, 32768), batch_of(64, 8192), batch_of(7, 50000), skewed}) {
-    EXPECT_LT(Imbalance(Made(planner, batch), 132), 1.03);
+    EXPECT_LT(Imbalance(Made(planner, batch), 132), 1.05);
   }
   std::mt19937 rng(2);
   for (int round = 0; round < 20; ++round) {
