@@ -103,6 +103,10 @@ struct AttentionCall {
   const float* sinks = nullptr;  // [heads], optional: exp(sink) joins the softmax's denominator
   void* out = nullptr;           // [limits.tokens, heads, head_dim] bfloat16
   float* lse = nullptr;          // [limits.tokens, heads] natural log of the denominator, optional
+  // What the next kernel will read, optional: decode asks for it to be brought to L2 once its own
+  // reads are on their way, while parts are added up and the bus would stand still.
+  const void* prefetch = nullptr;
+  int64_t prefetch_bytes = 0;
 };
 void Attention(const AttentionCall& call, Stream stream);
 

@@ -165,6 +165,7 @@ struct AttentionArgs {
   float scale = 0;
   float soft_cap = 0;  // 0: none; s = cap * tanh(s / cap)
   Tensor sinks;        // [heads], weights, optional: exp(sink) joins the softmax's denominator
+  Tensor next;         // optional: weights of the op that follows, which a backend may fetch early
 };
 
 struct LogitBias {
@@ -266,6 +267,14 @@ class Backend {
   virtual void MatMul(const MatMulArgs&) = 0;
   virtual void Project(const Tensor& x, std::span<const Projection> projections) = 0;
   virtual void GatedActivation(const GatedActivationArgs&) = 0;
+  // Projects x to the activation's gate and up, then activates them. What those two hold after it
+  // is the backend's.
+  virtual void GatedProject(const Tensor& x, const Projection& gate, const Projection& up,
+                            const GatedActivationArgs& activation) {
+    const Projection both[] = {gate, up};
+    Project(x, both);
+    GatedActivation(activation);
+  }
   virtual void Route(const RouteArgs&) = 0;
   virtual void Experts(const ExpertsArgs&) = 0;
   virtual void RopeTable(const RopeTableArgs&) = 0;

@@ -208,7 +208,8 @@ void Decoder::Attend(size_t l, const StepInput& input) {
                       .cache = cache.kv,
                       .scale = layer.attention_scale,
                       .soft_cap = layer.soft_cap,
-                      .sinks = w.sinks});
+                      .sinks = w.sinks,
+                      .next = w.o});
   backend_.MatMul({.x = attended, .weight = w.o, .bias = w.o_bias, .out = block_out_});
 }
 
@@ -218,10 +219,8 @@ void Decoder::FeedForward(const LayerSpec& layer, const LayerWeights& w, int tok
     const Tensor both = Scratch(at_.gate_up, intermediate_, tokens, 2 * ffn.intermediate);
     const Tensor gate = both.Columns(0, ffn.intermediate),
                  up = both.Columns(ffn.intermediate, 2 * ffn.intermediate);
-    const Projection projections[] = {{w.dense.gate, w.dense.gate_bias, gate},
-                                      {w.dense.up, w.dense.up_bias, up}};
-    backend_.Project(block_in_, projections);
-    backend_.GatedActivation(
+    backend_.GatedProject(
+        block_in_, {w.dense.gate, w.dense.gate_bias, gate}, {w.dense.up, w.dense.up_bias, up},
         {.activation = ffn.activation, .limit = ffn.limit, .gate = gate, .up = up, .out = gate});
     backend_.MatMul(
         {.x = gate, .weight = w.dense.down, .bias = w.dense.down_bias, .out = block_out_});

@@ -113,6 +113,7 @@ class Ops {
     RopeTables();
     Routes();
     MatMuls();
+    GatedProjects();
     Mixtures();
     Samples();
   }
@@ -275,6 +276,7 @@ class Ops {
         for (DType to : {kF32, kBF16}) MatMulCase(rows, k, {outs}, to, rows % 2 == 1);
       }
       MatMulCase(rows, 2880, {32}, kF32, true, kF32);
+      MatMulCase(rows, 200, {5}, kF32, false, kF32);
       MatMulCase(rows, 128, {256, 64, 64}, kF32, true);
       MatMulCase(rows, 256, {512, 512}, kBF16, false);
     }
@@ -308,6 +310,54 @@ class Ops {
             reference::MatMul({x.Host(), p.weight, p.bias, p.out});
         },
         from == kF32 ? 2e-5 : Limit(to));  // x as two bfloat16 is off by 2^-17
+  }
+
+  void GatedProjects() {
+    for (Activation activation :
+         {Activation::kSilu, Activation::kGeluTanh, Activation::kSwigluOai}) {
+      for (int64_t rows : {1, 3, 8}) {
+        for (const auto& [k, columns] : {std::pair{64, 48}, {200, 72}, {4096, 1000}}) {
+          for (DType from : {kF32, kBF16}) {
+            const bool bias = rows == 3;
+            Matrix x = Random(from, rows, k, 1, 8), weight = Random(kBF16, 2 * columns, k),
+                   biases = Random(kBF16, 1, 2 * columns, std::sqrt(static_cast<double>(k))),
+                   exact(kF32, rows, 2 * columns), out(kBF16, rows, columns, 8);
+            const auto projection = [&](auto side, int64_t begin, Tensor to) {
+              return Projection{
+                  side(weight).Rows(begin, begin + columns),
+                  bias ? Flat(side(biases).Columns(begin, begin + columns)) : Tensor(),
+                  to.Columns(begin, begin + columns)};
+            };
+            const auto host = [](Matrix& m) { return m.Host(); };
+            const auto device = [](Matrix& m) { return m.Device(); };
+            const auto args = [&](Tensor to) {
+              return GatedActivationArgs{.activation = activation,
+                                         .limit = 7,
+                                         .gate = exact.Host().Columns(0, columns),
+                                         .up = exact.Host().Columns(columns, 2 * columns),
+                                         .out = to};
+            };
+            Compare(
+                "gated projection " + std::to_string(int(activation)) + " " + Shape(x) + " x " +
+                    Shape(weight),
+                out,
+                [&] {
+                  const Tensor to = exact.Device();
+                  cuda::GatedProject(x.Device(), projection(device, 0, to),
+                                     projection(device, columns, to), args(out.Device()), nullptr);
+                },
+                [&] {
+                  for (int64_t begin : {int64_t{0}, int64_t{columns}}) {
+                    const Projection p = projection(host, begin, exact.Host());
+                    reference::MatMul({x.Host(), p.weight, p.bias, p.out});
+                  }
+                  reference::GatedActivation(args(out.Host()));
+                },
+                Limit(kBF16));
+          }
+        }
+      }
+    }
   }
 
   // Up to 8 rows, up to 32, and more are different kernels.

@@ -244,6 +244,8 @@ DecodeParams AttentionPlan::State::Decode(const AttentionCall& call) const {
       .q = call.q,
       .out = call.out,
       .lse = call.lse,
+      .prefetch = static_cast<const std::byte*>(call.prefetch),
+      .prefetch_bytes = call.prefetch_bytes,
   };
 }
 

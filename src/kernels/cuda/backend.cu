@@ -139,6 +139,10 @@ class CudaBackend final : public Backend {
   void Project(const Tensor& x, std::span<const Projection> projections) override {
     matmuls_->Project(x, projections, stream_);
   }
+  void GatedProject(const Tensor& x, const Projection& gate, const Projection& up,
+                    const GatedActivationArgs& args) override {
+    if (!cuda::GatedProject(x, gate, up, args, stream_)) Backend::GatedProject(x, gate, up, args);
+  }
   void GatedActivation(const GatedActivationArgs& args) override {
     cuda::GatedActivation(args, stream_);
   }
@@ -184,17 +188,20 @@ class CudaBackend final : public Backend {
                      args.out.dtype == DType::kBF16 && args.out.contiguous(),
                  ShapeString(args.q), ShapeString(args.out));
     const Tensor& table = args.batch->block_table;
-    cuda::Attention({.plan = &plan.plan(),
-                     .cache = args.cache,
-                     .block_table = {table.Row<uint32_t>(0), table.row_stride},
-                     .q = args.q.data,
-                     .q_fp8 = plan.q_fp8(),
-                     .q_scale = plan.q_scale(),
-                     .scale = args.scale,
-                     .soft_cap = args.soft_cap,
-                     .sinks = static_cast<const float*>(args.sinks.data),
-                     .out = args.out.data},
-                    stream_);
+    cuda::Attention(
+        {.plan = &plan.plan(),
+         .cache = args.cache,
+         .block_table = {table.Row<uint32_t>(0), table.row_stride},
+         .q = args.q.data,
+         .q_fp8 = plan.q_fp8(),
+         .q_scale = plan.q_scale(),
+         .scale = args.scale,
+         .soft_cap = args.soft_cap,
+         .sinks = static_cast<const float*>(args.sinks.data),
+         .out = args.out.data,
+         .prefetch = args.next.data,
+         .prefetch_bytes = args.next.size() * static_cast<int64_t>(SizeOf(args.next.dtype))},
+        stream_);
   }
   void Sample(const SampleArgs& args) override { sampler_->Run(args, stream_); }
 

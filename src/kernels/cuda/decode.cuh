@@ -207,6 +207,12 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
       link = p.links[next];
     }
   }
+  if (p.prefetch) {
+    constexpr int64_t kPiece = 2048;
+    const int64_t step = int64_t{gridDim.x} * 32 * kPiece;
+    for (int64_t at = (int64_t{blockIdx.x} * 32 + lane) * kPiece; at < p.prefetch_bytes; at += step)
+      PrefetchL2(p.prefetch + at, static_cast<int>(min(kPiece, p.prefetch_bytes - at)));
+  }
   BarrierWait(&shared.item_empty[slot], slot_phase ^ 1);
   if (elected) {
     shared.items[slot].work.sequence = -1;

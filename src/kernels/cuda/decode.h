@@ -32,10 +32,12 @@ struct DecodeParams {
   int heads = 0, group = 0;
   int window = 0;
   float scale = 0, soft_cap = 0;
-  const float* sinks = nullptr;  // [heads], optional
-  const void* q = nullptr;       // [tokens, heads, head_dim] bfloat16
-  void* out = nullptr;           // [tokens, heads, head_dim] bfloat16
-  float* lse = nullptr;          // [tokens, heads], optional
+  const float* sinks = nullptr;         // [heads], optional
+  const void* q = nullptr;              // [tokens, heads, head_dim] bfloat16
+  void* out = nullptr;                  // [tokens, heads, head_dim] bfloat16
+  float* lse = nullptr;                 // [tokens, heads], optional
+  const std::byte* prefetch = nullptr;  // optional: to L2 when all pages have been asked for
+  int64_t prefetch_bytes = 0;
 };
 
 std::vector<KernelEntry> DecodeKernels64();

@@ -1,5 +1,6 @@
-// Experts: one block sorts the pairs of a row and one of its experts by expert and cuts them into
-// tiles; then the products (experts.h), and a sum over a row's experts in their order.
+// Experts: unless there are few rows, one block sorts the pairs of a row and one of its experts by
+// expert and cuts them into tiles; then the products (experts.h), and a sum over a row's experts in
+// their order.
 #include "kernels/cuda/experts.h"
 
 #include <algorithm>
@@ -13,7 +14,7 @@ namespace octavo::cuda {
 namespace {
 
 // Rows up to which the weights' stream is the bound (bench/op_rows.cu: "experts").
-constexpr int kFewRows = 8, kSomeRows = 32;
+constexpr int kSomeRows = 32;
 
 struct SortParams {
   const int32_t* ids;  // [pairs]
@@ -103,14 +104,9 @@ __device__ void CopyRow(const X* x, int64_t x_stride, int64_t from, int hidden, 
     Store8(out + to * hidden + i, Load8(x + from * x_stride + i));
 }
 
-// Block 0 sorts; the others, if there are any, round a row of x each.
-__global__ void sort_pairs_kernel(SortParams p, const float* x, int64_t x_stride, int hidden,
-                                  BFloat16* rounded) {
+__global__ void sort_pairs_kernel(SortParams p) {
   WaitForInputs();
-  if (blockIdx.x == 0)
-    SortPairs(p);
-  else
-    CopyRow(x, x_stride, blockIdx.x - 1, hidden, rounded, blockIdx.x - 1);
+  SortPairs(p);
 }
 
 template <class X>
@@ -196,17 +192,14 @@ Experts::~Experts() = default;
 void Experts::State::Sort(const ExpertsArgs& args, const ExpertsParams& params, int tile_pairs,
                           cudaStream_t stream) const {
   const int threads = std::clamp(params.pairs / 8 / 32 * 32, 256, 1024);
-  const bool round = params.x == x && tile_pairs < kManyExpertPairs;
-  Launch(sort_pairs_kernel, round ? static_cast<unsigned>(args.x.rows() + 1) : 1, threads,
-         size_t{4} * (threads / 32 + 1) * params.experts, stream,
+  Launch(sort_pairs_kernel, 1, threads, size_t{4} * (threads / 32 + 1) * params.experts, stream,
          SortParams{.ids = args.ids.Row<int32_t>(0),
                     .pairs = params.pairs,
                     .experts = params.experts,
                     .tile_pairs = tile_pairs,
                     .tiles = tiles,
                     .tile_count = tile_count,
-                    .sorted = sorted},
-         args.x.Row<float>(0), args.x.row_stride, params.hidden, x);
+                    .sorted = sorted});
 }
 
 void Experts::State::SortRows(const ExpertsArgs& args, const ExpertsParams& params,
@@ -239,7 +232,6 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
                    bias_stride == Stride(args.experts, &Expert::down_bias),
                stride, bias_stride);
   const bool many = rows > kSomeRows;
-  const bool copied = many || args.x.dtype == DType::kF32;
   const auto bf16 = [](const Tensor& t) { return static_cast<const BFloat16*>(t.data); };
   const ExpertsParams params{.gate = bf16(first.gate),
                              .up = bf16(first.up),
@@ -249,11 +241,13 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
                              .down_bias = bf16(first.down_bias),
                              .weight_stride = stride,
                              .bias_stride = bias_stride,
+                             .ids = args.ids.Row<int32_t>(0),
                              .tiles = s.tiles,
                              .tile_count = s.tile_count,
                              .sorted = s.sorted,
-                             .x = copied ? s.x : bf16(args.x),
-                             .x_stride = copied ? hidden : args.x.row_stride,
+                             .x = many ? s.x : args.x.data,
+                             .x_type = many ? DType::kBF16 : args.x.dtype,
+                             .x_stride = many ? hidden : args.x.row_stride,
                              .pairs = rows * top_k,
                              .experts = experts,
                              .hidden = hidden,
@@ -262,11 +256,11 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
                              .activation = args.activation,
                              .limit = args.limit,
                              .activated = s.activated,
+                             .activated_stride = intermediate,
                              .pair_weights = args.weights.Row<float>(0),
                              .results = s.results};
   // No expert has more pairs than there are rows.
-  if (rows <= kFewRows) {
-    s.Sort(args, params, kFewExpertPairs, stream);
+  if (rows <= kFewExpertPairs && params.pairs <= 64) {
     RunFewExperts<kFewExpertPairs>(params, stream);
   } else if (!many) {
     s.Sort(args, params, kSomeExpertPairs, stream);

@@ -17,20 +17,23 @@ struct ExpertTile {
 };
 
 struct ExpertsParams {
-  const BFloat16 *gate, *up, *down;                 // of expert 0
-  const BFloat16 *gate_bias, *up_bias, *down_bias;  // or null
-  int64_t weight_stride, bias_stride;               // from expert to expert, elements
-  const ExpertTile* tiles;
-  const int32_t* tile_count;
-  const int32_t* sorted;  // [pairs] row * top_k + k
-  const BFloat16* x;      // few rows: [rows, hidden]; many: [pairs, hidden], in sorted order
-  int64_t x_stride;
-  int pairs, experts, hidden, intermediate, top_k;
-  Activation activation;
-  float limit;
-  BFloat16* activated;        // [pairs, intermediate], in sorted order
-  const float* pair_weights;  // [pairs], by row and k
-  float* results;             // [pairs, hidden], by row and k, weighted
+  const BFloat16 *gate = nullptr, *up = nullptr, *down = nullptr;                 // of expert 0
+  const BFloat16 *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;  // or null
+  int64_t weight_stride = 0, bias_stride = 0;  // from expert to expert, elements
+  const int32_t* ids = nullptr;                // [pairs], by row and k; null: one expert for all
+  const ExpertTile* tiles = nullptr;
+  const int32_t* tile_count = nullptr;
+  const int32_t* sorted = nullptr;  // [pairs] row * top_k + k
+  const void* x = nullptr;  // few rows: [rows, hidden]; many: bfloat16 [pairs, hidden], sorted
+  DType x_type = DType::kBF16;
+  int64_t x_stride = 0;
+  int pairs = 0, experts = 0, hidden = 0, intermediate = 0, top_k = 1;
+  Activation activation{};
+  float limit = 0;
+  BFloat16* activated = nullptr;  // [pairs, intermediate]; few rows: by row and k; many: sorted
+  int64_t activated_stride = 0;
+  const float* pair_weights = nullptr;  // [pairs], by row and k
+  float* results = nullptr;             // [pairs, hidden], by row and k, weighted
 
   // A bound for the number of tiles, which only the device knows.
   int MostTiles(int tile_pairs) const { return std::min(pairs, experts + pairs / tile_pairs); }
@@ -39,7 +42,8 @@ struct ExpertsParams {
 // Pairs of a tile.
 inline constexpr int kFewExpertPairs = 8, kSomeExpertPairs = 32, kManyExpertPairs = 128;
 
-// Streams an expert's weights once per tile. kPairs: kFewExpertPairs or kSomeExpertPairs.
+// Streams an expert's weights once per tile. kPairs: kFewExpertPairs, which needs no tiles and
+// takes as many rows, or kSomeExpertPairs.
 template <int kPairs>
 void RunFewExperts(const ExpertsParams& params, cudaStream_t stream);
 // Tensor-core products of tiles of kManyExpertPairs.

@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kFewRows = 16;
 constexpr int kMostProjections = 3;
+constexpr uint32_t kAlignment = 16;  // of all operands
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
 // ---- few rows
@@ -57,16 +58,16 @@ __global__ __launch_bounds__(kFewWarps * 32,
   const int low = min(first_out + lane / 4, part.outs - 1),
             high = min(first_out + lane / 4 + 8, part.outs - 1);
   const BFloat16* weights = part.weight + int64_t{low} * p.k + lane_k;
-  float sums[kTiles][4] = {};
+  float sums[1][kTiles][4] = {};
   const int first_row = static_cast<int>(blockIdx.y) * 8 * kTiles;
-  StreamFew<X, kTiles>(
-      weights, int64_t{high - low} * p.k, p.k,
+  StreamFew<kFewAhead, 1, X, kTiles>(
+      {weights}, int64_t{high - low} * p.k, p.k,
       [&](int n) -> const X* {
         const int row = first_row + 8 * n + lane / 4;
         return row < p.rows ? static_cast<const X*>(p.x) + row * p.x_stride + lane_k : nullptr;
       },
       [] { WaitForInputs(); }, sums);
-  partials.Put(sums);
+  partials.Put(sums[0]);
   __syncthreads();
   const int rows = min(8 * kTiles, p.rows - first_row);
   for (int i = static_cast<int>(threadIdx.x); i < kFewOuts * rows; i += kFewWarps * 32) {
@@ -82,6 +83,54 @@ __global__ __launch_bounds__(kFewWarps * 32,
       static_cast<float*>(part.out)[at] = value;
     else
       static_cast<BFloat16*>(part.out)[at] = FromFloat<BFloat16>(value);
+  }
+}
+
+// ---- few rows of float32, few outputs: a router's. A warp per output, in float32 throughout.
+
+constexpr int kThinWarps = 4;
+
+// p.parts[0] only. Up to kRows rows.
+template <int kRows>
+__global__ __launch_bounds__(kThinWarps *
+                             32) void matmul_thin_kernel(const __grid_constant__ FewParams p) {
+  constexpr int kAhead = 8, kStep = 32 * 8;
+  const FewPart& part = p.parts[0];
+  const int lane_k = static_cast<int>(threadIdx.x % 32) * 8;
+  const int out = static_cast<int>(blockIdx.x * kThinWarps + threadIdx.x / 32);
+  const BFloat16* weights = part.weight + int64_t{min(out, part.outs - 1)} * p.k;
+  uint4 w[kAhead];
+  const auto load = [&](int slot, int at) {
+    w[slot] = at < p.k ? LoadWeights(weights + at) : make_uint4(0, 0, 0, 0);
+  };
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) load(i, lane_k + i * kStep);
+  WaitForInputs();
+  float sums[kRows] = {};
+  for (int begin = lane_k; begin < p.k; begin += kAhead * kStep) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int at = begin + i * kStep;
+      if (at < p.k) {
+        const Vector8 weight = Load8(reinterpret_cast<const BFloat16*>(&w[i]));
+#pragma unroll
+        for (int row = 0; row < kRows; ++row) {
+          const Vector8 x =
+              Load8(static_cast<const float*>(p.x) + min(row, p.rows - 1) * p.x_stride + at);
+#pragma unroll
+          for (int j = 0; j < 8; ++j) sums[row] = fmaf(weight.v[j], x.v[j], sums[row]);
+        }
+      }
+      load(i, at + kAhead * kStep);
+    }
+  }
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) sums[row] += __shfl_xor_sync(~0u, sums[row], lanes);
+    if (out >= part.outs || row >= p.rows || lane_k != 0) continue;
+    const float bias = part.bias ? static_cast<const float*>(part.bias)[out] : 0.0f;
+    static_cast<float*>(part.out)[row * part.out_stride + out] = sums[row] + bias;
   }
 }
 
@@ -105,6 +154,16 @@ void RunFew(const Tensor& x, std::span<const Projection> projections, cudaStream
                        .out_is_float = p.out.dtype == DType::kF32,
                        .bias_is_float = p.bias.dtype == DType::kF32};
     blocks += (outs + kFewOuts - 1) / kFewOuts;
+  }
+  if (x.dtype == DType::kF32 && params.rows <= 8 && params.count == 1 &&
+      params.parts[0].out_is_float) {
+    const auto thin = params.rows == 1   ? matmul_thin_kernel<1>
+                      : params.rows <= 4 ? matmul_thin_kernel<4>
+                                         : matmul_thin_kernel<8>;
+    const int outs = params.parts[0].outs;
+    Launch(thin, dim3(static_cast<unsigned>((outs + kThinWarps - 1) / kThinWarps)), kThinWarps * 32,
+           0, stream, params);
+    return;
   }
   const bool one = params.rows <= 8;
   const auto kernel = x.dtype == DType::kBF16
@@ -156,6 +215,18 @@ class LtPlan {
     LT_CHECK(cublasLtMatmulPreferenceSetAttribute(preference,
                                                   CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                                   &kWorkspaceBytes, sizeof(kWorkspaceBytes)));
+    // Parts of a sum are added in float32; whatever stands at the least alignment that is checked.
+    const uint32_t schemes =
+                       CUBLASLT_REDUCTION_SCHEME_INPLACE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE,
+                   alignment = kAlignment;
+    const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const uint32_t& value) {
+      LT_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value)));
+    };
+    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes);
+    for (const auto operand :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+      prefer(operand, alignment);
     cublasLtMatmulHeuristicResult_t found;
     int count = 0;
     const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
@@ -265,6 +336,10 @@ void MatMuls::Project(const Tensor& x, std::span<const Projection> projections,
     for (++i; i < projections.size() && Adjacent(projections[i - 1], projections[i]); ++i)
       outs += projections[i].weight.rows();
     const int64_t step = x.rows() <= 256 ? 16 : 128;
+    OCTAVO_CHECK(
+        reinterpret_cast<uintptr_t>(first.out.data) % kAlignment == 0 &&
+            first.out.row_stride * static_cast<int64_t>(SizeOf(first.out.dtype)) % kAlignment == 0,
+        ShapeString(first.out), first.out.row_stride);
     LtPlan& plan = state_->Plan({.rows = (x.rows() + step - 1) / step * step,
                                  .k = x.columns(),
                                  .outs = outs,

@@ -13,9 +13,10 @@
 namespace octavo::cuda {
 
 inline constexpr int kFewWarps = 8;
-inline constexpr int kFewOuts = 16;   // outputs of a block
-inline constexpr int kFewStepK = 32;  // of k, of one warp
-inline constexpr int kFewAhead = 4;   // steps whose weights are on their way: 4 KiB per warp
+inline constexpr int kFewOuts = 16;       // outputs of a block
+inline constexpr int kFewStepK = 32;      // of k, of one warp
+inline constexpr int kFewAhead = 4;       // steps whose weights are on their way: 4 KiB per warp
+inline constexpr int kFewAheadOfTwo = 2;  // the same, of two matrices
 
 // Weights pass through once.
 __device__ __forceinline__ uint4 LoadWeights(const BFloat16* p) {
@@ -64,45 +65,50 @@ struct FewX<float> {
   }
 };
 
-// One block's share of k, of 16 outputs and 8 * kTiles rows of x. `weights`: row `lane / 4` of the
-// 16 at this lane's first element; `high_offset`: from there to the row 8 below (0 if there is
-// none). `x_row(n)`: the row of x that this lane reads for tile n, at this lane's first element, or
-// null. Inputs() is called once the weights' first loads are on their way.
-template <class X, int kTiles, class XRow, class Inputs>
-__device__ __forceinline__ void StreamFew(const BFloat16* weights, int64_t high_offset, int k,
-                                          const XRow& x_row, const Inputs& inputs,
-                                          float (&sums)[kTiles][4]) {
+// One block's share of k, of 16 outputs of each matrix and 8 * kTiles rows of x. `weights`: row
+// `lane / 4` of the 16 at this lane's first element; `high_offset`: from there to the row 8 below
+// (0 if there is none). `x_row(n)`: the row of x that this lane reads for tile n, at this lane's
+// first element, or null. Inputs() is called once the weights' first loads are on their way.
+template <int kAhead, int kMatrices, class X, int kTiles, class XRow, class Inputs>
+__device__ __forceinline__ void StreamFew(const BFloat16* const (&weights)[kMatrices],
+                                          int64_t high_offset, int k, const XRow& x_row,
+                                          const Inputs& inputs,
+                                          float (&sums)[kMatrices][kTiles][4]) {
   const int lane_k = static_cast<int>(threadIdx.x % 4) * 8;
   const int warp = static_cast<int>(threadIdx.x / 32);
   constexpr int kStride = kFewWarps * kFewStepK;
   const uint4 zero = make_uint4(0, 0, 0, 0);
-  uint4 low[kFewAhead], high[kFewAhead];
+  uint4 low[kAhead][kMatrices], high[kAhead][kMatrices];
   const auto load = [&](int slot, int at) {
     const bool inside = at + lane_k < k;
-    low[slot] = inside ? LoadWeights(weights + at) : zero;
-    high[slot] = inside ? LoadWeights(weights + at + high_offset) : zero;
+#pragma unroll
+    for (int m = 0; m < kMatrices; ++m) {
+      low[slot][m] = inside ? LoadWeights(weights[m] + at) : zero;
+      high[slot][m] = inside ? LoadWeights(weights[m] + at + high_offset) : zero;
+    }
   };
   int begin = warp * kFewStepK;
 #pragma unroll
-  for (int i = 0; i < kFewAhead; ++i) load(i, begin + i * kStride);
+  for (int i = 0; i < kAhead; ++i) load(i, begin + i * kStride);
   inputs();
   const X* rows[kTiles];
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) rows[n] = x_row(n);
   while (begin < k) {
 #pragma unroll
-    for (int i = 0; i < kFewAhead; ++i) {
+    for (int i = 0; i < kAhead; ++i) {
       const int at = begin + i * kStride;
       const bool inside = at + lane_k < k;
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
         FewX<X> x;
         if (inside && rows[n]) x.Load(rows[n] + at);
-        x.Multiply(sums[n], low[i], high[i]);
+#pragma unroll
+        for (int m = 0; m < kMatrices; ++m) x.Multiply(sums[m][n], low[i][m], high[i][m]);
       }
-      load(i, at + kFewAhead * kStride);
+      load(i, at + kAhead * kStride);
     }
-    begin += kFewAhead * kStride;
+    begin += kAhead * kStride;
   }
 }
 

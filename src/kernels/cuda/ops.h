@@ -16,6 +16,10 @@ namespace octavo::cuda {
 void Gather(const GatherArgs& args, cudaStream_t stream);
 void Norm(const NormArgs& args, cudaStream_t stream);
 void GatedActivation(const GatedActivationArgs& args, cudaStream_t stream);
+// Both products and the activation in one launch; false, and nothing done, if there are more than a
+// few rows.
+bool GatedProject(const Tensor& x, const Projection& gate, const Projection& up,
+                  const GatedActivationArgs& args, cudaStream_t stream);
 void RopeTable(const RopeTableArgs& args, cudaStream_t stream);
 void Route(const RouteArgs& args, cudaStream_t stream);
 

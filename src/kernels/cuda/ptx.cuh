@@ -75,6 +75,10 @@ __device__ __forceinline__ void BulkLoad(void* to, const void* from, int bytes, 
       "l"(from), "r"(bytes), "r"(SharedAddress(barrier))
       : "memory");
 }
+// Asks for bytes, a multiple of 16, to be in L2 when they are read; nothing waits for that.
+__device__ __forceinline__ void PrefetchL2(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
+}
 // Ordinary stores to shared memory before, the tensor cores or the copy engine after.
 __device__ __forceinline__ void FenceProxyAsync() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
