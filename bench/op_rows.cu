@@ -124,7 +124,7 @@ struct ExpertWork {
             .hidden = s.hidden,
             .intermediate = s.intermediate}),
         weights(sets, kBF16, 3 * s.experts * s.hidden * s.intermediate, 50),
-        x(sets, kF32, rows_ * s.hidden),
+        x(sets, kBF16, rows_ * s.hidden),
         out(sets, kF32, rows_ * s.hidden) {
     std::mt19937 random(7);
     std::vector<int32_t> chosen, order(s.experts);
@@ -144,7 +144,7 @@ struct ExpertWork {
   }
   double Bytes() const {
     return static_cast<double>(6 * used * shape.hidden * shape.intermediate +
-                               8 * rows * shape.hidden);
+                               6 * rows * shape.hidden);
   }
   double Flops() const {
     return 6.0 * static_cast<double>(rows * shape.top_k * shape.hidden * shape.intermediate);
@@ -159,7 +159,7 @@ struct ExpertWork {
       e.down = Tensor(at + 2 * matrix, kBF16, {shape.hidden, shape.intermediate});
       at += 3 * matrix;
     }
-    op.Run({.x = Tensor(x.sets[set].as(), kF32, {rows, shape.hidden}),
+    op.Run({.x = Tensor(x.sets[set].as(), kBF16, {rows, shape.hidden}),
             .ids = Tensor(ids.as(), DType::kI32, {rows, shape.top_k}),
             .weights = Tensor(pair_weights.as(), kF32, {rows, shape.top_k}),
             .experts = list,

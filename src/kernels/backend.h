@@ -43,7 +43,9 @@ struct NormArgs {
   Tensor weight;  // [hidden]
   float eps = 0;
   float offset = 0;  // 1 for Gemma
-  Tensor out;  // [rows, hidden], x's type, or bfloat16 of a float32 x; may be x or delta itself
+  Tensor out;      // [rows, hidden], x's type, or bfloat16 of a float32 x; may be x or delta itself
+  Tensor rounded;  // [rows, hidden] bfloat16, optional: float32 `out` once more, where
+                   // Backend::intermediate_dtype() is bfloat16
 };
 
 // out = x * weight^T + bias. x: [rows, in] T; weight: [out, in]; bias: [out], optional; out: [rows,

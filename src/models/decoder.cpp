@@ -31,6 +31,7 @@ Decoder::Layout Decoder::LayOut(const ModelSpec& spec, DType dtype, DType interm
   Layout at{};
   at.hidden = take(f32, rows, spec.hidden);
   at.normed = take(f32, rows, spec.hidden);
+  at.rounded = take(intermediate, rows, experts == 0 || intermediate == f32 ? 0 : spec.hidden);
   at.delta = take(f32, rows, spec.hidden);
   at.qkv = take(f32, rows, q + 2 * kv);
   at.query = take(intermediate, rows, intermediate == f32 ? 0 : q);
@@ -146,23 +147,29 @@ void Decoder::Forward(const StepInput& input, const Observer& observer) {
     const LayerSpec& layer = spec_.layers[l];
     const LayerWeights& w = weights_.layers[l];
     const auto norm = [&](const Tensor& x, const Tensor& delta, const Tensor& weight,
-                          const Tensor& out) {
+                          const Tensor& out, const Tensor& rounded = {}) {
       backend_.Norm({.x = x,
                      .delta = delta,
                      .weight = weight,
                      .eps = spec_.norm_eps,
                      .offset = spec_.norm_offset,
-                     .out = out});
+                     .out = out,
+                     .rounded = rounded});
     };
     block_in_ = Scratch(at_.normed, dtype_, tokens, spec_.hidden);
     norm(residual_, pending, w.input_norm, block_in_);
     if (observer) observer(static_cast<int>(l), residual_);
     Attend(l, input);
     if (layer.post_norms) norm(block_out_, {}, w.post_attention_norm, block_out_);
-    // A routing decision should not hang on a rounding.
-    if (layer.ffn.experts > 0) block_in_ = Scratch(at_.normed, DType::kF32, tokens, spec_.hidden);
+    experts_in_ = {};
+    if (layer.ffn.experts > 0) {
+      // A routing decision should not hang on a rounding.
+      block_in_ = Scratch(at_.normed, DType::kF32, tokens, spec_.hidden);
+      if (intermediate_ != DType::kF32)
+        experts_in_ = Scratch(at_.rounded, intermediate_, tokens, spec_.hidden);
+    }
     norm(residual_, block_out_, layer.post_norms ? w.pre_ffn_norm : w.post_attention_norm,
-         block_in_);
+         block_in_, experts_in_);
     FeedForward(layer, w, tokens);
     if (layer.post_norms) norm(block_out_, {}, w.post_ffn_norm, block_out_);
     pending = block_out_;
@@ -236,7 +243,7 @@ void Decoder::FeedForward(const LayerSpec& layer, const LayerWeights& w, int tok
                   .normalize = ffn.normalize_topk,
                   .ids = ids,
                   .weights = weights});
-  backend_.Experts({.x = block_in_,
+  backend_.Experts({.x = experts_in_ ? experts_in_ : block_in_,
                     .ids = ids,
                     .weights = weights,
                     .experts = w.experts,

@@ -65,8 +65,8 @@ class Decoder {
  private:
   // Byte offsets of the scratch tensors, each grown to the widest layer.
   struct Layout {
-    int64_t hidden, normed, delta, qkv, query, attended, gate_up, router, route_ids, route_weights,
-        rope, logit_rows, logit_normed, logits, total;
+    int64_t hidden, normed, rounded, delta, qkv, query, attended, gate_up, router, route_ids,
+        route_weights, rope, logit_rows, logit_normed, logits, total;
   };
   static Layout LayOut(const ModelSpec& spec, DType dtype, DType intermediate,
                        const StepLimits& limits);
@@ -95,7 +95,7 @@ class Decoder {
   std::vector<size_t> layer_plans_;  // index into plans_
   bool decode_only_ = false;         // the planned step
   std::vector<Tensor> rope_tables_;
-  Tensor residual_, block_in_, block_out_;
+  Tensor residual_, block_in_, experts_in_, block_out_;
 };
 
 }  // namespace octavo

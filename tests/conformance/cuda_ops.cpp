@@ -177,14 +177,15 @@ class Ops {
   void NormCase(int64_t rows, int64_t columns, bool add, DType to) {
     Matrix x = Random(kF32, rows, columns, 3, 8), delta = Random(kF32, rows, columns, 0.5),
            weight = Random(kBF16, 1, columns);
-    Matrix out(to, rows, columns, 8);
+    Matrix out(to, rows, columns, 8), rounded(kBF16, rows, columns, 8);
     const auto args = [&](auto side) {
       return NormArgs{.x = side(x),
                       .delta = add ? side(delta) : Tensor(),
                       .weight = Flat(side(weight)),
                       .eps = 1e-5f,
                       .offset = rows == 1 ? 1.0f : 0.0f,
-                      .out = side(out)};
+                      .out = side(out),
+                      .rounded = to == kF32 ? side(rounded) : Tensor()};
     };
     const std::string name = "norm " + Shape(x) + (add ? " + delta" : "") + " to " + Name(to);
     Compare(
@@ -194,6 +195,10 @@ class Ops {
     std::string failure = x.Fetch(sum);
     if (failure.empty()) failure = Differ(sum, x, 1e-7);
     tally_.Count(name + ", x", failure);
+    if (to != kF32) return;
+    failure = rounded.Fetch(sum);
+    if (failure.empty()) failure = Differ(sum, rounded, Limit(kBF16));
+    tally_.Count(name + ", rounded", failure);
   }
 
   void Activations() {
@@ -317,44 +322,41 @@ class Ops {
          {Activation::kSilu, Activation::kGeluTanh, Activation::kSwigluOai}) {
       for (int64_t rows : {1, 3, 8}) {
         for (const auto& [k, columns] : {std::pair{64, 48}, {200, 72}, {4096, 1000}}) {
-          for (DType from : {kF32, kBF16}) {
-            const bool bias = rows == 3;
-            Matrix x = Random(from, rows, k, 1, 8), weight = Random(kBF16, 2 * columns, k),
-                   biases = Random(kBF16, 1, 2 * columns, std::sqrt(static_cast<double>(k))),
-                   exact(kF32, rows, 2 * columns), out(kBF16, rows, columns, 8);
-            const auto projection = [&](auto side, int64_t begin, Tensor to) {
-              return Projection{
-                  side(weight).Rows(begin, begin + columns),
-                  bias ? Flat(side(biases).Columns(begin, begin + columns)) : Tensor(),
-                  to.Columns(begin, begin + columns)};
-            };
-            const auto host = [](Matrix& m) { return m.Host(); };
-            const auto device = [](Matrix& m) { return m.Device(); };
-            const auto args = [&](Tensor to) {
-              return GatedActivationArgs{.activation = activation,
-                                         .limit = 7,
-                                         .gate = exact.Host().Columns(0, columns),
-                                         .up = exact.Host().Columns(columns, 2 * columns),
-                                         .out = to};
-            };
-            Compare(
-                "gated projection " + std::to_string(int(activation)) + " " + Shape(x) + " x " +
-                    Shape(weight),
-                out,
-                [&] {
-                  const Tensor to = exact.Device();
-                  cuda::GatedProject(x.Device(), projection(device, 0, to),
-                                     projection(device, columns, to), args(out.Device()), nullptr);
-                },
-                [&] {
-                  for (int64_t begin : {int64_t{0}, int64_t{columns}}) {
-                    const Projection p = projection(host, begin, exact.Host());
-                    reference::MatMul({x.Host(), p.weight, p.bias, p.out});
-                  }
-                  reference::GatedActivation(args(out.Host()));
-                },
-                Limit(kBF16));
-          }
+          const bool bias = rows == 3;
+          Matrix x = Random(kBF16, rows, k, 1, 8), weight = Random(kBF16, 2 * columns, k),
+                 biases = Random(kBF16, 1, 2 * columns, std::sqrt(static_cast<double>(k))),
+                 exact(kF32, rows, 2 * columns), out(kBF16, rows, columns, 8);
+          const auto projection = [&](auto side, int64_t begin, Tensor to) {
+            return Projection{side(weight).Rows(begin, begin + columns),
+                              bias ? Flat(side(biases).Columns(begin, begin + columns)) : Tensor(),
+                              to.Columns(begin, begin + columns)};
+          };
+          const auto host = [](Matrix& m) { return m.Host(); };
+          const auto device = [](Matrix& m) { return m.Device(); };
+          const auto args = [&](Tensor to) {
+            return GatedActivationArgs{.activation = activation,
+                                       .limit = 7,
+                                       .gate = exact.Host().Columns(0, columns),
+                                       .up = exact.Host().Columns(columns, 2 * columns),
+                                       .out = to};
+          };
+          Compare(
+              "gated projection " + std::to_string(int(activation)) + " " + Shape(x) + " x " +
+                  Shape(weight),
+              out,
+              [&] {
+                const Tensor to = exact.Device();
+                cuda::GatedProject(x.Device(), projection(device, 0, to),
+                                   projection(device, columns, to), args(out.Device()), nullptr);
+              },
+              [&] {
+                for (int64_t begin : {int64_t{0}, int64_t{columns}}) {
+                  const Projection p = projection(host, begin, exact.Host());
+                  reference::MatMul({x.Host(), p.weight, p.bias, p.out});
+                }
+                reference::GatedActivation(args(out.Host()));
+              },
+              Limit(kBF16));
         }
       }
     }
@@ -385,12 +387,7 @@ class Ops {
   // Of many rows, the reference does only the first and the last four.
   void MixtureCase(const Mixture& mixture) {
     const auto& [rows, experts, top_k, hidden, inner, bias] = mixture;
-    // float32 rows are rounded to bfloat16 by the op: these are already.
-    const Matrix rounded = Random(kBF16, rows, hidden);
-    Matrix x(rows % 2 ? kF32 : kBF16, rows, hidden);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < hidden; ++c) x.Put(r, c, rounded.Get(r, c));
-    }
+    Matrix x = Random(kBF16, rows, hidden);
     Matrix ids(kI32, rows, top_k), weights(kF32, rows, top_k);
     std::uniform_real_distribution<double> uniform(0, 1);
     std::vector<int32_t> order(experts);

@@ -233,7 +233,7 @@ void Gather(const GatherArgs& args, ThreadPool& pool) {
 
 void Norm(const NormArgs& args, ThreadPool& pool) {
   const Tensor& x = args.x;
-  OCTAVO_CHECK(IsActivation(x.dtype), ShapeString(x));
+  OCTAVO_CHECK(IsActivation(x.dtype) && !args.rounded, ShapeString(x));
   OCTAVO_CHECK(!args.delta || SameShape(x, args.delta), ShapeString(x), ShapeString(args.delta));
   OCTAVO_CHECK(!args.out || (args.out.rows() == x.rows() && args.out.columns() == x.columns() &&
                              (args.out.dtype == x.dtype ||

@@ -72,7 +72,8 @@ struct NormParams {
   float* x;
   const float* delta;
   const BFloat16* weight;
-  int64_t x_stride, delta_stride, out_stride;
+  BFloat16* rounded;  // optional
+  int64_t x_stride, delta_stride, out_stride, rounded_stride;
   int columns;
   float eps, offset;
 };
@@ -111,6 +112,7 @@ __global__ void norm_kernel(NormParams p, Out* out) {
 #pragma unroll
     for (int k = 0; k < 8; ++k) x[n].v[k] *= factor * (weight.v[k] + p.offset);
     Store8(out + row * p.out_stride + i, x[n]);
+    if (p.rounded) Store8(p.rounded + row * p.rounded_stride + i, x[n]);
   }
 }
 
@@ -167,9 +169,11 @@ void Norm(const NormArgs& args, cudaStream_t stream) {
   const NormParams params{.x = RowsOf<float>(args.x).data,
                           .delta = RowsOf<float>(args.delta).data,
                           .weight = RowsOf<BFloat16>(args.weight).data,
+                          .rounded = RowsOf<BFloat16>(args.rounded).data,
                           .x_stride = args.x.row_stride,
                           .delta_stride = args.delta.row_stride,
                           .out_stride = args.out.row_stride,
+                          .rounded_stride = args.rounded.row_stride,
                           .columns = static_cast<int>(columns),
                           .eps = args.eps,
                           .offset = args.offset};

@@ -13,12 +13,9 @@
 namespace octavo::cuda {
 namespace {
 
-// Rows up to which the weights' stream is the bound (bench/op_rows.cu: "experts").
-constexpr int kSomeRows = 32;
-
 struct SortParams {
   const int32_t* ids;  // [pairs]
-  int pairs, experts, tile_pairs;
+  int pairs, experts;
   ExpertTile* tiles;
   int32_t* tile_count;
   int32_t* sorted;  // [pairs] pairs by expert, each expert's in order
@@ -41,13 +38,13 @@ __device__ void CutTiles(const SortParams& p, int32_t* totals) {
   for (int first = 0; first < p.experts; first += 32) {
     const int expert = first + lane;
     const int pairs = expert < p.experts ? totals[expert] : 0;
-    const int tiles = (pairs + p.tile_pairs - 1) / p.tile_pairs;
+    const int tiles = (pairs + kManyExpertPairs - 1) / kManyExpertPairs;
     const int pairs_end = pairs_before + InclusiveSum(pairs);
     const int tiles_end = tiles_before + InclusiveSum(tiles);
     const int begin = pairs_end - pairs;
     for (int t = 0; t < tiles; ++t) {
-      p.tiles[tiles_end - tiles + t] = {expert, begin + t * p.tile_pairs,
-                                        min(begin + (t + 1) * p.tile_pairs, pairs_end)};
+      p.tiles[tiles_end - tiles + t] = {expert, begin + t * kManyExpertPairs,
+                                        min(begin + (t + 1) * kManyExpertPairs, pairs_end)};
     }
     if (expert < p.experts) totals[expert] = begin;
     pairs_before = __shfl_sync(~0u, pairs_end, 31);
@@ -96,24 +93,18 @@ __device__ void SortPairs(const SortParams& p) {
   }
 }
 
-// Row `from` of x to row `to`, by one block.
-template <class X>
-__device__ void CopyRow(const X* x, int64_t x_stride, int64_t from, int hidden, BFloat16* out,
-                        int64_t to) {
-  for (int i = static_cast<int>(threadIdx.x) * 8; i < hidden; i += static_cast<int>(blockDim.x) * 8)
-    Store8(out + to * hidden + i, Load8(x + from * x_stride + i));
-}
-
 __global__ void sort_pairs_kernel(SortParams p) {
   WaitForInputs();
   SortPairs(p);
 }
 
-template <class X>
-__global__ void sort_rows_kernel(const X* x, int64_t x_stride, const int32_t* sorted, int top_k,
-                                 int hidden, BFloat16* out) {
+__global__ void sort_rows_kernel(const BFloat16* x, int64_t x_stride, const int32_t* sorted,
+                                 int top_k, int hidden, BFloat16* out) {
   WaitForInputs();
-  CopyRow(x, x_stride, sorted[blockIdx.x] / top_k, hidden, out, blockIdx.x);
+  const BFloat16* from = x + sorted[blockIdx.x] / top_k * x_stride;
+  for (int i = static_cast<int>(threadIdx.x) * 8; i < hidden; i += static_cast<int>(blockDim.x) * 8)
+    *reinterpret_cast<uint4*>(out + int64_t{blockIdx.x} * hidden + i) =
+        *reinterpret_cast<const uint4*>(from + i);
 }
 
 template <class Out>
@@ -155,9 +146,8 @@ struct Experts::State {
   float* results;
   ~State() { cudaFree(memory); }
 
-  void Sort(const ExpertsArgs& args, const ExpertsParams& params, int tile_pairs,
-            cudaStream_t stream) const;
-  void SortRows(const ExpertsArgs& args, const ExpertsParams& params, cudaStream_t stream) const;
+  // Tiles of pairs, and their rows of x.
+  void Sort(const ExpertsArgs& args, const ExpertsParams& params, cudaStream_t stream) const;
 };
 
 Experts::Experts(const Limits& limits) : state_(std::make_unique<State>(limits)) {
@@ -189,26 +179,18 @@ Experts::Experts(const Limits& limits) : state_(std::make_unique<State>(limits))
 }
 Experts::~Experts() = default;
 
-void Experts::State::Sort(const ExpertsArgs& args, const ExpertsParams& params, int tile_pairs,
+void Experts::State::Sort(const ExpertsArgs& args, const ExpertsParams& params,
                           cudaStream_t stream) const {
   const int threads = std::clamp(params.pairs / 8 / 32 * 32, 256, 1024);
   Launch(sort_pairs_kernel, 1, threads, size_t{4} * (threads / 32 + 1) * params.experts, stream,
          SortParams{.ids = args.ids.Row<int32_t>(0),
                     .pairs = params.pairs,
                     .experts = params.experts,
-                    .tile_pairs = tile_pairs,
                     .tiles = tiles,
                     .tile_count = tile_count,
                     .sorted = sorted});
-}
-
-void Experts::State::SortRows(const ExpertsArgs& args, const ExpertsParams& params,
-                              cudaStream_t stream) const {
-  const auto run = [&]<class X>(X) {
-    Launch(sort_rows_kernel<X>, static_cast<unsigned>(params.pairs), 256, 0, stream,
-           args.x.Row<X>(0), args.x.row_stride, sorted, params.top_k, params.hidden, x);
-  };
-  args.x.dtype == DType::kF32 ? run(float{}) : run(BFloat16{});
+  Launch(sort_rows_kernel, static_cast<unsigned>(params.pairs), 256, 0, stream,
+         args.x.Row<BFloat16>(0), args.x.row_stride, sorted, params.top_k, params.hidden, x);
 }
 
 void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
@@ -221,8 +203,8 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
   OCTAVO_CHECK(rows <= s.limits.rows && experts <= s.limits.experts && top_k <= s.limits.top_k &&
                    hidden <= s.limits.hidden && intermediate <= s.limits.intermediate,
                rows, experts, top_k, hidden, intermediate);
-  OCTAVO_CHECK((args.x.dtype == DType::kF32 || args.x.dtype == DType::kBF16) &&
-                   first.gate.dtype == DType::kBF16 && hidden % 8 == 0 && intermediate % 8 == 0,
+  OCTAVO_CHECK(args.x.dtype == DType::kBF16 && first.gate.dtype == DType::kBF16 &&
+                   hidden % 8 == 0 && intermediate % 8 == 0,
                ShapeString(args.x), ShapeString(first.gate));
   const int64_t stride = Stride(args.experts, &Expert::gate);
   const int64_t bias_stride = Stride(args.experts, &Expert::gate_bias);
@@ -231,7 +213,7 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
                    bias_stride == Stride(args.experts, &Expert::up_bias) &&
                    bias_stride == Stride(args.experts, &Expert::down_bias),
                stride, bias_stride);
-  const bool many = rows > kSomeRows;
+  const bool many = rows > kFewExpertRows || rows * top_k > kFewExpertPairs;
   const auto bf16 = [](const Tensor& t) { return static_cast<const BFloat16*>(t.data); };
   const ExpertsParams params{.gate = bf16(first.gate),
                              .up = bf16(first.up),
@@ -245,8 +227,7 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
                              .tiles = s.tiles,
                              .tile_count = s.tile_count,
                              .sorted = s.sorted,
-                             .x = many ? s.x : args.x.data,
-                             .x_type = many ? DType::kBF16 : args.x.dtype,
+                             .x = many ? s.x : args.x.Row<BFloat16>(0),
                              .x_stride = many ? hidden : args.x.row_stride,
                              .pairs = rows * top_k,
                              .experts = experts,
@@ -259,16 +240,11 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
                              .activated_stride = intermediate,
                              .pair_weights = args.weights.Row<float>(0),
                              .results = s.results};
-  // No expert has more pairs than there are rows.
-  if (rows <= kFewExpertPairs && params.pairs <= 64) {
-    RunFewExperts<kFewExpertPairs>(params, stream);
-  } else if (!many) {
-    s.Sort(args, params, kSomeExpertPairs, stream);
-    RunFewExperts<kSomeExpertPairs>(params, stream);
-  } else {
-    s.Sort(args, params, kManyExpertPairs, stream);
-    s.SortRows(args, params, stream);
+  if (many) {
+    s.Sort(args, params, stream);
     RunManyExperts(params, stream);
+  } else {
+    RunFewExperts(params, stream);
   }
   const int threads = std::min(1024, (hidden / 8 + 31) / 32 * 32);
   const auto add = [&]<class Out>(Out) {

@@ -24,8 +24,7 @@ struct ExpertsParams {
   const ExpertTile* tiles = nullptr;
   const int32_t* tile_count = nullptr;
   const int32_t* sorted = nullptr;  // [pairs] row * top_k + k
-  const void* x = nullptr;  // few rows: [rows, hidden]; many: bfloat16 [pairs, hidden], sorted
-  DType x_type = DType::kBF16;
+  const BFloat16* x = nullptr;      // few rows: [rows, hidden]; many: [pairs, hidden], sorted
   int64_t x_stride = 0;
   int pairs = 0, experts = 0, hidden = 0, intermediate = 0, top_k = 1;
   Activation activation{};
@@ -39,13 +38,11 @@ struct ExpertsParams {
   int MostTiles(int tile_pairs) const { return std::min(pairs, experts + pairs / tile_pairs); }
 };
 
-// Pairs of a tile.
-inline constexpr int kFewExpertPairs = 8, kSomeExpertPairs = 32, kManyExpertPairs = 128;
-
-// Streams an expert's weights once per tile. kPairs: kFewExpertPairs, which needs no tiles and
-// takes as many rows, or kSomeExpertPairs.
-template <int kPairs>
+// Few rows: at most so many rows and pairs. Needs no tiles; the weights' stream is the bound.
+inline constexpr int kFewExpertRows = 8, kFewExpertPairs = 64;
 void RunFewExperts(const ExpertsParams& params, cudaStream_t stream);
+
+inline constexpr int kManyExpertPairs = 128;  // of a tile
 // Tensor-core products of tiles of kManyExpertPairs.
 void RunManyExperts(const ExpertsParams& params, cudaStream_t stream);
 

@@ -1,5 +1,5 @@
-// Experts for few rows, in the manner of matmul_few.cuh: a block takes 16 outputs of one tile of
-// pairs, so the weights of the experts that are used are read once per tile, and no others.
+// Experts for few rows, in the manner of matmul_few.cuh: a block takes 16 outputs of one expert and
+// all of its rows, so the weights of the experts that are used are read once, and no others.
 #include <algorithm>
 
 #include "kernels/cuda/activation.cuh"
@@ -22,70 +22,67 @@ __device__ LaneRows RowsOfLane(int first_out, int outs, int k) {
   return {int64_t{low} * k + lane % 4 * 8, int64_t{high - low} * k};
 }
 
-// The pairs of one expert that a block works on.
+__device__ int NthBit(uint64_t bits, int n) {
+  for (; n > 0; --n) bits &= bits - 1;
+  return __ffsll(static_cast<int64_t>(bits)) - 1;
+}
+
+// The pairs of one expert.
 struct FewTile {
   int expert = -1, pairs = 0;
-  uint64_t members = 0;  // of the first 64 pairs; or
-  const int32_t* sorted = nullptr;
+  uint64_t members = 0;  // of all pairs
 
-  __device__ int Pair(int n) const {
-    if (sorted) return sorted[n];
-    uint64_t left = members;
-    for (; n > 0; --n) left &= left - 1;
-    return __ffsll(static_cast<int64_t>(left)) - 1;
-  }
+  __device__ int Pair(int n) const { return NthBit(members, n); }
 };
 
-// The index-th expert of up to 64 pairs, in ascending order: found by every warp for itself, which
-// is quicker than a kernel that sorts.
+// The index-th expert of all pairs, in the order in which they come: found by every warp for
+// itself, which is quicker than a kernel that sorts.
 __device__ FewTile FindTile(const ExpertsParams& p, int index) {
   if (!p.ids) return {0, p.pairs, (uint64_t{1} << p.pairs) - 1};
-  constexpr unsigned kNone = 0x7FFFFFFF;
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const unsigned low = lane < p.pairs ? static_cast<unsigned>(p.ids[lane]) : kNone;
-  const unsigned high = lane + 32 < p.pairs ? static_cast<unsigned>(p.ids[lane + 32]) : kNone;
-  unsigned expert = 0, least = 0;
-  for (int i = 0; i <= index; ++i) {
-    expert = __reduce_min_sync(~0u, min(low >= least ? low : kNone, high >= least ? high : kNone));
-    if (expert == kNone) return {};
-    least = expert + 1;
+  const unsigned before = (1u << lane) - 1;
+  const int low = lane < p.pairs ? p.ids[lane] : -1;
+  const int high = lane + 32 < p.pairs ? p.ids[lane + 32] : -1;
+  const unsigned low_first =
+      __ballot_sync(~0u, low >= 0 && (__match_any_sync(~0u, low) & before) == 0);
+  int expert = -1;
+  if (index < __popc(low_first)) {
+    expert = __shfl_sync(~0u, low, NthBit(low_first, index));
+  } else if (p.pairs > 32) {
+    bool known = high < 0;
+#pragma unroll
+    for (int i = 0; i < 32; ++i) known |= __shfl_sync(~0u, low, i) == high;
+    const unsigned high_first =
+        __ballot_sync(~0u, !known && (__match_any_sync(~0u, high) & before) == 0);
+    index -= __popc(low_first);
+    if (index >= __popc(high_first)) return {};
+    expert = __shfl_sync(~0u, high, NthBit(high_first, index));
+  } else {
+    return {};
   }
   const uint64_t members =
       __ballot_sync(~0u, low == expert) | uint64_t{__ballot_sync(~0u, high == expert)} << 32;
-  return {static_cast<int>(expert), __popcll(members), members};
+  return {expert, __popcll(members), members};
 }
 
-template <int kTiles>
-__device__ FewTile TileOfBlock(const ExpertsParams& p) {
-  const int index = static_cast<int>(blockIdx.y);
-  if constexpr (kTiles == kFewExpertPairs / 8) return FindTile(p, index);
-  if (index >= *p.tile_count) return {};
-  const ExpertTile tile = p.tiles[index];
-  return {tile.expert, tile.end - tile.begin, 0, p.sorted + tile.begin};
-}
-
-template <class X, int kTiles>
-__global__ __launch_bounds__(kFewWarps * 32, kTiles == 1 ? 2 : 1) void gate_up_kernel(
-    const __grid_constant__ ExpertsParams p) {
-  __shared__ FewPartials<kTiles> partials[2];
+__global__ __launch_bounds__(kFewWarps * 32,
+                             2) void gate_up_kernel(const __grid_constant__ ExpertsParams p) {
+  __shared__ FewPartials<1> partials[2];
   const int first_out = static_cast<int>(blockIdx.x) * kFewOuts;
   const int lane = static_cast<int>(threadIdx.x % 32);
   const LaneRows at = RowsOfLane(first_out, p.intermediate, p.hidden);
   const bool dense = p.ids == nullptr;
-  if (!dense) WaitForInputs();  // the tile depends on them
-  const FewTile tile = TileOfBlock<kTiles>(p);
+  if (!dense) WaitForInputs();  // which expert it is depends on them
+  const FewTile tile = FindTile(p, static_cast<int>(blockIdx.y));
   if (tile.expert < 0) return;
-  const auto x_row = [&](int n) -> const X* {
-    const int pair = 8 * n + lane / 4;
-    return pair < tile.pairs
-               ? static_cast<const X*>(p.x) + tile.Pair(pair) / p.top_k * p.x_stride + lane % 4 * 8
-               : nullptr;
+  const auto x_row = [&](int) -> const BFloat16* {
+    return lane / 4 < tile.pairs ? p.x + tile.Pair(lane / 4) / p.top_k * p.x_stride + lane % 4 * 8
+                                 : nullptr;
   };
-  float sums[2][kTiles][4] = {};
-  StreamFew<kFewAheadOfTwo, 2, X, kTiles>(
-      {p.gate + tile.expert * p.weight_stride + at.low,
-       p.up + tile.expert * p.weight_stride + at.low},
-      at.high_offset, p.hidden, x_row,
+  const int64_t weights = tile.expert * p.weight_stride + at.low;
+  float sums[2][1][4] = {};
+  StreamFew<kFewAheadOfTwo, 2, BFloat16, 1>(
+      {p.gate + weights, p.up + weights}, at.high_offset, p.hidden, x_row,
       [&] {
         if (dense) WaitForInputs();
       },
@@ -106,23 +103,22 @@ __global__ __launch_bounds__(kFewWarps * 32, kTiles == 1 ? 2 : 1) void gate_up_k
   }
 }
 
-template <int kTiles>
 __global__ __launch_bounds__(kFewWarps *
                              32) void down_kernel(const __grid_constant__ ExpertsParams p) {
-  __shared__ FewPartials<kTiles> partials;
-  // Tiles are older than the kernel before, which has waited for them.
-  const FewTile tile = TileOfBlock<kTiles>(p);
+  __shared__ FewPartials<1> partials;
+  // The ids are older than the kernel before, which has waited for them.
+  const FewTile tile = FindTile(p, static_cast<int>(blockIdx.y));
   if (tile.expert < 0) return;
   const int first_out = static_cast<int>(blockIdx.x) * kFewOuts;
   const int lane = static_cast<int>(threadIdx.x % 32);
   const LaneRows at = RowsOfLane(first_out, p.hidden, p.intermediate);
-  const auto row = [&](int n) -> const BFloat16* {
-    const int pair = 8 * n + lane / 4;
-    return pair < tile.pairs ? p.activated + tile.Pair(pair) * p.activated_stride + lane % 4 * 8
-                             : nullptr;
+  const auto row = [&](int) -> const BFloat16* {
+    return lane / 4 < tile.pairs
+               ? p.activated + tile.Pair(lane / 4) * p.activated_stride + lane % 4 * 8
+               : nullptr;
   };
-  float sums[1][kTiles][4] = {};
-  StreamFew<kFewAhead, 1, BFloat16, kTiles>(
+  float sums[1][1][4] = {};
+  StreamFew<kFewAhead, 1, BFloat16, 1>(
       {p.down + tile.expert * p.weight_stride + at.low}, at.high_offset, p.intermediate, row,
       [] { WaitForInputs(); }, sums);
   partials.Put(sums[0]);
@@ -137,40 +133,31 @@ __global__ __launch_bounds__(kFewWarps *
   }
 }
 
-template <int kTiles>
-void RunGateUp(const ExpertsParams& params, dim3 grid, cudaStream_t stream) {
-  const auto kernel = params.x_type == DType::kF32 ? gate_up_kernel<float, kTiles>
-                                                   : gate_up_kernel<BFloat16, kTiles>;
-  Launch(kernel, grid, kFewWarps * 32, 0, stream, params);
-}
+unsigned Blocks(int outs) { return static_cast<unsigned>((outs + kFewOuts - 1) / kFewOuts); }
 
 }  // namespace
 
-template <int kPairs>
 void RunFewExperts(const ExpertsParams& params, cudaStream_t stream) {
-  const auto blocks = [&](int outs) {
-    return dim3(static_cast<unsigned>((outs + kFewOuts - 1) / kFewOuts),
-                static_cast<unsigned>(params.MostTiles(kPairs)));
-  };
-  RunGateUp<kPairs / 8>(params, blocks(params.intermediate), stream);
-  Launch(down_kernel<kPairs / 8>, blocks(params.hidden), kFewWarps * 32, 0, stream, params);
+  const auto tiles = static_cast<unsigned>(std::min(params.pairs, params.experts));
+  Launch(gate_up_kernel, dim3(Blocks(params.intermediate), tiles), kFewWarps * 32, 0, stream,
+         params);
+  Launch(down_kernel, dim3(Blocks(params.hidden), tiles), kFewWarps * 32, 0, stream, params);
 }
-template void RunFewExperts<kFewExpertPairs>(const ExpertsParams&, cudaStream_t);
-template void RunFewExperts<kSomeExpertPairs>(const ExpertsParams&, cudaStream_t);
 
 bool GatedProject(const Tensor& x, const Projection& gate, const Projection& up,
                   const GatedActivationArgs& args, cudaStream_t stream) {
   const int rows = static_cast<int>(x.rows());
   const bool bfloat16_biases =
       !gate.bias || (gate.bias.dtype == DType::kBF16 && up.bias.dtype == DType::kBF16);
-  if (rows > kFewExpertPairs || !bfloat16_biases || args.out.dtype != DType::kBF16) return false;
+  if (rows > kFewExpertRows || x.dtype != DType::kBF16 || args.out.dtype != DType::kBF16 ||
+      !bfloat16_biases)
+    return false;
   ExpertsParams params;
   params.gate = gate.weight.Row<BFloat16>(0);
   params.up = up.weight.Row<BFloat16>(0);
   params.gate_bias = static_cast<const BFloat16*>(gate.bias.data);
   params.up_bias = static_cast<const BFloat16*>(up.bias.data);
-  params.x = x.data;
-  params.x_type = x.dtype;
+  params.x = x.Row<BFloat16>(0);
   params.x_stride = x.row_stride;
   params.pairs = rows;
   params.hidden = static_cast<int>(x.columns());
@@ -180,8 +167,7 @@ bool GatedProject(const Tensor& x, const Projection& gate, const Projection& up,
   params.limit = args.limit;
   params.activated = args.out.Row<BFloat16>(0);
   params.activated_stride = args.out.row_stride;
-  RunGateUp<kFewExpertPairs / 8>(
-      params, dim3(static_cast<unsigned>((params.intermediate + kFewOuts - 1) / kFewOuts)), stream);
+  Launch(gate_up_kernel, Blocks(params.intermediate), kFewWarps * 32, 0, stream, params);
   return true;
 }
 

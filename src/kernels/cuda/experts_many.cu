@@ -222,7 +222,7 @@ void Run(const ExpertsParams& p, const BFloat16* x, const BFloat16* first, const
 }  // namespace
 
 void RunManyExperts(const ExpertsParams& p, cudaStream_t stream) {
-  Run<true>(p, static_cast<const BFloat16*>(p.x), p.gate, p.up, p.hidden, p.intermediate, stream);
+  Run<true>(p, p.x, p.gate, p.up, p.hidden, p.intermediate, stream);
   Run<false>(p, p.activated, p.down, p.down, p.intermediate, p.hidden, stream);
 }
 

@@ -105,7 +105,9 @@ void Norm(const NormArgs& args) {
     for (int64_t i = 0; i < columns; ++i) squares += Get(args.x, r, i) * Get(args.x, r, i);
     const double scale = 1 / std::sqrt(squares / columns + args.eps);
     for (int64_t i = 0; i < columns; ++i) {
-      Put(args.out, r, i, Get(args.x, r, i) * scale * (Get(args.weight, 0, i) + args.offset));
+      const double value = Get(args.x, r, i) * scale * (Get(args.weight, 0, i) + args.offset);
+      Put(args.out, r, i, value);
+      if (args.rounded) Put(args.rounded, r, i, value);
     }
   }
 }
