@@ -48,6 +48,8 @@ struct EngineOptions {
       512;  // tokens in one step; prompts are cut into chunks of at most this
   bool enable_prefix_caching = true;
   int threads = 0;  // 0: all cores
+  // Bytes of weights that are on a GPU, of so many; called by Create, on its thread.
+  std::function<void(int64_t done, int64_t all)> load_progress;
 };
 
 struct SamplingParams {

@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "cli/commands.h"
+#include "cli/progress.h"
 
 namespace octavo::cli {
 namespace {
@@ -58,6 +59,7 @@ void AddCacheFlags(CLI::App* app, EngineOptions& o) {
 
 void AddEngineFlags(CLI::App* app, EngineOptions& o, bool one_format = true) {
   o.model = ShippedModel();
+  o.load_progress = LoadProgressBar();
   app->add_option(
       "model", o.model,
       "a Hugging Face folder (config.json, safetensors); default: the shipped needle model");

@@ -89,7 +89,8 @@ std::shared_ptr<const LoadedModel> Load(const EngineOptions& options, const Mode
   Checkpoint checkpoint =
       dummy ? Checkpoint::Empty(options.model) : Checkpoint::Open(options.model);
   Weights weights = dummy ? MakeDummyWeights(spec) : LoadWeights(spec, checkpoint);
-  if (!backend.is_host()) weights = UploadWeights(spec, weights, backend);
+  if (!backend.is_host())
+    weights = UploadWeights(spec, weights, backend, options.threads, options.load_progress);
   return std::make_shared<const LoadedModel>(
       LoadedModel{spec, std::move(checkpoint), std::move(weights), backend.name()});
 }
