@@ -48,6 +48,8 @@ struct EngineOptions {
       512;  // tokens in one step; prompts are cut into chunks of at most this
   bool enable_prefix_caching = true;
   int threads = 0;  // 0: all cores
+  // Bytes of weights that are on a GPU, of so many; called by Create, on its thread.
+  std::function<void(int64_t done, int64_t all)> load_progress;
 };
 
 struct SamplingParams {
@@ -97,7 +99,9 @@ struct Event {
 struct EngineStats {
   int64_t steps = 0, prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0, preemptions = 0;
   int64_t running = 0, waiting = 0;
+  int64_t peak_running = 0;  // most sequences in one step since the start
   int64_t cache_bytes = 0, cache_bytes_used = 0;
+  int64_t cache_tokens = 0;  // that fit, in sequences of max_model_len
   double model_seconds = 0;  // in the model: forward and sampling
   double loop_seconds = 0;   // in the engine's loop outside of it, while it has work
 };
@@ -123,13 +127,16 @@ class TextStream {
   std::unique_ptr<Impl> impl_;
 };
 
+// What engines of one model and device may share: the weights, which outlive any of them.
+struct LoadedModel;
+
 class Engine {
  public:
   using Callback = std::function<void(const Event&)>;
 
-  // With `same_model`, an engine of the same model and device, weights are shared with it.
+  // With the `model` of an engine of the same folder and device nothing is loaded again.
   static std::unique_ptr<Engine> Create(const EngineOptions& options,
-                                        const Engine* same_model = nullptr);
+                                        std::shared_ptr<const LoadedModel> model = nullptr);
   ~Engine();  // cancels what is left
 
   // Refuses an empty prompt, ids outside the vocabulary, prompts that the model or the cache cannot
@@ -143,6 +150,7 @@ class Engine {
   std::string Decode(std::span<const int32_t> ids) const;
   std::unique_ptr<TextStream> MakeTextStream() const;  // the engine must outlive it
 
+  std::shared_ptr<const LoadedModel> model() const;
   int64_t max_model_len() const;
   double cache_bytes_per_token()
       const;  // all full-attention layers and, while growing, the window layers

@@ -7,6 +7,7 @@
 
 #include "eval/bench_decode.h"
 #include "eval/bench_latency.h"
+#include "eval/bench_throughput.h"
 #include "eval/needle.h"
 #include "eval/verify.h"
 #include "octavo/engine.h"
@@ -56,6 +57,12 @@ struct BenchLatencyOptions {
   std::string json, html;
 };
 int BenchLatency(const BenchLatencyOptions& options);
+
+struct BenchThroughputOptions {
+  ThroughputBenchOptions bench;
+  std::string json;
+};
+int BenchThroughput(const BenchThroughputOptions& options);
 
 struct BenchServeOptions {
   ServeBenchOptions bench;  // base_url empty: of host and port

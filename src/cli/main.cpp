@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "cli/commands.h"
+#include "cli/progress.h"
 
 namespace octavo::cli {
 namespace {
@@ -58,6 +59,7 @@ void AddCacheFlags(CLI::App* app, EngineOptions& o) {
 
 void AddEngineFlags(CLI::App* app, EngineOptions& o, bool one_format = true) {
   o.model = ShippedModel();
+  o.load_progress = LoadProgressBar();
   app->add_option(
       "model", o.model,
       "a Hugging Face folder (config.json, safetensors); default: the shipped needle model");
@@ -89,6 +91,12 @@ void AddEngineFlags(CLI::App* app, EngineOptions& o, bool one_format = true) {
         ->group("KV cache");
   }
   AddCacheFlags(app, o);
+}
+
+void AddMaxNumSeqs(CLI::App* app, EngineOptions& o) {
+  app->add_option("--max-num-seqs", o.max_num_seqs, "sequences in one step")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
 }
 
 void AddGenerate(CLI::App& root, int& code) {
@@ -136,9 +144,7 @@ void AddServe(CLI::App& root, int& code) {
       ->envname("OCTAVO_API_KEY");
   app->add_option("--served-model-name", o->server.model_name,
                   "the model's name in the API; default: its folder's");
-  app->add_option("--max-num-seqs", o->engine.max_num_seqs, "sequences in one step")
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str();
+  AddMaxNumSeqs(app, o->engine);
   app->add_option("--max-model-len", o->engine.max_model_len,
                   "longest sequence in tokens, e.g. 32k; 0: the model's")
       ->transform(Tokens());
@@ -349,9 +355,54 @@ void AddBenchServe(CLI::App& bench, int& code) {
   app->callback([o, &code] { code = BenchServe(*o); });
 }
 
+void AddBenchThroughput(CLI::App& bench, int& code) {
+  auto o = std::make_shared<BenchThroughputOptions>();
+  CLI::App* app =
+      bench.add_subcommand("throughput", "Many requests at once, offline, per cache format.");
+  app->footer(
+      "All requests are submitted at once; variants run one after another over the same weights, "
+      "each with as many bytes of\ncache as the first. Flags and the fields of the JSON are those "
+      "of "
+      "`vllm bench throughput`. Prefix caching is off.\n"
+      "Example:\n  octavo bench throughput --input-len 1k --output-len 128 --num-prompts 200 "
+      "--kv-cache-memory-bytes 64MiB\n"
+      "  octavo bench throughput ~/models/Llama-3.1-8B --load-format dummy --device cuda "
+      "--kv-cache-dtypes bf16,fp8 --num-prompts 1000 --max-num-batched-tokens 8k");
+  ThroughputBenchOptions& b = o->bench;
+  AddEngineFlags(app, b.engine, /*one_format=*/false);
+  AddMaxNumSeqs(app, b.engine);
+  app->add_option("--kv-cache-dtypes", b.variants,
+                  "what to compare with the first: FORMAT[:MATH][/SKIP], e.g. "
+                  "bf16,fp8,fp8/sliding_window")
+      ->delimiter(',')
+      ->capture_default_str();
+  auto* dataset = app->add_option("--dataset", b.dataset,
+                                  "prompts from a file, one per line, or of a .jsonl the field "
+                                  "\"prompt\"; default: random tokens")
+                      ->check(CLI::ExistingFile);
+  app->add_option("--input-len", b.input_len, "tokens of a random prompt, e.g. 1k")
+      ->transform(Tokens())
+      ->excludes(dataset)
+      ->capture_default_str();
+  app->add_option("--output-len", b.output_len, "tokens generated per request")
+      ->transform(Tokens())
+      ->capture_default_str();
+  app->add_option("--num-prompts", b.num_prompts,
+                  "requests; default: 64 random ones, or all of the dataset")
+      ->check(CLI::PositiveNumber);
+  app->add_option("--random-range-ratio", b.random_range_ratio,
+                  "r in [0, 1): lengths are drawn from (1 - r) to (1 + r) times those given")
+      ->excludes(dataset)
+      ->capture_default_str();
+  app->add_option("--seed", b.seed, "of the random prompts")->capture_default_str();
+  app->add_option("--json", o->json, "write the results here");
+  app->callback([o, &code] { code = BenchThroughput(*o); });
+}
+
 void AddBench(CLI::App& root, int& code) {
   CLI::App* bench = root.add_subcommand("bench", "Measure speed.")->require_subcommand(1);
   AddBenchLatency(*bench, code);
+  AddBenchThroughput(*bench, code);
   AddBenchServe(*bench, code);
   auto o = std::make_shared<BenchDecodeOptions>();
   CLI::App* app = bench->add_subcommand(

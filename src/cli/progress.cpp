@@ -16,4 +16,13 @@ std::function<void(int, int)> ProgressBar(const std::string& what) {
   };
 }
 
+std::function<void(int64_t, int64_t)> LoadProgressBar() {
+  const auto bar = ProgressBar("MiB of weights");
+  if (!bar) return nullptr;
+  return [bar](int64_t done, int64_t all) {
+    const int64_t mib = (all >> 20) + 1;
+    bar(static_cast<int>(done * mib / all), static_cast<int>(mib));
+  };
+}
+
 }  // namespace octavo::cli

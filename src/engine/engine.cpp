@@ -180,6 +180,7 @@ void Engine::Impl::TakeInbox() {
 void Engine::Impl::RunStep() {
   const Step step = scheduler.Schedule();
   totals.preemptions += step.preempted;
+  totals.peak_running = std::max(totals.peak_running, scheduler.running());
   if (step.stuck) {
     Finish(
         step.stuck->id, FinishReason::kError,
@@ -330,6 +331,7 @@ void Engine::Impl::PublishStats() {
   totals.waiting = scheduler.waiting();
   totals.cache_bytes = executor.cache_bytes();
   totals.cache_bytes_used = executor.cache_bytes_used();
+  totals.cache_tokens = executor.cache_tokens();
   // A GPU would be waited for: not after every step.
   const Clock::time_point now = Clock::now();
   std::optional<std::vector<LayerHealth>> fresh;
@@ -342,9 +344,10 @@ void Engine::Impl::PublishStats() {
   if (fresh) health = std::move(*fresh);
 }
 
-std::unique_ptr<Engine> Engine::Create(const EngineOptions& options, const Engine* same_model) {
-  auto impl = same_model ? std::make_unique<Impl>(options, same_model->impl_->executor.model())
-                         : std::make_unique<Impl>(options);
+std::unique_ptr<Engine> Engine::Create(const EngineOptions& options,
+                                       std::shared_ptr<const LoadedModel> model) {
+  auto impl =
+      model ? std::make_unique<Impl>(options, std::move(model)) : std::make_unique<Impl>(options);
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 
@@ -405,6 +408,7 @@ std::unique_ptr<TextStream> Engine::MakeTextStream() const {
       Detokenizer(impl_->RequireTokenizer(), /*skip_special_tokens=*/true))));
 }
 
+std::shared_ptr<const LoadedModel> Engine::model() const { return impl_->executor.model(); }
 int64_t Engine::max_model_len() const { return impl_->executor.max_model_len(); }
 double Engine::cache_bytes_per_token() const { return impl_->executor.cache_bytes_per_token(); }
 std::vector<std::string> Engine::StartupReport() const { return impl_->executor.StartupReport(); }

@@ -34,30 +34,20 @@ void RequireWithin(int64_t least, int64_t most, const char* flag, int64_t found)
   }
 }
 
-// Everything that can be checked before the weights are read.
-void CheckOptions(const EngineOptions& options, const ModelSpec& spec) {
-  RequireWithin(1, 1 << 16, "--max-num-seqs", options.max_num_seqs);
-  RequireWithin(1, 1 << 20, "--max-num-batched-tokens", options.max_num_batched_tokens);
-  RequireWithin(0, 1024, "--threads", options.threads);
-  RequireWithin(0, int64_t{1} << 46, "--kv-cache-memory-bytes", options.kv_cache_memory_bytes);
-  if (!(options.gpu_memory_utilization > 0 && options.gpu_memory_utilization <= 1)) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("--gpu-memory-utilization: expected a share in (0, 1], found {}",
-                            options.gpu_memory_utilization));
-  }
-  if (const std::string& math = options.attention_math;
-      math != "auto" && math != "fp8" && math != "fp8_tensor_core" && math != "16bit") {
-    throw Error(
-        ErrorCode::kInvalidArgument,
-        fmt::format("--attention-math: expected auto, fp8, fp8_tensor_core or 16bit, found '{}'",
-                    math));
-  }
-  if (options.max_model_len < 0 || options.max_model_len > spec.max_position_embeddings) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("--max-model-len: expected 0 (the model's) or up to its "
-                            "max_position_embeddings, {}, found {}",
-                            spec.max_position_embeddings, options.max_model_len));
-  }
+std::vector<KvLayerFacts> LayerFacts(const ModelSpec& spec) {
+  std::vector<KvLayerFacts> facts;
+  for (const LayerSpec& layer : spec.layers)
+    facts.push_back({layer.window, layer.kv_heads, layer.head_dim});
+  return facts;
+}
+
+KvPolicy Policy(const EngineOptions& options, const ModelSpec& spec) {
+  return ResolveKvPolicy(
+      {.kv_cache_dtype = options.kv_cache_dtype,
+       .kv_cache_dtype_k = Given(options.kv_cache_dtype_k),
+       .kv_cache_dtype_v = Given(options.kv_cache_dtype_v),
+       .skip_layers = options.kv_cache_dtype_skip_layers},
+      {.layers = LayerFacts(spec), .dtype = spec.dtype, .checkpoint_format = spec.kv_cache_format});
 }
 
 // Batch sizes that graphs are recorded for.
@@ -99,7 +89,8 @@ std::shared_ptr<const LoadedModel> Load(const EngineOptions& options, const Mode
   Checkpoint checkpoint =
       dummy ? Checkpoint::Empty(options.model) : Checkpoint::Open(options.model);
   Weights weights = dummy ? MakeDummyWeights(spec) : LoadWeights(spec, checkpoint);
-  if (!backend.is_host()) weights = UploadWeights(spec, weights, backend);
+  if (!backend.is_host())
+    weights = UploadWeights(spec, weights, backend, options.threads, options.load_progress);
   return std::make_shared<const LoadedModel>(
       LoadedModel{spec, std::move(checkpoint), std::move(weights), backend.name()});
 }
@@ -109,6 +100,33 @@ std::string MiB(int64_t bytes) {
 }
 
 }  // namespace
+
+void CheckOptions(const EngineOptions& options, const ModelSpec& spec) {
+  RequireWithin(1, 1 << 16, "--max-num-seqs", options.max_num_seqs);
+  RequireWithin(1, 1 << 20, "--max-num-batched-tokens", options.max_num_batched_tokens);
+  RequireWithin(0, 1024, "--threads", options.threads);
+  RequireWithin(0, int64_t{1} << 46, "--kv-cache-memory-bytes", options.kv_cache_memory_bytes);
+  if (!(options.gpu_memory_utilization > 0 && options.gpu_memory_utilization <= 1)) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("--gpu-memory-utilization: expected a share in (0, 1], found {}",
+                            options.gpu_memory_utilization));
+  }
+  if (const std::string& math = options.attention_math;
+      math != "auto" && math != "fp8" && math != "fp8_tensor_core" && math != "16bit") {
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        fmt::format("--attention-math: expected auto, fp8, fp8_tensor_core or 16bit, found '{}'",
+                    math));
+  }
+  if (options.max_model_len < 0 || options.max_model_len > spec.max_position_embeddings) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("--max-model-len: expected 0 (the model's) or up to its "
+                            "max_position_embeddings, {}, found {}",
+                            spec.max_position_embeddings, options.max_model_len));
+  }
+  ArithmeticDType(options.dtype);
+  Policy(options, spec);
+}
 
 Executor::Executor(const EngineOptions& options)
     : Executor(options, ReadModelSpec(options.model)) {}
@@ -195,22 +213,14 @@ int64_t Executor::CacheBytes(const EngineOptions& options,
 }
 
 std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
-  KvModelFacts facts{
-      .layers = {}, .dtype = spec().dtype, .checkpoint_format = spec().kv_cache_format};
-  for (const LayerSpec& layer : spec().layers)
-    facts.layers.push_back({layer.window, layer.kv_heads, layer.head_dim});
-  policy_ = ResolveKvPolicy({.kv_cache_dtype = options.kv_cache_dtype,
-                             .kv_cache_dtype_k = Given(options.kv_cache_dtype_k),
-                             .kv_cache_dtype_v = Given(options.kv_cache_dtype_v),
-                             .skip_layers = options.kv_cache_dtype_skip_layers},
-                            facts);
+  const std::vector<KvLayerFacts> facts = LayerFacts(spec());
+  policy_ = Policy(options, spec());
   for (const std::string& warning : policy_.warnings) Log(LogLevel::kWarning, warning);
-  scales_ = LoadKvScales(model_->checkpoint, Given(options.kv_cache_scales), facts.layers,
-                         policy_.layers);
+  scales_ = LoadKvScales(model_->checkpoint, Given(options.kv_cache_scales), facts, policy_.layers);
   for (const std::string& warning : scales_.warnings) Log(LogLevel::kWarning, warning);
 
-  const int64_t bytes = CacheBytes(options, facts.layers);
-  geometry_ = MakeGroups(facts.layers, policy_.layers, bytes);
+  const int64_t bytes = CacheBytes(options, facts);
+  geometry_ = MakeGroups(facts, policy_.layers, bytes);
   arena_memory_ = backend_->Allocate(bytes);
   if (!arena_memory_.data()) {
     throw Error(ErrorCode::kResourceExhausted,
@@ -339,6 +349,16 @@ double Executor::cache_bytes_per_token() const {
 
 int64_t Executor::cache_bytes() const { return arena_->slabs() * geometry_.slab_bytes; }
 
+int64_t Executor::cache_tokens() const {
+  double slabs = 0;  // of a sequence
+  for (int g = 0; g < groups(); ++g) {
+    slabs += static_cast<double>(PagesPerSequence(geometry_.groups[g])) /
+             static_cast<double>(geometry_.PagesPerSlab(g));
+  }
+  return static_cast<int64_t>(static_cast<double>(arena_->slabs()) / slabs *
+                              static_cast<double>(max_model_len_));
+}
+
 int64_t Executor::cache_bytes_used() const {
   int64_t bytes = 0;
   for (int g = 0; g < groups(); ++g) bytes += pool_->held(g) * geometry_.groups[g].page_bytes;
@@ -350,16 +370,10 @@ std::vector<std::string> Executor::StartupReport() const {
   const std::vector<std::string> memory = Describe(geometry_, cache_bytes());
   lines.insert(lines.end(), memory.begin(), memory.end());
   lines.insert(lines.end(), scales_.lines.begin(), scales_.lines.end());
-  double slabs_per_sequence = 0;  // of max_model_len tokens
-  for (int g = 0; g < groups(); ++g) {
-    slabs_per_sequence += static_cast<double>(PagesPerSequence(geometry_.groups[g])) /
-                          static_cast<double>(geometry_.PagesPerSlab(g));
-  }
-  const double sequences = static_cast<double>(arena_->slabs()) / slabs_per_sequence;
-  lines.push_back(
-      fmt::format("KV cache: {:.0f} tokens in {}, {:.2f} sequences of {} tokens at a time",
-                  sequences * static_cast<double>(max_model_len_), MiB(cache_bytes()), sequences,
-                  max_model_len_));
+  lines.push_back(fmt::format(
+      "KV cache: {} tokens in {}, {:.2f} sequences of {} tokens at a time", cache_tokens(),
+      MiB(cache_bytes()), static_cast<double>(cache_tokens()) / static_cast<double>(max_model_len_),
+      max_model_len_));
   return lines;
 }
 

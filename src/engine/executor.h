@@ -37,6 +37,9 @@ struct LoadedModel {
   std::string device;  // Backend::name()
 };
 
+// What is wrong with options as far as the model's config alone tells, before weights are read.
+void CheckOptions(const EngineOptions& options, const ModelSpec& spec);
+
 class Executor {
  public:
   // Loads the model, settles policy and scales, takes the cache memory. Errors are the user's to
@@ -69,6 +72,7 @@ class Executor {
   std::vector<LayerHealth> ReadHealth();
   double cache_bytes_per_token() const;
   int64_t cache_bytes() const;
+  int64_t cache_tokens() const;      // that fit, in sequences of max_model_len
   int64_t cache_bytes_used() const;  // pages that sequences hold
 
  private:

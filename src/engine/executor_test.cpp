@@ -4,10 +4,15 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <bit>
+#include <cmath>
 #include <map>
 #include <random>
 
+#include "base/float_bits.h"
 #include "models/config.h"
+#include "models/upload.h"
 
 namespace octavo {
 namespace {
@@ -29,17 +34,31 @@ class PretendedDevice final : public Backend {
     regions_[data] = bytes;
     return Memory(data, bytes, [this](std::byte* p) { regions_.erase(p); });
   }
-  Memory AllocateHost(size_t bytes) override { return cpu_->Allocate(bytes); }
+  Memory AllocateHost(size_t bytes) override {
+    kept_.push_back(cpu_->Allocate(bytes));
+    std::byte* data = kept_.back().data();
+    host_[data] = bytes;
+    return Memory(data, bytes, [this](std::byte* p) {
+      EXPECT_TRUE(on_their_way_.empty()) << "memory given back that a copy may still read";
+      host_.erase(p);
+    });
+  }
   MemoryInfo memory_info() override { return {.free = size_t{3} << 30, .total = size_t{4} << 30}; }
   void Upload(void* to, const void* from, size_t bytes) override {
     Expect(to);
-    cpu_->Upload(to, from, bytes);
+    on_their_way_.push_back([=, this] { cpu_->Upload(to, from, bytes); });
+    if (!In(host_, from)) Wait();
   }
   void Download(void* to, const void* from, size_t bytes) override {
     Expect(from);
+    Wait();
     cpu_->Download(to, from, bytes);
   }
-  void Wait() override {}
+  // Copies from AllocateHost's memory read it as late as they may.
+  void Wait() override {
+    for (const auto& copy : on_their_way_) copy();
+    on_their_way_.clear();
+  }
   std::unique_ptr<Graph> Record(const std::function<void()>& body) override {
     auto graph = std::make_unique<Recording>();
     recording_ = graph.get();
@@ -113,6 +132,7 @@ class PretendedDevice final : public Backend {
   }
   void Sample(const SampleArgs& a) override {
     Expect(a.logits);
+    Wait();
     cpu_->Sample(a);
   }
 
@@ -152,7 +172,11 @@ class PretendedDevice final : public Backend {
   };
 
   void Do(std::function<void()> op) {
-    recording_ ? recording_->ops.push_back(std::move(op)) : op();
+    const auto in_order = [this, op = std::move(op)] {
+      Wait();
+      op();
+    };
+    recording_ ? recording_->ops.push_back(in_order) : in_order();
   }
   template <class... Tensors>
   void Expect(const Tensor& first, const Tensors&... rest) {
@@ -160,15 +184,19 @@ class PretendedDevice final : public Backend {
     (Expect(rest), ...);
   }
   void Expect(const void* p) {
-    const auto next = regions_.upper_bound(static_cast<std::byte*>(const_cast<void*>(p)));
-    ASSERT_TRUE(next != regions_.begin() &&
-                static_cast<const std::byte*>(p) < std::prev(next)->first + std::prev(next)->second)
-        << "memory that is not the device's, or no longer";
+    ASSERT_TRUE(In(regions_, p)) << "memory that is not the device's, or no longer";
+  }
+  using Regions = std::map<const std::byte*, size_t>;
+  static bool In(const Regions& regions, const void* p) {
+    const auto next = regions.upper_bound(static_cast<const std::byte*>(p));
+    return next != regions.begin() &&
+           static_cast<const std::byte*>(p) < std::prev(next)->first + std::prev(next)->second;
   }
 
   std::unique_ptr<Backend> cpu_;
   std::vector<Memory> kept_;
-  std::map<std::byte*, size_t> regions_;
+  Regions regions_, host_;
+  std::vector<std::function<void()>> on_their_way_;
   Recording* recording_ = nullptr;
   int64_t padded_ = 0, replays_ = 0;
 };
@@ -237,6 +265,105 @@ TEST(Executor, ADeviceGivesWhatTheHostGives) {
     EXPECT_EQ(a[l].amax[0], b[l].amax[0]);
     EXPECT_EQ(a[l].amax[1], b[l].amax[1]);
   }
+}
+
+// Any type, rows apart by more than their length where `gap` is given.
+Tensor Noise(std::vector<Buffer>& owned, std::mt19937& random, DType dtype, int64_t rows,
+             int64_t columns, int64_t gap = 0) {
+  owned.emplace_back(rows * (columns + gap) * SizeOf(dtype));
+  Tensor tensor(owned.back().data(), dtype, {rows, columns});
+  tensor.row_stride = columns + gap;
+  for (size_t i = 0; i < owned.back().size() / sizeof(uint16_t); ++i)
+    reinterpret_cast<uint16_t*>(owned.back().data())[i] = static_cast<uint16_t>(random());
+  return tensor;
+}
+
+float ValueAt(const Tensor& t, int64_t row, int64_t column) {
+  if (t.dtype == DType::kF32) return t.Row<float>(row)[column];
+  const uint16_t bits = t.Row<uint16_t>(row)[column];
+  return t.dtype == DType::kF16 ? Float16::Decode(bits) : BF16ToFloat(bits);
+}
+
+// `there` is `here` as `dtype`, to the bit but for which NaN it is.
+void ExpectUploaded(const Tensor& here, const Tensor& there, DType dtype) {
+  ASSERT_EQ(there.dtype, dtype);
+  ASSERT_EQ(ShapeString(there),
+            ShapeString(Tensor(there.data, dtype, {here.rows(), here.columns()})));
+  ASSERT_TRUE(there.contiguous());
+  int64_t wrong = 0;
+  for (int64_t row = 0; row < here.rows(); ++row) {
+    for (int64_t column = 0; column < here.columns(); ++column) {
+      float expected = ValueAt(here, row, column);
+      if (dtype == DType::kBF16) expected = BF16ToFloat(FloatToBF16(expected));
+      const float found = ValueAt(there, row, column);
+      wrong += std::isnan(expected)
+                   ? !std::isnan(found)
+                   : std::bit_cast<uint32_t>(expected) != std::bit_cast<uint32_t>(found);
+    }
+  }
+  EXPECT_EQ(wrong, 0) << ShapeString(here);
+}
+
+TEST(Upload, EveryTypeArrivesInStretchesThatFollowEachOther) {
+  std::mt19937 random(5);
+  Weights here;
+  const auto noise = [&](DType dtype, int64_t rows, int64_t columns, int64_t gap = 0) {
+    return Noise(here.owned, random, dtype, rows, columns, gap);
+  };
+  // Bytes as bfloat16: 18 MiB and 36 MiB, of which 16 are sent at a time.
+  here.embedding = noise(DType::kF32, 9001, 1024);
+  here.lm_head = noise(DType::kF32, 18001, 1024, 3);
+  here.final_norm = noise(DType::kF16, 1, 77);
+  LayerWeights& layer = here.layers.emplace_back();
+  layer.q = noise(DType::kF32, 33, 65, 5);
+  layer.k = noise(DType::kF16, 7, 65, 1);
+  layer.v = noise(DType::kBF16, 9, 65, 2);
+  layer.q_bias = noise(DType::kBF16, 1, 33);
+  layer.k_bias = noise(DType::kF16, 1, 7);
+  layer.v_bias = noise(DType::kF32, 1, 9);
+  layer.o = noise(DType::kF16, 700, 1500);  // more than a piece
+  layer.sinks = noise(DType::kBF16, 1, 5);
+  for (int i = 0; i < 3; ++i) {
+    layer.experts.push_back({.gate = noise(DType::kBF16, 6, 10, 10),
+                             .up = noise(DType::kBF16, 6, 10, 10),
+                             .down = noise(DType::kBF16, 10, 6)});
+  }
+
+  PretendedDevice device;
+  std::vector<int64_t> progress;
+  int64_t total = 0;
+  const Weights there =
+      UploadWeights({}, here, device, /*threads=*/3, [&](int64_t done, int64_t all) {
+        progress.push_back(done);
+        total = all;
+      });
+  ExpectUploaded(here.embedding, there.embedding, DType::kBF16);
+  ExpectUploaded(here.lm_head, there.lm_head, DType::kBF16);
+  ExpectUploaded(here.final_norm, there.final_norm, DType::kBF16);
+  const LayerWeights& arrived = there.layers[0];
+  for (Tensor LayerWeights::*matrix :
+       {&LayerWeights::q, &LayerWeights::k, &LayerWeights::v, &LayerWeights::o})
+    ExpectUploaded(layer.*matrix, arrived.*matrix, DType::kBF16);
+  for (Tensor LayerWeights::*vector :
+       {&LayerWeights::q_bias, &LayerWeights::k_bias, &LayerWeights::v_bias, &LayerWeights::sinks})
+    ExpectUploaded(layer.*vector, arrived.*vector, DType::kF32);
+  EXPECT_EQ(arrived.k.data, arrived.q.Row<uint16_t>(33));
+  EXPECT_EQ(arrived.v.data, arrived.k.Row<uint16_t>(7));
+  EXPECT_FALSE(arrived.router);
+  for (int i = 0; i < 3; ++i) {
+    const Expert &from = layer.experts[i], &to = arrived.experts[i];
+    ExpectUploaded(from.gate, to.gate, DType::kBF16);
+    ExpectUploaded(from.up, to.up, DType::kBF16);
+    ExpectUploaded(from.down, to.down, DType::kBF16);
+    EXPECT_EQ(to.gate.data, arrived.experts[0].gate.Row<uint16_t>(0) + i * 3 * 60);
+  }
+
+  ASSERT_EQ(progress.size(), 5);  // four stretches, and the end
+  EXPECT_EQ(progress.front(), 0);
+  EXPECT_TRUE(std::is_sorted(progress.begin(), progress.end()));
+  EXPECT_LT(progress[3], total);
+  EXPECT_EQ(progress.back(), total);
+  EXPECT_EQ(total, static_cast<int64_t>(there.device.size()));
 }
 
 TEST(Executor, TheCacheTakesWhatUtilisationLeaves) {

@@ -179,7 +179,7 @@ LatencyReport BenchLatency(const LatencyBenchOptions& options, const LatencyProg
     engine.max_model_len = longest + options.output_len;
     if (engine.kv_cache_memory_bytes == 0)
       engine.kv_cache_memory_bytes = CacheBytes(spec, engine.max_model_len);
-    engines.push_back(Engine::Create(engine, engines.empty() ? nullptr : engines.front().get()));
+    engines.push_back(Engine::Create(engine, engines.empty() ? nullptr : engines.front()->model()));
     report.variants.push_back(
         {.name = name,
          .cache_bytes_per_token = GrowingBytes(spec, engines.back()->CacheReport()),

@@ -252,8 +252,8 @@ NeedleReport EvalNeedle(const NeedleEvalOptions& options, const NeedleProgress& 
     engine.max_num_seqs = options.needles;
     engine.max_model_len = *std::max_element(options.lengths.begin(), options.lengths.end());
     contestants.push_back(
-        {.engine = Engine::Create(engine,
-                                  contestants.empty() ? nullptr : contestants.front().engine.get()),
+        {.engine = Engine::Create(
+             engine, contestants.empty() ? nullptr : contestants.front().engine->model()),
          .row = {},
          .prefill = {},
          .decode = {}});

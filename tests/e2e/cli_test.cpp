@@ -86,7 +86,7 @@ class CliTest : public ::testing::Test {
 
 TEST_F(CliTest, HelpOfEveryCommand) {
   for (const char* command : {"", "generate", "serve", "verify", "inspect", "eval", "eval needle",
-                              "bench", "bench decode", "bench latency"}) {
+                              "bench", "bench decode", "bench latency", "bench throughput"}) {
     const Outcome o = Run(std::string(command) + " --help");
     EXPECT_EQ(o.code, 0) << command;
     EXPECT_NE(o.out.find("Usage"), std::string::npos) << command;
@@ -190,6 +190,23 @@ TEST_F(CliTest, BenchLatencyComparesVariantsFromAConfigAlone) {
   ExpectRefused(bench + "--load-format dummy --input-lens 16,32,9m", {"--input-lens", "9437184"});
   ExpectRefused(bench + "--load-format other --input-lens 1,2,3 --output-len 8",
                 {"--load-format", "other"});
+}
+
+TEST_F(CliTest, BenchThroughputPrintsARatioPerVariant) {
+  const fs::path json = folder_ / "throughput.json";
+  const std::string bench = "bench throughput " + Golden("gpt_oss") + " --device cpu ";
+  const Outcome o = Run(bench +
+                        "--load-format dummy --input-len 40 --output-len 4 --num-prompts 6 "
+                        "--max-num-seqs 3 --kv-cache-dtypes bf16,fp8/sliding_window --json " +
+                        json.string());
+  ASSERT_EQ(o.code, 0) << o.err;
+  EXPECT_NE(o.out.find("6 requests, 240 prompt tokens"), std::string::npos) << o.out;
+  EXPECT_NE(o.out.find("\nfp8/sliding_window "), std::string::npos) << o.out;
+  for (const char* part : {"\"total_num_tokens\": 264", "\"peak_running\": 3"})
+    EXPECT_NE(Read(json).find(part), std::string::npos) << part << Read(json);
+  ExpectRefused(bench + "--output-len 0", {"--output-len", "0"});
+  ExpectRefused(bench + "--dataset nowhere", {"--dataset", "nowhere"});
+  ExpectRefused(bench + "--kv-cache-dtypes bf16,fp9", {"--kv-cache-dtype", "fp9"});
 }
 
 TEST_F(CliTest, DevicesThatAreNotThere) {
