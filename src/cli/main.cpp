@@ -207,6 +207,10 @@ void AddEval(CLI::App& root, int& code) {
       "answer counts if it is exactly\n"
       "right. Also printed: mean log-probability of the right answer, which shows damage before "
       "answers break.\n"
+      "With --attention-error also: the relative L2 error of attention's output against a bf16 "
+      "cache, per layer and head,\n"
+      "every layer given the inputs of the bf16 run, over the last 128 positions of a prompt per "
+      "length.\n"
       "Example:\n  octavo eval needle --lengths 4k,32k --kv-cache-dtypes bf16,fp8 --samples 4 "
       "--html needle.html");
   NeedleEvalOptions& e = o->eval;
@@ -227,6 +231,9 @@ void AddEval(CLI::App& root, int& code) {
   app->add_option("--seed", e.seed, "of the haystacks")->capture_default_str();
   app->add_option("--haystack", e.haystack_file,
                   "a text file to hide the needles in, instead of generated text");
+  app->add_flag("--attention-error", e.attention_error,
+                "measure attention's output against a bf16 cache, per layer and head: one more "
+                "prefill per format and length");
   app->add_option("--json", o->json, "write the results here");
   app->add_option("--html", o->html,
                   "write a report with heat maps here (one self-contained file)");

@@ -299,7 +299,7 @@ Executor::DecodeGraph* Executor::GraphFor(const Batch& batch, const StepInput& i
   return graph.ops ? &graph : nullptr;
 }
 
-void Executor::Run(Batch& batch, const TakeLogits& take, const Decoder::Observer& observer) {
+void Executor::Run(Batch& batch, const TakeLogits& take, const StepObserver& observer) {
   const size_t samples = batch.samples().size();
   const bool decode = !backend_->is_host() && !observer && batch.tokens() == batch.sequences() &&
                       batch.tokens() == static_cast<int>(samples) &&

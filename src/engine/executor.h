@@ -61,7 +61,7 @@ class Executor {
   // Runs the batch and hands out the logits of its samples' rows, in order and in pieces:
   // [rows, vocab] float32 in the backend's memory, valid during the call.
   using TakeLogits = std::function<void(size_t first_sample, const Tensor& logits)>;
-  void Run(Batch& batch, const TakeLogits& take, const Decoder::Observer& observer = nullptr);
+  void Run(Batch& batch, const TakeLogits& take, const StepObserver& observer = {});
   // Runs the batch and samples a token for each of its samples.
   std::vector<SampledToken> Execute(Batch& batch);
   Backend& backend() { return *backend_; }

@@ -14,6 +14,7 @@ th { font-weight: 600; } th:first-child, td.name { text-align: left; } td.name {
 .maps { display: flex; flex-wrap: wrap; gap: 2rem; } figure { margin: 0; }
 figcaption { font-family: ui-monospace, monospace; margin-bottom: .4rem; }
 table.heat td { border: 1px solid #fff; text-align: center; min-width: 3.2rem; }
+table.dense { font-size: .8rem; } table.dense th, table.heat.dense td { padding: .1rem .3rem; min-width: 1.6rem; }
 )";
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <exception>
 #include <fstream>
 #include <mutex>
+#include <span>
 #include <sstream>
 
 #include <fmt/format.h>
@@ -197,6 +198,35 @@ void RunSample(Contestant& c, const Haystack& haystack, const std::function<void
   }
 }
 
+// `count` engines or executors share a device's memory; this is number `index` of them.
+EngineOptions OptionsFor(const NeedleEvalOptions& options, const std::string& format, size_t index,
+                         size_t count) {
+  EngineOptions engine = WithVariant(options.engine, format);
+  // Counted against all memory taken so far, so each gets an equal share of a GPU's.
+  engine.gpu_memory_utilization *= static_cast<double>(index + 1) / static_cast<double>(count);
+  engine.max_model_len = *std::max_element(options.lengths.begin(), options.lengths.end());
+  return engine;
+}
+
+// Fills in the rows' attention errors; `prompts` are one per length.
+void AddAttentionErrors(const NeedleEvalOptions& options,
+                        const std::shared_ptr<const LoadedModel>& model,
+                        std::span<const std::vector<int32_t>> prompts, std::vector<NeedleRow>& rows,
+                        const std::function<void()>& done) {
+  std::vector<std::string> formats = {"bf16"};
+  formats.insert(formats.end(), options.formats.begin(), options.formats.end());
+  std::vector<EngineOptions> variants;
+  for (const std::string& format : formats) {
+    variants.push_back(OptionsFor(options, format, variants.size(), formats.size()));
+    variants.back().max_num_seqs = 1;
+  }
+  const auto errors = MeasureAttentionErrors(variants, model, prompts, done);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const size_t variant = i % options.formats.size();
+    rows[i].attention_error = errors[i / options.formats.size()][variant];
+  }
+}
+
 std::string ReadText(const std::string& path) {
   if (path.empty()) return {};
   std::ifstream file(path, std::ios::binary);
@@ -244,13 +274,9 @@ NeedleReport EvalNeedle(const NeedleEvalOptions& options, const NeedleProgress& 
 
   std::vector<Contestant> contestants;
   for (const std::string& format : options.formats) {
-    EngineOptions engine = WithVariant(options.engine, format);
-    // Counted against all memory taken so far, so each gets an equal share of a GPU's.
-    engine.gpu_memory_utilization *=
-        static_cast<double>(contestants.size() + 1) / static_cast<double>(options.formats.size());
+    EngineOptions engine = OptionsFor(options, format, contestants.size(), options.formats.size());
     engine.enable_prefix_caching = true;
     engine.max_num_seqs = options.needles;
-    engine.max_model_len = *std::max_element(options.lengths.begin(), options.lengths.end());
     contestants.push_back(
         {.engine = Engine::Create(
              engine, contestants.empty() ? nullptr : contestants.front().engine->model()),
@@ -259,9 +285,15 @@ NeedleReport EvalNeedle(const NeedleEvalOptions& options, const NeedleProgress& 
          .decode = {}});
   }
 
-  const int all = static_cast<int>(options.formats.size() * options.lengths.size()) *
-                  options.samples * options.needles;
+  const int lengths = static_cast<int>(options.lengths.size());
+  const int all =
+      static_cast<int>(options.formats.size()) * lengths * options.samples * options.needles +
+      (options.attention_error ? lengths : 0);
   int done = 0;
+  const auto count = [&] {
+    if (progress) progress(++done, all);
+  };
+  std::vector<std::vector<int32_t>> prompts;
   for (int64_t length : options.lengths) {
     for (size_t i = 0; i < contestants.size(); ++i) {
       Contestant& c = contestants[i];
@@ -276,17 +308,20 @@ NeedleReport EvalNeedle(const NeedleEvalOptions& options, const NeedleProgress& 
       const uint64_t seed = options.seed * 1'000'003 + static_cast<uint64_t>(sample);
       const Haystack haystack =
           MakeHaystack(*contestants[0].engine, generator, options, length, seed);
-      for (Contestant& c : contestants) {
-        RunSample(c, haystack, [&] {
-          if (progress) progress(++done, all);
-        });
-      }
+      for (Contestant& c : contestants) RunSample(c, haystack, count);
+      if (sample == 0)
+        prompts.push_back(Ask(*contestants[0].engine, haystack, options.needles / 2).prompt);
     }
     for (Contestant& c : contestants) {
       c.row.prefill_tokens_per_second = Median(c.prefill);
       c.row.decode_tokens_per_second = Median(c.decode);
       report.rows.push_back(c.row);
     }
+  }
+  if (options.attention_error) {
+    const std::shared_ptr<const LoadedModel> model = contestants[0].engine->model();
+    contestants.clear();  // and their caches
+    AddAttentionErrors(options, model, prompts, report.rows, count);
   }
   return report;
 }

@@ -5,12 +5,16 @@
 // One haystack of a length holds `needles` needles at even depths, so one prefill serves all
 // depths: the first question pays for it, the others find it in the prefix cache. Formats take
 // turns on the same haystack.
+//
+// On request also what each format does to attention's output (eval/attention_error.h), for the
+// question about the middle needle of each length's first haystack.
 #pragma once
 
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "eval/attention_error.h"
 #include "octavo/engine.h"
 
 namespace octavo {
@@ -23,7 +27,8 @@ struct NeedleEvalOptions {
   int needles = 8;
   int samples = 1;
   uint64_t seed = 1;
-  std::string haystack_file;  // empty: generated text
+  std::string haystack_file;     // empty: generated text
+  bool attention_error = false;  // one more prefill per format and length, and one in bf16
 };
 
 struct NeedleCell {  // one format, length and depth
@@ -38,6 +43,7 @@ struct NeedleRow {  // one format and length
   double cache_bytes_per_token = 0;
   double prefill_tokens_per_second = 0,
          decode_tokens_per_second = 0;  // one sequence; medians over samples
+  HeadErrors attention_error;           // against bf16; empty: not measured
 
   NeedleCell Total() const;
 };
@@ -51,7 +57,7 @@ struct NeedleReport {
   std::vector<NeedleRow> rows;  // by length, then format
 };
 
-// Called after every question with how many are done, of how many.
+// Called with how many are done, of how many: questions, and prompts of the attention error.
 using NeedleProgress = std::function<void(int done, int all)>;
 
 NeedleReport EvalNeedle(const NeedleEvalOptions& options, const NeedleProgress& progress = nullptr);
@@ -59,6 +65,6 @@ NeedleReport EvalNeedle(const NeedleEvalOptions& options, const NeedleProgress& 
 std::string NeedleTable(const NeedleReport& report);
 std::string NeedleJson(const NeedleReport& report);
 std::string NeedleHtml(
-    const NeedleReport& report);  // one self-contained page with a heat map per format
+    const NeedleReport& report);  // one self-contained page with heat maps per format
 
 }  // namespace octavo

@@ -29,6 +29,51 @@ std::string HeatColour(double rate) {
   return rate >= 0.9999 ? "#e3f4e1" : fmt::format("rgb(240,{},{})", green, blue);
 }
 
+// Where attention's output is worst, and the median over all heads.
+struct ErrorSummary {
+  double median = 0, worst = 0;
+  size_t layer = 0, head = 0;
+};
+ErrorSummary Summarise(const HeadErrors& errors) {
+  ErrorSummary summary;
+  std::vector<double> all;
+  for (size_t l = 0; l < errors.size(); ++l) {
+    for (size_t h = 0; h < errors[l].size(); ++h) {
+      all.push_back(errors[l][h]);
+      if (errors[l][h] > summary.worst) summary = {.worst = errors[l][h], .layer = l, .head = h};
+    }
+  }
+  std::nth_element(all.begin(), all.begin() + all.size() / 2, all.end());
+  summary.median = all[all.size() / 2];
+  return summary;
+}
+
+bool HasErrors(const NeedleReport& report) { return !report.rows[0].attention_error.empty(); }
+
+std::string ErrorMap(const NeedleRow& row) {
+  const HeadErrors& errors = row.attention_error;
+  size_t heads = 0;
+  for (const auto& layer : errors) heads = std::max(heads, layer.size());
+  std::string out = fmt::format(
+      "<figure><figcaption>{}, {}</figcaption><table class=\"heat dense\"><tr><th>layer</th>",
+      EscapeHtml(row.format), LengthName(row.length));
+  for (size_t h = 0; h < heads; ++h) out += fmt::format("<th>{}</th>", h);
+  out += "</tr>\n";
+  for (size_t l = 0; l < errors.size(); ++l) {
+    out += fmt::format("<tr><th>{}</th>", l);
+    for (size_t h = 0; h < errors[l].size(); ++h) {
+      const double error = errors[l][h];
+      // From 0.1 % to 10 %, by its logarithm.
+      const double good = std::clamp(-(std::log10(std::max(error, 1e-9)) + 1) / 2, 0.0, 1.0);
+      out += fmt::format("<td style=\"background:{}\" title=\"layer {}, head {}: {:.4f}%\">{}</td>",
+                         HeatColour(good), l, h, 100 * error,
+                         error == 0 ? "0" : fmt::format("{:.1f}", 100 * error));
+    }
+    out += "</tr>\n";
+  }
+  return out + "</table></figure>\n";
+}
+
 std::string HeatMap(const NeedleReport& report, const std::string& format) {
   std::string out =
       fmt::format("<figure><figcaption>{}</figcaption><table class=\"heat\"><tr><th>depth</th>",
@@ -68,6 +113,19 @@ std::string NeedleTable(const NeedleReport& report) {
                        MeanLogprob(total), row.cache_bytes_per_token, row.prefill_tokens_per_second,
                        row.decode_tokens_per_second);
   }
+  if (!HasErrors(report)) return out;
+  out += fmt::format(
+      "\nattention's output against a bf16 cache: relative L2 error of each layer's heads at the "
+      "last {} positions,\nevery layer given the inputs of the bf16 run\n{:<20} {:>8} {:>9} "
+      "{:>9}\n",
+      kAttentionErrorPositions, "format", "context", "median", "worst");
+  for (const NeedleRow& row : report.rows) {
+    const ErrorSummary error = Summarise(row.attention_error);
+    out += fmt::format(
+        "{:<20} {:>8} {:>8.3f}% {:>8.3f}%{}\n", row.format, LengthName(row.length),
+        100 * error.median, 100 * error.worst,
+        error.worst == 0 ? "" : fmt::format("  layer {}, head {}", error.layer, error.head));
+  }
   return out;
 }
 
@@ -95,6 +153,14 @@ std::string NeedleJson(const NeedleReport& report) {
                                {"prefill_tokens_per_second", row.prefill_tokens_per_second},
                                {"decode_tokens_per_second", row.decode_tokens_per_second},
                                {"depths", depths}});
+    if (HasErrors(report)) {
+      const ErrorSummary error = Summarise(row.attention_error);
+      json["results"].back()["attention_error"] = {{"reference", "bf16"},
+                                                   {"positions", kAttentionErrorPositions},
+                                                   {"median", error.median},
+                                                   {"worst", error.worst},
+                                                   {"layers", row.attention_error}};
+    }
   }
   return json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
@@ -124,7 +190,18 @@ std::string NeedleHtml(const NeedleReport& report) {
   }
   body += "</table>\n<h2>Exact answers by depth and length</h2>\n<div class=\"maps\">\n";
   for (const std::string& format : report.formats) body += HeatMap(report, format);
-  return HtmlPage("Needles in haystacks", body + "</div>\n");
+  body += "</div>\n";
+  if (HasErrors(report)) {
+    body += fmt::format(
+        "<h2>Error of attention's output by layer and head</h2>\n<p>Percent: relative L2 against a "
+        "bf16 cache at the last {} positions of one prompt per length, every layer given the "
+        "inputs "
+        "of the bf16 run, so that its error is its own.</p>\n<div class=\"maps\">\n",
+        kAttentionErrorPositions);
+    for (const NeedleRow& row : report.rows) body += ErrorMap(row);
+    body += "</div>\n";
+  }
+  return HtmlPage("Needles in haystacks", body);
 }
 
 }  // namespace octavo

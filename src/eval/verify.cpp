@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/float_bits.h"
 #include "engine/executor.h"
+#include "eval/relative_error.h"
 #include "io/checkpoint.h"
 #include "models/config.h"
 
@@ -24,26 +25,6 @@ struct Logits {
   std::span<const float> row(int64_t i) const {
     return std::span(values).subspan(i * vocab, vocab);
   }
-};
-
-// Relative L2 error, added up over pieces.
-class RelativeError {
- public:
-  // Of the elements both have: files may keep fewer logit rows than the prompt has tokens, then the
-  // last ones.
-  void Add(std::span<const float> a, std::span<const float> reference) {
-    const size_t common = std::min(a.size(), reference.size());
-    a = a.last(common);
-    reference = reference.last(common);
-    for (size_t i = 0; i < common; ++i) {
-      difference_ += std::pow(double{a[i]} - reference[i], 2);
-      norm_ += std::pow(double{reference[i]}, 2);
-    }
-  }
-  double value() const { return std::sqrt(difference_ / norm_); }
-
- private:
-  double difference_ = 0, norm_ = 0;
 };
 
 double RelativeL2(std::span<const float> a, std::span<const float> reference) {
@@ -127,7 +108,7 @@ class Runner {
 
   // Soft-capped logits of the last `rows` tokens, the prompt cut into chunks.
   Logits Run(std::span<const int32_t> ids, int chunk, int64_t rows,
-             const Decoder::Observer& observer = nullptr) {
+             const StepObserver& observer = {}) {
     SequencePages pages = executor_.pool().Acquire({});
     Logits out{.rows = rows, .vocab = spec().vocab, .values = {}};
     Extend(pages, ids, 0, chunk, static_cast<int64_t>(ids.size()) - rows, out, observer);
@@ -150,7 +131,7 @@ class Runner {
     for (size_t i = 0; i < expected.size(); ++i) {
       Logits last{.rows = 1, .vocab = spec().vocab, .values = {}};
       Extend(pages, tokens, pages.written(), chunk_, static_cast<int64_t>(tokens.size()) - 1, last,
-             nullptr);
+             {});
       for (int32_t id : eos) {
         if (suppress_eos && id < spec().vocab) last.values[id] = -INFINITY;
       }
@@ -163,7 +144,7 @@ class Runner {
 
  private:
   void Extend(SequencePages& pages, std::span<const int32_t> ids, int64_t begin, int chunk,
-              int64_t first_row, Logits& out, const Decoder::Observer& observer) {
+              int64_t first_row, Logits& out, const StepObserver& observer) {
     Batch batch = executor_.MakeBatch();
     const int64_t end = static_cast<int64_t>(ids.size());
     for (; begin < end; begin += chunk) {
@@ -268,15 +249,15 @@ class HiddenCheck {
   HiddenCheck(const Golden& golden, const ModelSpec& spec, int64_t tokens, std::vector<double>& out)
       : golden_(golden), spec_(spec), tokens_(tokens), out_(out) {}
 
-  Decoder::Observer observer() {
-    return [this](int layer, const Tensor& hidden) {
+  StepObserver observer() {
+    return {.hidden = [this](int layer, const Tensor& hidden) {
       const std::string key = fmt::format("hidden{}", layer);
       if (!golden_.Has(0, key) || hidden.dtype != DType::kF32 || hidden.rows() != tokens_) return;
       const Logits reference = golden_.Rows(0, key, spec_.hidden, tokens_);
       if (reference.rows != tokens_) return;
       out_.push_back(RelativeL2({static_cast<const float*>(hidden.data), reference.values.size()},
                                 reference.values));
-    };
+    }};
   }
 
  private:
@@ -326,7 +307,7 @@ VerifyReport Verify(const VerifyOptions& options) {
 
     HiddenCheck hidden(golden, spec, tokens, report.hidden_l2);
     const Logits whole = runner.Run(ids, engine.max_num_batched_tokens, reference.rows,
-                                    i == 0 && y.exact_cache ? hidden.observer() : nullptr);
+                                    i == 0 && y.exact_cache ? hidden.observer() : StepObserver{});
     Compare(whole, reference, result);
     result.chunks_identical = true;
     const int chunks[] = {std::min(7, engine.max_num_batched_tokens), 1};

@@ -116,7 +116,7 @@ void Decoder::Plan(const StepInput& input) {
     (decode_only_ ? plans.decode : plans.any)->Make(input.groups[plans.group]);
 }
 
-void Decoder::Forward(const StepInput& input, const Observer& observer) {
+void Decoder::Forward(const StepInput& input, const StepObserver& observer) {
   const int tokens = static_cast<int>(input.ids.size());
   OCTAVO_CHECK(tokens > 0 && tokens <= limits_.tokens, tokens, limits_.tokens);
   residual_ = Scratch(at_.hidden, DType::kF32, tokens, spec_.hidden);
@@ -158,8 +158,8 @@ void Decoder::Forward(const StepInput& input, const Observer& observer) {
     };
     block_in_ = Scratch(at_.normed, dtype_, tokens, spec_.hidden);
     norm(residual_, pending, w.input_norm, block_in_);
-    if (observer) observer(static_cast<int>(l), residual_);
-    Attend(l, input);
+    if (observer.hidden) observer.hidden(static_cast<int>(l), residual_);
+    Attend(l, input, observer);
     if (layer.post_norms) norm(block_out_, {}, w.post_attention_norm, block_out_);
     experts_in_ = {};
     if (layer.ffn.experts > 0) {
@@ -177,7 +177,7 @@ void Decoder::Forward(const StepInput& input, const Observer& observer) {
   backend_.Norm({.x = residual_, .delta = pending, .weight = {}, .out = {}});
 }
 
-void Decoder::Attend(size_t l, const StepInput& input) {
+void Decoder::Attend(size_t l, const StepInput& input, const StepObserver& observer) {
   const LayerSpec& layer = spec_.layers[l];
   const LayerWeights& w = weights_.layers[l];
   const LayerCache& cache = caches_[l];
@@ -217,6 +217,7 @@ void Decoder::Attend(size_t l, const StepInput& input) {
                       .soft_cap = layer.soft_cap,
                       .sinks = w.sinks,
                       .next = w.o});
+  if (observer.attended) observer.attended(static_cast<int>(l), attended);
   backend_.MatMul({.x = attended, .weight = w.o, .bias = w.o_bias, .out = block_out_});
 }
 
@@ -252,7 +253,7 @@ void Decoder::FeedForward(const LayerSpec& layer, const LayerWeights& w, int tok
                     .out = block_out_});
 }
 
-Tensor Decoder::Logits(const Tensor& rows, const Observer& observer) {
+Tensor Decoder::Logits(const Tensor& rows, const StepObserver& observer) {
   const int64_t count = rows.size();
   OCTAVO_CHECK(count <= kLogitRows, count);
   const Tensor x = Scratch(at_.logit_rows, DType::kF32, count, spec_.hidden);
@@ -265,7 +266,7 @@ Tensor Decoder::Logits(const Tensor& rows, const Observer& observer) {
                  .eps = spec_.norm_eps,
                  .offset = spec_.norm_offset,
                  .out = normed});
-  if (observer) observer(static_cast<int>(spec_.layers.size()), normed);
+  if (observer.hidden) observer.hidden(static_cast<int>(spec_.layers.size()), normed);
   backend_.MatMul({.x = normed, .weight = weights_.lm_head, .bias = {}, .out = logits});
   return logits;
 }

@@ -31,12 +31,21 @@ struct StepLimits {
   int tokens = 0, sequences = 0;
 };
 
+// Sees a step's tensors where they are computed, in the backend's memory; what it writes there, the
+// rest of the step goes on with. Either may be empty.
+struct StepObserver {
+  using See = std::function<void(int layer, const Tensor& tensor)>;
+  // Residual streams as they enter layer 0, 1, ..., and, as `layers`, the final norm's output of
+  // the logit rows.
+  See hidden = nullptr;
+  // Attention's output before o, contiguous: [tokens, heads * head_dim] of the decoder's dtype.
+  See attended = nullptr;
+
+  explicit operator bool() const { return hidden || attended; }
+};
+
 class Decoder {
  public:
-  // Sees residual streams as they enter layer 0, 1, ..., and, as `layers`, the final norm's output
-  // of the logit rows.
-  using Observer = std::function<void(int layer, const Tensor& hidden)>;
-
   // `spec`, `weights` and `backend` must outlive the decoder. `dtype`, float32 or bfloat16, is what
   // the two inputs of a block's matmuls are stored in: its normed input and the attention's output.
   // The residual stream, what is added to it, and queries, keys and values before the cache are
@@ -54,11 +63,11 @@ class Decoder {
   void Plan(const StepInput& input);
 
   // Appends the planned step's tokens to the cache and computes their hidden states.
-  void Forward(const StepInput& input, const Observer& observer = nullptr);
+  void Forward(const StepInput& input, const StepObserver& observer = {});
 
   // Logits of these rows of the last step ([rows] int32), before the model's final soft-cap:
   // [rows, vocab] float32. At most kLogitRows rows at a time; valid until the next call.
-  Tensor Logits(const Tensor& rows, const Observer& observer = nullptr);
+  Tensor Logits(const Tensor& rows, const StepObserver& observer = {});
 
   static constexpr int kLogitRows = 64;
 
@@ -78,7 +87,7 @@ class Decoder {
     std::unique_ptr<AttentionPlan> any, decode;
   };
   void MakePlans();
-  void Attend(size_t l, const StepInput& input);
+  void Attend(size_t l, const StepInput& input, const StepObserver& observer);
   void FeedForward(const LayerSpec& layer, const LayerWeights& w, int tokens);
   Tensor Scratch(int64_t offset, DType dtype, int64_t rows, int64_t columns) const;
 
