@@ -267,6 +267,56 @@ TEST(Executor, ADeviceGivesWhatTheHostGives) {
   }
 }
 
+// What an observer sees of attention in a prompt's two chunks, and the logits after it zeroed one
+// layer's output, negated another's.
+struct Observed {
+  std::vector<std::vector<uint16_t>> attended;
+  std::vector<float> logits;
+  bool operator==(const Observed&) const = default;
+};
+Observed Disturb(Executor& executor, bool disturb) {
+  std::vector<int32_t> text;
+  for (int i = 0; i < 100; ++i) text.push_back(40 + i * i % 80);
+  SequencePages pages = executor.pool().Acquire({});
+  Batch batch = executor.MakeBatch();
+  Backend& backend = executor.backend();
+  Observed seen;
+  for (const auto& [begin, count] : {std::pair{0, 64}, {64, 36}}) {
+    EXPECT_TRUE(pages.Extend(begin + count));
+    batch.Clear();
+    batch.Add(text, begin, count, pages);
+    batch.AddSample(count - 1, {});
+    const auto take = [&](size_t, const Tensor& logits) {
+      const size_t before = seen.logits.size();
+      seen.logits.resize(before + logits.size());
+      backend.Download(seen.logits.data() + before, logits.data, logits.size() * sizeof(float));
+    };
+    executor.Run(batch, take, {.attended = [&](int layer, const Tensor& tensor) {
+                   std::vector<uint16_t>& values = seen.attended.emplace_back(tensor.size());
+                   backend.Download(values.data(), tensor.data, values.size() * sizeof(uint16_t));
+                   std::vector<uint16_t> changed = values;
+                   for (uint16_t& bits : changed)
+                     bits = layer == 0 ? 0 : layer == 2 ? bits ^ 0x8000 : bits;
+                   if (disturb)
+                     backend.Upload(tensor.data, changed.data(), changed.size() * sizeof(uint16_t));
+                 }});
+    pages.Publish(text, begin + count);
+  }
+  return seen;
+}
+
+TEST(Executor, AnObserverSeesAndChangesAttentionOnADevice) {
+  Executor host(Options());
+  Executor pretended(Options(), ReadModelSpec(kModel), std::make_unique<PretendedDevice>());
+  const Observed plain = Disturb(host, false), disturbed = Disturb(host, true);
+  EXPECT_EQ(Disturb(pretended, false), plain);
+  EXPECT_EQ(Disturb(pretended, true), disturbed);
+  ASSERT_EQ(plain.attended.size(), 8u);  // two chunks of four layers
+  EXPECT_EQ(disturbed.attended[0], plain.attended[0]);
+  EXPECT_NE(disturbed.attended[1], plain.attended[1]);
+  EXPECT_NE(disturbed.logits, plain.logits);
+}
+
 // Any type, rows apart by more than their length where `gap` is given.
 Tensor Noise(std::vector<Buffer>& owned, std::mt19937& random, DType dtype, int64_t rows,
              int64_t columns, int64_t gap = 0) {
