@@ -1,6 +1,7 @@
 #include "eval/attention_error.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include <fmt/format.h>
@@ -78,7 +79,10 @@ HeadErrors Values(const HeadSums& sums) {
   HeadErrors errors;
   for (const auto& layer : sums) {
     std::vector<double>& heads = errors.emplace_back();
-    for (const RelativeError& sum : layer) heads.push_back(sum.value());
+    for (const RelativeError& sum : layer) {
+      const double error = sum.value();
+      heads.push_back(std::isnan(error) ? INFINITY : error);  // an output that is no number
+    }
   }
   return errors;
 }

@@ -17,7 +17,7 @@
 
 namespace octavo {
 
-using HeadErrors = std::vector<std::vector<double>>;  // [layers][heads], relative L2
+using HeadErrors = std::vector<std::vector<double>>;  // [layers][heads], relative L2; infinite: NaN
 
 // The errors are those of this many positions, the last of a prompt: its longest contexts.
 constexpr int64_t kAttentionErrorPositions = 128;

@@ -159,10 +159,13 @@ TEST_F(CliTest, GenerateAnswersTheShippedModelsQuestion) {
 TEST_F(CliTest, EvalNeedleWritesItsReports) {
   const std::string json = (folder_ / "r.json").string(), html = (folder_ / "r.html").string();
   const Outcome o =
-      Run("eval needle --lengths 1k --kv-cache-dtypes bf16,fp8 --json " + json + " --html " + html);
+      Run("eval needle --lengths 1k --kv-cache-dtypes bf16,fp8 --attention-error --json " + json +
+          " --html " + html);
   EXPECT_EQ(o.code, 0) << o.err;
   EXPECT_NE(o.out.find("100.0% (8/8)"), std::string::npos) << o.out;
   EXPECT_NE(Read(json).find("\"exact_match\": 1.0"), std::string::npos);
+  EXPECT_NE(o.out.find("attention's output against a bf16 cache"), std::string::npos) << o.out;
+  EXPECT_NE(Read(json).find("\"attention_error\""), std::string::npos);
   const std::string page = Read(html);
   EXPECT_NE(page.find("</html>"), std::string::npos);
   EXPECT_EQ(page.find("http"), std::string::npos) << "a report makes no external requests";
