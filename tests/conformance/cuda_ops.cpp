@@ -454,7 +454,7 @@ class Ops {
   }
 
   void Samples() {
-    for (const int64_t vocab : {256, 1003, 32000, 262144}) {
+    for (const int64_t vocab : {256, 1003, 32000, 262208}) {
       if (quick_ && vocab > 1003) continue;
       SampleCase(vocab, 0);
       SampleCase(vocab, 30);

@@ -9,6 +9,7 @@
 #include "kernels/cuda/combine.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/decode.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/plan.h"
 #include "kernels/cuda/prefill.h"
 #include "kernels/cuda/table.h"
@@ -304,11 +305,18 @@ void CheckCall(const AttentionCall& call) {
   }
 }
 
+// Decode kernels wait for what was launched before them by themselves (launch.cuh).
 void Launch(const KernelEntry& entry, int blocks, const void* params, cudaStream_t stream) {
   void* arguments[] = {const_cast<void*>(params)};
-  CUDA_CHECK(cudaLaunchKernel(entry.function, dim3(static_cast<unsigned>(blocks)),
-                              dim3(static_cast<unsigned>(entry.threads)), arguments,
-                              static_cast<size_t>(entry.shared_bytes), stream));
+  cudaLaunchAttribute early = EarlyLaunch();
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(entry.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(entry.shared_bytes);
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = entry.phase == Phase::kDecode ? 1 : 0;
+  CUDA_CHECK(cudaLaunchKernelExC(&config, entry.function, arguments));
 }
 
 }  // namespace

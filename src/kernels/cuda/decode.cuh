@@ -11,6 +11,7 @@
 #include "kernels/cuda/combine.cuh"
 #include "kernels/cuda/decode.h"
 #include "kernels/cuda/decode_page.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/plan.h"
 
 namespace octavo::cuda {
@@ -134,6 +135,7 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
   WorkItem item = p.items[blockIdx.x];
   ItemLink link = p.links[blockIdx.x];
   __syncthreads();  // barriers have been initialised meanwhile
+  WaitForPriorKernels();
   const int stages = shared.stages;
   bool more = item.sequence >= 0;
   while (more) {
@@ -207,6 +209,8 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
       link = p.links[next];
     }
   }
+  // From here on the bus is less than busy.
+  LetNextKernelStart();
   if (p.prefetch) {
     constexpr int64_t kPiece = 2048;
     const int64_t step = int64_t{gridDim.x} * 32 * kPiece;

@@ -40,11 +40,14 @@ struct FewTile {
 __device__ FewTile FindTile(const ExpertsParams& p, int index) {
   if (!p.ids) return {0, p.pairs, (uint64_t{1} << p.pairs) - 1};
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const unsigned before = (1u << lane) - 1;
   const int low = lane < p.pairs ? p.ids[lane] : -1;
   const int high = lane + 32 < p.pairs ? p.ids[lane + 32] : -1;
-  const unsigned low_first =
-      __ballot_sync(~0u, low >= 0 && (__match_any_sync(~0u, low) & before) == 0);
+  // Lanes whose expert is wanted and stands in no lane before.
+  const auto first_lanes = [&](int id, bool wanted) {
+    const unsigned same = __match_any_sync(~0u, id);
+    return __ballot_sync(~0u, wanted && (same & ((1u << lane) - 1)) == 0);
+  };
+  const unsigned low_first = first_lanes(low, low >= 0);
   int expert = -1;
   if (index < __popc(low_first)) {
     expert = __shfl_sync(~0u, low, NthBit(low_first, index));
@@ -52,8 +55,7 @@ __device__ FewTile FindTile(const ExpertsParams& p, int index) {
     bool known = high < 0;
 #pragma unroll
     for (int i = 0; i < 32; ++i) known |= __shfl_sync(~0u, low, i) == high;
-    const unsigned high_first =
-        __ballot_sync(~0u, !known && (__match_any_sync(~0u, high) & before) == 0);
+    const unsigned high_first = first_lanes(high, !known);
     index -= __popc(low_first);
     if (index >= __popc(high_first)) return {};
     expert = __shfl_sync(~0u, high, NthBit(high_first, index));

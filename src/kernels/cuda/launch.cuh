@@ -2,7 +2,8 @@
 //
 // A kernel launched so begins with WaitForInputs(), before which it may read only what no kernel
 // writes (weights) and write nothing; after it, everything before in the stream is complete. Then
-// it lets the next one start, which waits in its turn.
+// it lets the next one start, which waits in its turn. Decode does that when it has asked for its
+// last page: earlier, the next kernel's weights would take the bus from it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,17 +15,28 @@
 
 namespace octavo::cuda {
 
-__device__ __forceinline__ void WaitForInputs() {
+__device__ __forceinline__ void WaitForPriorKernels() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+__device__ __forceinline__ void LetNextKernelStart() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+__device__ __forceinline__ void WaitForInputs() {
+  WaitForPriorKernels();
+  LetNextKernelStart();
+}
+
+inline cudaLaunchAttribute EarlyLaunch() {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  return early;
 }
 
 template <class... Parameters, class... Arguments>
 void Launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
             cudaStream_t stream, Arguments&&... arguments) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute early = EarlyLaunch();
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;

@@ -20,7 +20,7 @@ namespace cg = cooperative_groups;
 
 constexpr int kThreads = 1024;
 constexpr int kCluster = 8;
-constexpr int kMostTokens = 32768;  // of a block: 128 KiB, and what Histogram can count
+constexpr int kMostTokens = 40960;  // of a block: 160 KiB
 constexpr int kNone = 0x7FFFFFFF;
 
 // A token whose logit is changed before sampling.
@@ -133,18 +133,29 @@ struct Row {
   }
 };
 
-// Weights of tokens, less than 2^34, added up by bins. The two halves are added by 32-bit atomics,
-// which kMostTokens cannot overflow.
+// Weights of tokens, less than 2^34, added up by bins: in three parts by 32-bit atomics, which
+// kMostTokens cannot overflow. Most tokens weigh so little that only the first is not zero.
 struct Histogram {
-  uint32_t low[kBins], high[kBins];
-  static constexpr int kHalf = 17;
+  static constexpr int kParts = 3, kPartBits = 12;
+  uint32_t parts[kParts][kBins];
 
-  __device__ void Add(int bin, uint64_t weight) {
-    const auto half = static_cast<uint32_t>(weight >> kHalf);
-    atomicAdd(&low[bin], static_cast<uint32_t>(weight) & ((1u << kHalf) - 1));
-    if (half > 0) atomicAdd(&high[bin], half);
+  __device__ void Clear(int bin) {
+#pragma unroll
+    for (auto& part : parts) part[bin] = 0;
   }
-  __device__ uint64_t Get(int bin) const { return low[bin] + (uint64_t{high[bin]} << kHalf); }
+  __device__ void Add(int bin, uint64_t weight) {
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      const auto part = static_cast<uint32_t>(weight >> i * kPartBits) & ((1u << kPartBits) - 1);
+      if (part > 0) atomicAdd(&parts[i][bin], part);
+    }
+  }
+  __device__ uint64_t Get(int bin) const {
+    uint64_t sum = 0;
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) sum += uint64_t{parts[i][bin]} << i * kPartBits;
+    return sum;
+  }
 };
 
 struct Place {
@@ -162,7 +173,7 @@ __device__ Place FindBin(const Row& row, const BinOf& bin_of, const Weight& weig
   const cg::cluster_group cluster = cg::this_cluster();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   static_assert(kBins == 2 * kThreads);
-  for (int bin = thread; bin < kBins; bin += kThreads) histogram.low[bin] = histogram.high[bin] = 0;
+  for (int bin = thread; bin < kBins; bin += kThreads) histogram.Clear(bin);
   if (thread == 0) found = {-1, 0};
   __syncthreads();
   for (int i = thread; i < row.count; i += kThreads) {
