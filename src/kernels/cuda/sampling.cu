@@ -182,7 +182,7 @@ __device__ Place FindBin(const Row& row, const BinOf& bin_of, const Weight& weig
   }
   cluster.sync();
   uint64_t own[2] = {};
-#pragma unroll
+#pragma unroll 2
   for (int block = 0; block < kCluster; ++block) {
     const Histogram* theirs = cluster.map_shared_rank(&histogram, block);
     own[0] += theirs->Get(2 * thread);
