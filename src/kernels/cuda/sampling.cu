@@ -133,30 +133,19 @@ struct Row {
   }
 };
 
-// Weights of tokens, less than 2^34, added up by bins: in three parts by 32-bit atomics, which
-// kMostTokens cannot overflow. Most tokens weigh so little that only the first is not zero.
+// Weights of tokens, at most 2^32, added up by bins. The two halves are added by 32-bit atomics,
+// which kMostTokens cannot overflow.
 struct Histogram {
-  static constexpr int kParts = 3, kPartBits = 12;
-  uint32_t parts[kParts][kBins];
+  uint32_t low[kBins], high[kBins];
 
-  __device__ void Clear(int bin) {
-#pragma unroll
-    for (auto& part : parts) part[bin] = 0;
-  }
   __device__ void Add(int bin, uint64_t weight) {
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      const auto part = static_cast<uint32_t>(weight >> i * kPartBits) & ((1u << kPartBits) - 1);
-      if (part > 0) atomicAdd(&parts[i][bin], part);
-    }
+    const auto half = static_cast<uint32_t>(weight >> 16);
+    atomicAdd(&low[bin], static_cast<uint32_t>(weight) & 0xFFFF);
+    if (half > 0) atomicAdd(&high[bin], half);
   }
-  __device__ uint64_t Get(int bin) const {
-    uint64_t sum = 0;
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) sum += uint64_t{parts[i][bin]} << i * kPartBits;
-    return sum;
-  }
+  __device__ uint64_t Get(int bin) const { return low[bin] + (uint64_t{high[bin]} << 16); }
 };
+static_assert(kMostTokens < 1 << 16);
 
 struct Place {
   int bin;          // -1: all bins together weigh less than is wanted
@@ -173,7 +162,7 @@ __device__ Place FindBin(const Row& row, const BinOf& bin_of, const Weight& weig
   const cg::cluster_group cluster = cg::this_cluster();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   static_assert(kBins == 2 * kThreads);
-  for (int bin = thread; bin < kBins; bin += kThreads) histogram.Clear(bin);
+  for (int bin = thread; bin < kBins; bin += kThreads) histogram.low[bin] = histogram.high[bin] = 0;
   if (thread == 0) found = {-1, 0};
   __syncthreads();
   for (int i = thread; i < row.count; i += kThreads) {
@@ -182,7 +171,7 @@ __device__ Place FindBin(const Row& row, const BinOf& bin_of, const Weight& weig
   }
   cluster.sync();
   uint64_t own[2] = {};
-#pragma unroll 2
+#pragma unroll
   for (int block = 0; block < kCluster; ++block) {
     const Histogram* theirs = cluster.map_shared_rank(&histogram, block);
     own[0] += theirs->Get(2 * thread);
@@ -269,7 +258,7 @@ __device__ int Draw(Row row, const RowParams& p, int vocab, int& round) {
   }
   if (p.top_p < 1) {
     const auto weight = [&](float l) {
-      return static_cast<uint64_t>(expf(l - static_cast<float>(row.max)) * 0x1p33f);
+      return static_cast<uint64_t>(expf(l - static_cast<float>(row.max)) * 0x1p32f);
     };
     Sum<unsigned long long> total{0};
     for (int i = static_cast<int>(threadIdx.x); i < row.count; i += kThreads) {
