@@ -323,13 +323,28 @@ void Executor::Run(Batch& batch, const TakeLogits& take, const Decoder::Observer
   }
 }
 
-std::vector<SampledToken> Executor::Execute(Batch& batch) {
+std::vector<SampledToken> Executor::Execute(Batch& batch, std::vector<Ranking>* rankings) {
   std::vector<SampledToken> sampled(batch.samples().size());
+  if (rankings) rankings->assign(sampled.size(), {});
+  std::map<size_t, std::vector<float>> kept;  // logits, which sampling may overwrite
   Run(batch, [&](size_t first, const Tensor& logits) {
+    for (int64_t row = 0; rankings && row < logits.rows(); ++row) {
+      if (!batch.top(first + row)) continue;
+      std::vector<float>& copy = kept[first + row];
+      copy.resize(logits.columns());
+      backend_->Download(copy.data(), logits.Row<float>(row), copy.size() * sizeof(float));
+    }
     backend_->Sample({.logits = logits,
                       .soft_cap = spec().final_soft_cap,
                       .rows = batch.samples().subspan(first, logits.rows()),
                       .out = std::span(sampled).subspan(first, logits.rows())});
+    for (const auto& [i, copy] : kept) {
+      const int32_t target = batch.samples()[i].target;
+      if (!sampled[i].finite) continue;
+      (*rankings)[i] = RankToken(copy, spec().final_soft_cap, target >= 0 ? target : sampled[i].id,
+                                 *batch.top(i));
+    }
+    kept.clear();
   });
   return sampled;
 }
