@@ -82,8 +82,6 @@ struct Neutral {
 void RefuseUnsupported(Api api, const Fields& fields) {
   static const Json kNone = Json::array();
   static const std::vector<Neutral> kBoth = {
-      {"prompt_logprobs", {}},
-      {"skip_special_tokens", {true}},
       {"truncate_prompt_tokens", {}},
       {"allowed_token_ids", {}},
       {"bad_words", {kNone}},
@@ -99,22 +97,17 @@ void RefuseUnsupported(Api api, const Fields& fields) {
       {"cache_salt", {}},
   };
   static const std::vector<Neutral> kCompletions = {
-      {"echo", {false}},
       {"best_of", {1}},
       {"suffix", {""}},
-      {"logprobs", {0}},
-      {"add_special_tokens", {true}},
       {"prompt_embeds", {}},
   };
   static const std::vector<Neutral> kChat = {
-      {"top_logprobs", {0}},
       {"tools", {kNone}},
       {"tool_choice", {"none", "auto"}},
       {"functions", {kNone}},
       {"function_call", {"none", "auto"}},
       {"chat_template", {}},
       {"continue_final_message", {false}},
-      {"add_special_tokens", {false}},
       {"echo", {false}},
       {"documents", {kNone}},
       {"reasoning_effort", {}},
@@ -144,22 +137,56 @@ std::vector<int32_t> TokenIds(const std::string& field, const Json& array) {
   return ids;
 }
 
-void ReadPrompt(const Fields& fields, CompletionRequest& request) {
-  static constexpr const char* kExpected = "a text or an array of token ids";
-  const Json* prompt = fields.Find("prompt");
-  if (!prompt) Wrong("prompt", kExpected, nullptr);
-  const bool is_list = prompt->is_array() && !prompt->empty() &&
-                       (prompt->front().is_string() || prompt->front().is_array());
-  if (is_list && prompt->size() > 1)
-    Wrong("prompt", "one prompt (several in one request are not supported)", *prompt);
-  const Json& one = is_list ? prompt->front() : *prompt;
-  if (one.is_string()) {
-    request.prompt = one.get<std::string>();
-  } else if (one.is_array()) {
-    request.prompt = TokenIds("prompt", one);
+// One, or several.
+void ReadPrompts(const Fields& fields, CompletionRequest& request) {
+  const auto add = [&](const std::string& field, const Json& prompt) {
+    if (prompt.is_string()) {
+      request.prompts.emplace_back(prompt.get<std::string>());
+    } else if (prompt.is_array()) {
+      request.prompts.emplace_back(TokenIds(field, prompt));
+    } else {
+      Wrong(field, "a text or an array of token ids", prompt);
+    }
+  };
+  const Json* found = fields.Find("prompt");
+  const Json prompt = found ? *found : Json();
+  if (prompt.is_array() && !prompt.empty() &&
+      (prompt.front().is_string() || prompt.front().is_array())) {
+    constexpr size_t kMostAnswers = 1024;
+    if (prompt.size() * request.n > kMostAnswers)
+      Wrong("prompt", fmt::format("at most {} prompts times n", kMostAnswers), prompt);
+    for (size_t i = 0; i < prompt.size(); ++i) add(fmt::format("prompt[{}]", i), prompt[i]);
   } else {
-    Wrong("prompt", kExpected, *prompt);
+    add("prompt", prompt);
   }
+}
+
+// What is to be reported of tokens: see the fields of CompletionRequest and SamplingParams.
+void ReadLogprobs(const Fields& fields, CompletionRequest& request) {
+  constexpr int64_t kMost = 20;  // as OpenAI's, and vLLM's unless it is told otherwise
+  const auto count = [&](const char* field) -> std::optional<int> {
+    const auto n = fields.Integer(field, 0, kMost);
+    return n ? std::optional(static_cast<int>(*n)) : std::nullopt;
+  };
+  SamplingParams& sampling = request.sampling;
+  request.prompt_logprobs = sampling.top_prompt_logprobs = count("prompt_logprobs");
+  if (request.api == Api::kChat) {
+    bool logprobs = false;
+    fields.Read("logprobs", logprobs);
+    const std::optional<int> top = count("top_logprobs");
+    if (top.value_or(0) > 0 && !logprobs)
+      Wrong("top_logprobs", "none without logprobs: true", *fields.Find("top_logprobs"));
+    if (logprobs) request.logprobs = top.value_or(0);
+  } else {
+    request.logprobs = count("logprobs");
+    fields.Read("echo", request.echo);
+  }
+  if (request.logprobs.value_or(0) > 0) sampling.top_logprobs = request.logprobs;
+  if (request.echo && request.logprobs) {
+    sampling.prompt_logprobs_from = 1;
+    sampling.top_prompt_logprobs = std::max(request.prompt_logprobs, sampling.top_logprobs);
+  }
+  if (request.prompt_logprobs) sampling.prompt_logprobs_from = 1;
 }
 
 // A text, or parts of type text, which are joined by newlines.
@@ -233,6 +260,13 @@ void ReadLogitBias(const Fields& fields, SamplingParams& sampling) {
   }
 }
 
+// None at all is of use to those who ask for the prompt.
+void ReadMaxTokens(const char* name, const Fields& fields, CompletionRequest& request) {
+  const int64_t least = request.echo || request.prompt_logprobs ? 0 : 1;
+  if (const auto most = fields.Integer(name, least, kMaxInt))
+    request.max_tokens = static_cast<int>(*most);
+}
+
 void ReadSampling(const Fields& fields, CompletionRequest& request) {
   SamplingParams& sampling = request.sampling;
   fields.Read("presence_penalty", sampling.presence_penalty);
@@ -256,8 +290,7 @@ void ReadSampling(const Fields& fields, CompletionRequest& request) {
     if (!ids->is_array()) Wrong("stop_token_ids", "an array of token ids", *ids);
     sampling.stop_token_ids = TokenIds("stop_token_ids", *ids);
   }
-  if (const auto most = fields.Integer("max_tokens", 1, kMaxInt))
-    request.max_tokens = static_cast<int>(*most);
+  ReadMaxTokens("max_tokens", fields, request);
 }
 
 }  // namespace
@@ -314,6 +347,7 @@ CompletionRequest ParseRequest(Api api, std::string_view body, const SamplingPar
     if (!model->is_string()) Wrong("model", "a text", *model);
     request.model = model->get<std::string>();
   }
+  ReadLogprobs(fields, request);
   ReadSampling(fields, request);
   constexpr int64_t kMostChoices = 128;
   if (const auto n = fields.Integer("n", 1, kMostChoices)) request.n = static_cast<int>(*n);
@@ -323,23 +357,18 @@ CompletionRequest ParseRequest(Api api, std::string_view body, const SamplingPar
     if (!request.stream) Wrong("stream_options", "none without stream: true", *options);
     const Fields stream_fields(*options, "stream_options.");
     stream_fields.Read("include_usage", request.include_usage);
-    bool continuous = false;
-    stream_fields.Read("continuous_usage_stats", continuous);
-    if (continuous) {
-      throw Error(ErrorCode::kInvalidArgument,
-                  "stream_options.continuous_usage_stats: not supported beyond false");
-    }
+    stream_fields.Read("continuous_usage_stats", request.continuous_usage);
   }
+  request.add_special_tokens = api == Api::kCompletions;  // a chat template writes them
+  fields.Read("add_special_tokens", request.add_special_tokens);
+  fields.Read("skip_special_tokens", request.skip_special_tokens);
   if (api == Api::kChat) {
-    fields.Read("logprobs", request.logprobs);
-    if (const auto most = fields.Integer("max_completion_tokens", 1, kMaxInt))
-      request.max_tokens = static_cast<int>(*most);
+    ReadMaxTokens("max_completion_tokens", fields, request);
     RefuseUnsupported(api, fields);
     ReadMessages(fields, request.chat);
   } else {
-    request.logprobs = fields.Integer("logprobs", 0, kMaxInt).has_value();
     RefuseUnsupported(api, fields);
-    ReadPrompt(fields, request);
+    ReadPrompts(fields, request);
   }
   return request;
 }
