@@ -29,6 +29,7 @@ namespace octavo {
 struct EngineOptions {
   std::string model;                 // a Hugging Face folder
   std::string load_format = "auto";  // "dummy": noise for weights, from a config.json alone
+  std::string tokenizer;             // a folder with tokenizer.json; empty: the model's
   std::string device = "auto";       // "cpu", "cuda", or "auto": a GPU where there is one
   std::string dtype = "bfloat16";    // arithmetic: "bfloat16" or "float32"
   // On a GPU, of layers whose K and V are fp8_e4m3: "auto" (= "fp8", two-level accumulation),
@@ -47,7 +48,9 @@ struct EngineOptions {
   int max_num_batched_tokens =
       512;  // tokens in one step; prompts are cut into chunks of at most this
   bool enable_prefix_caching = true;
-  int threads = 0;  // 0: all cores
+  bool enforce_eager = false;    // on a GPU: no recorded graphs
+  std::optional<uint64_t> seed;  // of the seeds of requests without one; absent: chance
+  int threads = 0;               // 0: all cores
   // Bytes of weights that are on a GPU, of so many; called by Create, on its thread.
   std::function<void(int64_t done, int64_t all)> load_progress;
 };

@@ -70,14 +70,17 @@ struct Engine::Impl {
         scheduler(executor.pool(), {options.max_num_seqs, options.max_num_batched_tokens,
                                     options.enable_prefix_caching}),
         batch(executor.MakeBatch()) {
-    const std::filesystem::path folder = options.model;
+    const std::filesystem::path model_folder = options.model;
     std::error_code
         ignored;  // a link that leads nowhere is there, and FromFolder says what is wrong with it
-    if (std::filesystem::symlink_status(folder / "tokenizer.json", ignored).type() !=
-        std::filesystem::file_type::not_found)
-      tokenizer = Tokenizer::FromFolder(folder);
+    if (!options.tokenizer.empty()) {
+      tokenizer = Tokenizer::FromFolder(options.tokenizer);
+    } else if (std::filesystem::symlink_status(model_folder / "tokenizer.json", ignored).type() !=
+               std::filesystem::file_type::not_found) {
+      tokenizer = Tokenizer::FromFolder(model_folder);
+    }
     PublishStats();
-    fresh_seed.seed(std::random_device{}());
+    fresh_seed.seed(options.seed ? *options.seed : std::random_device{}());
     loop = std::thread([this] { Loop(); });
   }
 

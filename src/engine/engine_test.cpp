@@ -99,6 +99,26 @@ TEST(EngineTest, PromptLogprobsAgreeWithGeneration) {
   EXPECT_EQ(scored.cached, 64);
 }
 
+TEST(EngineTest, ItsSeedIsThatOfRequestsWithoutOne) {
+  const auto texts = [](std::optional<uint64_t> seed) {
+    EngineOptions options = Options();
+    options.seed = seed;
+    auto engine = Engine::Create(options);
+    Client client(*engine);
+    std::vector<std::vector<int32_t>> out;
+    for (int i = 0; i < 2; ++i) {
+      out.push_back(
+          client.Get(client.Submit({{1, 2, 3}, {.max_tokens = 20, .ignore_eos = true}})).tokens);
+    }
+    return out;
+  };
+  const auto seven = texts(7);
+  EXPECT_EQ(texts(7), seven);
+  EXPECT_NE(texts(8), seven);
+  EXPECT_NE(texts(std::nullopt), seven);
+  EXPECT_NE(seven[0], seven[1]);
+}
+
 TEST(EngineTest, PrefixHitsAreCounted) {
   auto engine = Engine::Create(Options());
   Client client(*engine);

@@ -100,6 +100,7 @@ class Executor {
   KvScales scales_;
   int64_t max_model_len_ = 0;
   int max_num_seqs_ = 0, max_num_batched_tokens_ = 0;
+  bool enforce_eager_ = false;
   GroupGeometry geometry_;
   Memory arena_memory_, scale_memory_, health_memory_;
   std::unique_ptr<Arena> arena_;

@@ -115,12 +115,12 @@ struct HttpServer::Impl {
   Impl(std::unique_ptr<Engine> the_engine, ServerOptions the_options)
       : options(std::move(the_options)), engine(std::move(the_engine)) {
     try {
-      chat_template = ChatTemplate::FromFolder(options.model_folder);
+      chat_template = ChatTemplate::FromFolder(options.tokenizer_folder, options.chat_template);
     } catch (const Error& error) {
-      if (error.code() != ErrorCode::kNotFound) throw;
+      if (error.code() != ErrorCode::kNotFound || !options.chat_template.empty()) throw;
       no_chat_template = error.message();
     }
-    sampling_defaults = openai::SamplingDefaults(options.model_folder);
+    sampling_defaults = openai::SamplingDefaults(options.generation_config, options.model_folder);
     card = {.name = options.model_name,
             .folder = options.model_folder,
             .created = Now(),

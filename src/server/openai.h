@@ -47,9 +47,11 @@ struct CompletionRequest {
 // `defaults`: of the sampling fields that the body does not have.
 CompletionRequest ParseRequest(Api api, std::string_view body, const SamplingParams& defaults = {});
 
-// What a model's generation_config.json says of temperature, top_p, top_k, min_p and
-// repetition_penalty; OpenAI's defaults for what it does not, or if it is not there.
-SamplingParams SamplingDefaults(const std::string& model_folder);
+// What a generation_config.json says of temperature, top_p, top_k, min_p and repetition_penalty;
+// OpenAI's defaults for what it does not. `generation_config`: the folder that has it; "auto": the
+// model's, if it is there; "vllm": none.
+SamplingParams SamplingDefaults(const std::string& generation_config,
+                                const std::string& model_folder);
 
 // POST /tokenize: {"prompt": text, "add_special_tokens": true} or {"messages": [...]}. /detokenize:
 // {"tokens": [ids]}.

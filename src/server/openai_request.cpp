@@ -295,11 +295,15 @@ void ReadSampling(const Fields& fields, CompletionRequest& request) {
 
 }  // namespace
 
-SamplingParams SamplingDefaults(const std::string& model_folder) {
+SamplingParams SamplingDefaults(const std::string& generation_config,
+                                const std::string& model_folder) {
   SamplingParams sampling;
-  const std::filesystem::path file = std::filesystem::path(model_folder) / "generation_config.json";
+  if (generation_config == "vllm") return sampling;
+  const bool is_auto = generation_config == "auto";
+  const std::filesystem::path folder = is_auto ? model_folder : generation_config;
+  const std::filesystem::path file = folder / "generation_config.json";
   std::error_code ignored;
-  if (!std::filesystem::exists(file, ignored)) return sampling;
+  if (is_auto && !std::filesystem::exists(file, ignored)) return sampling;
   const Json json = ReadJsonFile(file);
   const Fields fields(json, file.string() + ": ");
   fields.Read("temperature", sampling.temperature);

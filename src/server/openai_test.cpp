@@ -123,17 +123,20 @@ TEST(ParseRequestTest, WhatStopsAndBends) {
 TEST(ParseRequestTest, DefaultsAreTheModels) {
   std::string folder = testing::TempDir() + "octavo_generation_XXXXXX";
   ASSERT_NE(mkdtemp(folder.data()), nullptr);
-  EXPECT_EQ(SamplingDefaults(folder).temperature, 1.0f);
+  EXPECT_EQ(SamplingDefaults("auto", folder).temperature, 1.0f);
+  EXPECT_THROW(SamplingDefaults(folder, "/nonexistent"), Error);
   std::ofstream(folder + "/generation_config.json")
       << R"({"temperature": 0.6, "top_k": 20, "top_p": 0.95, "do_sample": true})";
-  const SamplingParams defaults = SamplingDefaults(folder);
+  EXPECT_EQ(SamplingDefaults("vllm", folder).temperature, 1.0f);
+  EXPECT_EQ(SamplingDefaults(folder, "/nonexistent").temperature, 0.6f);
+  const SamplingParams defaults = SamplingDefaults("auto", folder);
   const CompletionRequest r =
       ParseRequest(Api::kCompletions, R"({"prompt": "x", "top_k": 5})", defaults);
   EXPECT_EQ(r.sampling.temperature, 0.6f);
   EXPECT_EQ(r.sampling.top_p, 0.95f);
   EXPECT_EQ(r.sampling.top_k, 5);
   std::ofstream(folder + "/generation_config.json") << R"({"temperature": "warm"})";
-  EXPECT_THROW(SamplingDefaults(folder), Error);
+  EXPECT_THROW(SamplingDefaults("auto", folder), Error);
   std::filesystem::remove_all(folder);
 }
 

@@ -50,9 +50,11 @@ nlohmann::ordered_json ReadSpecialTokens(const Json& config, const std::string& 
 ChatTemplate::ChatTemplate(std::string_view source, std::string name)
     : default_(jinja::Template(source, std::move(name))) {}
 
-ChatTemplate ChatTemplate::FromFolder(const std::filesystem::path& folder) {
+ChatTemplate ChatTemplate::FromFolder(const std::filesystem::path& folder,
+                                      const std::filesystem::path& template_file) {
   const std::filesystem::path config_path = folder / kConfigFile;
-  const std::filesystem::path template_path = folder / kTemplateFile;
+  const bool given = !template_file.empty();
+  const std::filesystem::path template_path = given ? template_file : folder / kTemplateFile;
   const std::string name = config_path.string();
   const Json config =
       std::filesystem::exists(config_path) ? ReadJsonFile(config_path) : Json::object();
@@ -60,7 +62,7 @@ ChatTemplate ChatTemplate::FromFolder(const std::filesystem::path& folder) {
 
   ChatTemplate chat;
   chat.special_tokens_ = ReadSpecialTokens(config, name);
-  if (std::filesystem::exists(template_path)) {
+  if (given || std::filesystem::exists(template_path)) {
     const MappedFile file(template_path);
     chat.default_.emplace(file.bytes(), template_path.string());
     return chat;

@@ -26,9 +26,11 @@ namespace octavo {
 class ChatTemplate {
  public:
   // chat_template.jinja in `folder`, else chat_template in its tokenizer_config.json: a text, or a
-  // list of named ones, of which "default" counts, and "tool_use" when tools are given. Throws
-  // Error; kNotFound if the folder has no template.
-  static ChatTemplate FromFolder(const std::filesystem::path& folder);
+  // list of named ones, of which "default" counts, and "tool_use" when tools are given. Instead of
+  // these `template_file`, if it is not empty. Throws Error; kNotFound if the folder has no
+  // template.
+  static ChatTemplate FromFolder(const std::filesystem::path& folder,
+                                 const std::filesystem::path& template_file = {});
 
   // A template alone, without special tokens. `name` begins every error.
   ChatTemplate(std::string_view source, std::string name);
