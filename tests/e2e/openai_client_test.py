@@ -2,46 +2,26 @@
 
 openai_client_test.py PROGRAM
 """
-import re
-import subprocess
 import sys
-import threading
 import unittest
 
 import openai
 
+from served import PROMPT, Server
+
 PROGRAM = sys.argv.pop(1)
-PROMPT = "The code of amber bell is 123456.\nQuestion: what is the code of amber bell?\nAnswer: "
 MESSAGES = [{"role": "user", "content": PROMPT}]
 
 
-class Server:
-    def __init__(self, *flags):
-        self.process = subprocess.Popen([PROGRAM, "serve", "--port", "0", "--threads", "2", *flags],
-                                        stderr=subprocess.PIPE, text=True)
-        for line in self.process.stderr:
-            if match := re.search(r"(http://\S+)", line):
-                self.url = match[1]
-                break
-        # The log goes on; nobody reads it, but somebody has to take it.
-        self.log = threading.Thread(target=self.process.stderr.read, daemon=True)
-        self.log.start()
-
-    def client(self, key="none"):
-        return openai.OpenAI(base_url=self.url + "/v1", api_key=key, max_retries=0, timeout=60)
-
-    def stop(self):
-        self.process.terminate()
-        assert self.process.wait(60) == 0, self.process.returncode
-        self.log.join()
-        self.process.stderr.close()
+def connect(server, key="none"):
+    return openai.OpenAI(base_url=server.url + "/v1", api_key=key, max_retries=0, timeout=60)
 
 
 class OpenAIClientTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.server = Server("--kv-cache-dtype", "fp8")
-        cls.client = cls.server.client()
+        cls.server = Server(PROGRAM, "--kv-cache-dtype", "fp8")
+        cls.client = connect(cls.server)
 
     @classmethod
     def tearDownClass(cls):
@@ -186,11 +166,11 @@ class OpenAIClientTest(unittest.TestCase):
             self.client.completions.create(model="gpt-9", prompt="x")
 
     def test_key(self):
-        server = Server("--api-key", "secret")
+        server = Server(PROGRAM, "--api-key", "secret")
         try:
             with self.assertRaises(openai.AuthenticationError):
-                server.client("wrong").models.list()
-            self.assertEqual(len(server.client("secret").models.list().data), 1)
+                connect(server, "wrong").models.list()
+            self.assertEqual(len(connect(server, "secret").models.list().data), 1)
         finally:
             server.stop()
 
