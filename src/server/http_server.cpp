@@ -165,7 +165,7 @@ struct HttpServer::Impl {
   HttpResponse AnswerGet(std::string_view path);
   awaitable<std::string> AnswerTokens(std::string_view path, const std::string& body);
   awaitable<bool> ServeTokens(Connection& connection, const HttpRequest& message);
-  std::vector<int32_t> EncodeChat(const nlohmann::ordered_json& context,
+  std::vector<int32_t> EncodeChat(const openai::Conversation& chat,
                                   bool add_special_tokens = false) const;
   void Deliver(Mailbox* mailbox, const Event& event);
   void WatchForHangUp(Connection& connection, const std::shared_ptr<Mailbox>& mailbox);
@@ -364,7 +364,7 @@ awaitable<std::string> HttpServer::Impl::AnswerTokens(std::string_view path,
   const auto* text = std::get_if<std::string>(&request.text);
   const std::vector<int32_t> tokens =
       text ? engine->Encode(*text, request.add_special_tokens)
-           : EncodeChat(std::get<nlohmann::ordered_json>(request.text));
+           : EncodeChat(std::get<openai::Conversation>(request.text));
   co_return openai::TokenizeBody(tokens, engine->max_model_len());
 }
 
@@ -458,17 +458,23 @@ awaitable<void> HttpServer::Impl::LingerAndClose(Connection& connection) {
                                                asio::redirect_error(use_awaitable, error));
 }
 
-std::vector<int32_t> HttpServer::Impl::EncodeChat(const nlohmann::ordered_json& context,
+std::vector<int32_t> HttpServer::Impl::EncodeChat(const openai::Conversation& chat,
                                                   bool add_special_tokens) const {
   if (!chat_template) throw Error(ErrorCode::kInvalidArgument, "messages: " + no_chat_template);
+  const bool own = chat.chat_template.empty();
   const std::time_t seconds = std::time(nullptr);
   std::tm now;
   localtime_r(&seconds, &now);
+  std::string text;
   try {
-    return engine->Encode(chat_template->Render(context, now), add_special_tokens);
+    text = own ? chat_template->Render(chat.context, now)
+               : chat_template->RenderBy(jinja::Template(chat.chat_template, "template"),
+                                         chat.context, now);
   } catch (const Error& error) {
-    throw Error(error.code(), "messages: " + error.message());
+    throw Error(error.code(), (own ? "messages: " : "chat_template: ") + error.message());
   }
+  if (chat.continue_final_message) text = openai::UpToFinalMessage(std::move(text), chat);
+  return engine->Encode(text, add_special_tokens);
 }
 
 // On the worker.

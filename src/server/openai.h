@@ -25,11 +25,21 @@ namespace octavo::openai {
 
 enum class Api { kCompletions, kChat };
 
+// Messages on their way to be a prompt.
+struct Conversation {
+  nlohmann::ordered_json context;       // what the chat template is given
+  std::string chat_template;            // instead of the model's; empty: that
+  bool continue_final_message = false;  // the answer goes on where the last message ends
+};
+// What a template made of a conversation whose last message is to go on, up to that message's end.
+// Throws Error if the template has left it out.
+std::string UpToFinalMessage(std::string rendered, const Conversation& conversation);
+
 struct CompletionRequest {
   Api api = Api::kCompletions;
   std::string model;                                                     // empty: not named
   std::vector<std::variant<std::string, std::vector<int32_t>>> prompts;  // kCompletions
-  nlohmann::ordered_json chat;  // kChat: what the chat template is given
+  Conversation chat;                                                     // kChat
   bool add_special_tokens = true;
   SamplingParams sampling;  // max_tokens as in the field below; with all that is to be reported
   std::optional<int> max_tokens;
@@ -56,7 +66,7 @@ SamplingParams SamplingDefaults(const std::string& generation_config,
 // POST /tokenize: {"prompt": text, "add_special_tokens": true} or {"messages": [...]}. /detokenize:
 // {"tokens": [ids]}.
 struct TokenizeRequest {
-  std::variant<std::string, nlohmann::ordered_json> text;  // or what the chat template is given
+  std::variant<std::string, Conversation> text;
   bool add_special_tokens = true;
 };
 TokenizeRequest ParseTokenize(std::string_view body);

@@ -106,8 +106,6 @@ void RefuseUnsupported(Api api, const Fields& fields) {
       {"tool_choice", {"none", "auto"}},
       {"functions", {kNone}},
       {"function_call", {"none", "auto"}},
-      {"chat_template", {}},
-      {"continue_final_message", {false}},
       {"echo", {false}},
       {"documents", {kNone}},
       {"reasoning_effort", {}},
@@ -207,7 +205,9 @@ std::string Content(const std::string& field, const Json& content) {
   return text;
 }
 
-void ReadMessages(const Fields& fields, nlohmann::ordered_json& context) {
+Conversation ReadConversation(const Fields& fields) {
+  Conversation conversation;
+  nlohmann::ordered_json& context = conversation.context;
   const Json* messages = fields.Find("messages");
   if (!messages || !messages->is_array() || messages->empty())
     Wrong("messages", "an array of at least one message", messages ? *messages : Json());
@@ -228,9 +228,20 @@ void ReadMessages(const Fields& fields, nlohmann::ordered_json& context) {
     out.push_back(std::move(copy));
   }
   context["messages"] = std::move(out);
-  bool add_generation_prompt = true;
+  bool& go_on = conversation.continue_final_message;
+  fields.Read("continue_final_message", go_on);
+  bool add_generation_prompt = !go_on;
   fields.Read("add_generation_prompt", add_generation_prompt);
+  if (go_on && add_generation_prompt)
+    Wrong("continue_final_message", "false with add_generation_prompt: true", true);
+  if (go_on && !context["messages"].back().value("content", Json()).is_string())
+    Wrong("continue_final_message", "a last message with content", true);
   context["add_generation_prompt"] = add_generation_prompt;
+  if (const Json* source = fields.Find("chat_template")) {
+    if (!source->is_string()) Wrong("chat_template", "a text", *source);
+    conversation.chat_template = source->get<std::string>();
+  }
+  return conversation;
 }
 
 // One text, or several.
@@ -295,6 +306,25 @@ void ReadSampling(const Fields& fields, CompletionRequest& request) {
 
 }  // namespace
 
+std::string UpToFinalMessage(std::string rendered, const Conversation& conversation) {
+  constexpr const char* kSpace = " \t\r\n";
+  const auto& last = conversation.context.at("messages").back();
+  const std::string content = last.at("content").get<std::string>();
+  const size_t begin = content.find_first_not_of(kSpace);
+  if (begin == content.npos)
+    throw Error(ErrorCode::kInvalidArgument, "continue_final_message: the last message is empty");
+  // Templates may trim it, at either end.
+  const size_t end = content.find_last_not_of(kSpace) + 1;
+  const size_t at = rendered.rfind(content.substr(begin, end - begin));
+  if (at == rendered.npos) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "continue_final_message: the chat template does not write the last message");
+  }
+  const bool trimmed = rendered.compare(at, content.size() - begin, content, begin) != 0;
+  rendered.resize(at + (trimmed ? end - begin : content.size() - begin));
+  return rendered;
+}
+
 SamplingParams SamplingDefaults(const std::string& generation_config,
                                 const std::string& model_folder) {
   SamplingParams sampling;
@@ -321,9 +351,7 @@ TokenizeRequest ParseTokenize(std::string_view body) {
   const Fields fields(json);
   TokenizeRequest request;
   if (fields.Find("messages")) {
-    nlohmann::ordered_json context;
-    ReadMessages(fields, context);
-    request.text = std::move(context);
+    request.text = ReadConversation(fields);
     return request;
   }
   const Json* prompt = fields.Find("prompt");
@@ -369,7 +397,7 @@ CompletionRequest ParseRequest(Api api, std::string_view body, const SamplingPar
   if (api == Api::kChat) {
     ReadMaxTokens("max_completion_tokens", fields, request);
     RefuseUnsupported(api, fields);
-    ReadMessages(fields, request.chat);
+    request.chat = ReadConversation(fields);
   } else {
     RefuseUnsupported(api, fields);
     ReadPrompts(fields, request);

@@ -144,7 +144,7 @@ TEST(ParseRequestTest, Tokens) {
   EXPECT_EQ(std::get<std::string>(ParseTokenize(R"({"prompt": "a b"})").text), "a b");
   EXPECT_FALSE(ParseTokenize(R"({"prompt": "a", "add_special_tokens": false})").add_special_tokens);
   const TokenizeRequest chat = ParseTokenize(R"({"messages": [{"role": "user", "content": "x"}]})");
-  EXPECT_EQ(std::get<nlohmann::ordered_json>(chat.text)["messages"].size(), 1u);
+  EXPECT_EQ(std::get<Conversation>(chat.text).context["messages"].size(), 1u);
   EXPECT_THROW(ParseTokenize(R"({"prompt": 1})"), Error);
   EXPECT_EQ(ParseDetokenize(R"({"tokens": [1, 2]})"), (std::vector<int32_t>{1, 2}));
   EXPECT_THROW(ParseDetokenize(R"({"tokens": [1.5]})"), Error);
@@ -224,8 +224,7 @@ TEST(ParseRequestTest, WhatIsNotSupportedIsRefusedUnlessItChangesNothing) {
       {kChat, "echo", "false", "true"},
       {kChat, "tools", "[]", R"([{"type": "function"}])"},
       {kChat, "response_format", R"({"type": "text"})", R"({"type": "json_object"})"},
-      {kChat, "continue_final_message", "false", "true"},
-      {kChat, "chat_template", "null", "\"{{ x }}\""}};
+      {kChat, "reasoning_effort", "null", "\"high\""}};
   for (const Case& c : kCases) {
     const std::string begin = c.api == kText
                                   ? R"({"prompt": "x", ")"
@@ -241,13 +240,14 @@ TEST(ParseRequestTest, MessagesBecomeTheTemplatesContext) {
       {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
       "chat_template_kwargs": {"enable_thinking": false, "messages": "not these"},
       "max_tokens": 3, "max_completion_tokens": 5, "logprobs": true})");
-  EXPECT_EQ(r.chat["messages"][0]["content"], "s");
-  EXPECT_EQ(r.chat["messages"][1]["content"], "a\nb");
-  EXPECT_EQ(r.chat["enable_thinking"], false);
-  EXPECT_EQ(r.chat["add_generation_prompt"], true);
+  EXPECT_EQ(r.chat.context["messages"][0]["content"], "s");
+  EXPECT_EQ(r.chat.context["messages"][1]["content"], "a\nb");
+  EXPECT_EQ(r.chat.context["enable_thinking"], false);
+  EXPECT_EQ(r.chat.context["add_generation_prompt"], true);
   EXPECT_EQ(r.max_tokens, 5);
   EXPECT_EQ(r.logprobs, 0);
-  EXPECT_EQ(Chat(R"(, "add_generation_prompt": false)").chat["add_generation_prompt"], false);
+  EXPECT_EQ(Chat(R"(, "add_generation_prompt": false)").chat.context["add_generation_prompt"],
+            false);
 
   const auto refused = [](const std::string& messages, const std::string& field) {
     ExpectRefused(Api::kChat, R"({"messages": )" + messages + "}", field);
@@ -260,6 +260,29 @@ TEST(ParseRequestTest, MessagesBecomeTheTemplatesContext) {
   refused(R"([{"role": "user", "content": [{"type": "image_url"}]}])",
           "messages[0].content[0].type");
   refused(R"([{"role": "user", "content": [{"type": "text"}]}])", "messages[0].content[0].text");
+}
+
+TEST(ParseRequestTest, TheLastMessageGoesOn) {
+  const auto parse = [](const std::string& content, const std::string& fields) {
+    return ParseRequest(Api::kChat, R"({"messages": [{"role": "assistant", "content": )" + content +
+                                        R"(}], "continue_final_message": true)" + fields + "}")
+        .chat;
+  };
+  const Conversation chat = parse(R"(" Sure: ")", "");
+  EXPECT_EQ(chat.context["add_generation_prompt"], false);
+  EXPECT_EQ(UpToFinalMessage("<u>Sure: </u><a> Sure: </a>", chat), "<u>Sure: </u><a> Sure: ");
+  EXPECT_EQ(UpToFinalMessage("<a>Sure:</a>", chat), "<a>Sure:");
+  EXPECT_EQ(UpToFinalMessage("<a>Sure:", chat), "<a>Sure:");
+  EXPECT_THROW(UpToFinalMessage("<a></a>", chat), Error);
+  EXPECT_THROW(UpToFinalMessage("<a></a>", parse(R"(" ")", "")), Error);
+  const std::string begin = R"({"messages": [{"role": "assistant", "content": )";
+  ExpectRefused(Api::kChat,
+                begin + R"("x"}], "continue_final_message": true, "add_generation_prompt": true})",
+                "continue_final_message");
+  ExpectRefused(Api::kChat, begin + R"(null}], "continue_final_message": true})",
+                "continue_final_message");
+  EXPECT_EQ(Chat(R"(, "chat_template": "{{ x }}")").chat.chat_template, "{{ x }}");
+  ExpectRefused(Api::kChat, begin + R"("x"}], "chat_template": 3})", "chat_template");
 }
 
 TEST(ParseRequestTest, BodiesThatAreNoObject) {

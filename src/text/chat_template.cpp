@@ -96,7 +96,7 @@ ChatTemplate ChatTemplate::FromFolder(const std::filesystem::path& folder,
   return chat;
 }
 
-std::string ChatTemplate::Render(const nlohmann::ordered_json& context, const std::tm& now) const {
+nlohmann::ordered_json ChatTemplate::Variables(const nlohmann::ordered_json& context) const {
   if (!context.is_object()) {
     throw Error(
         ErrorCode::kInvalidArgument,
@@ -107,7 +107,18 @@ std::string ChatTemplate::Render(const nlohmann::ordered_json& context, const st
   variables["documents"] = nullptr;
   variables["add_generation_prompt"] = false;
   for (const auto& [key, value] : context.items()) variables[key] = value;
-  const bool has_tools = !variables["tools"].is_null();
+  return variables;
+}
+
+std::string ChatTemplate::RenderBy(const jinja::Template& other,
+                                   const nlohmann::ordered_json& context,
+                                   const std::tm& now) const {
+  return other.Render(Variables(context), now);
+}
+
+std::string ChatTemplate::Render(const nlohmann::ordered_json& context, const std::tm& now) const {
+  const nlohmann::ordered_json variables = Variables(context);
+  const bool has_tools = !variables.at("tools").is_null();
   if (has_tools && tool_use_) return tool_use_->Render(variables, now);
   if (!default_) {
     throw Error(ErrorCode::kInvalidArgument,

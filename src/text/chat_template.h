@@ -40,9 +40,13 @@ class ChatTemplate {
   // model (bos_token, eos_token, ...), tools and documents (none) and add_generation_prompt
   // (false). Throws Error: a context that is no object, or what the template raises.
   std::string Render(const nlohmann::ordered_json& context, const std::tm& now) const;
+  // By another template, with this one's special tokens.
+  std::string RenderBy(const jinja::Template& other, const nlohmann::ordered_json& context,
+                       const std::tm& now) const;
 
  private:
   ChatTemplate() = default;
+  nlohmann::ordered_json Variables(const nlohmann::ordered_json& context) const;
 
   std::optional<jinja::Template> default_, tool_use_;
   nlohmann::ordered_json special_tokens_ = nlohmann::ordered_json::object();

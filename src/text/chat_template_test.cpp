@@ -70,6 +70,8 @@ TEST_F(FolderTest, TemplateInTheConfig) {
             "<s>hi</s>None");
   EXPECT_EQ(chat.Render({{"messages", {{{"content", "hi"}}}}, {"bos_token", "!"}}, Noon()),
             "!hi</s>None");
+  EXPECT_EQ(chat.RenderBy(jinja::Template("{{ bos_token }}{{ x }}", "other"), {{"x", 7}}, Noon()),
+            "<s>7");
 }
 
 TEST_F(FolderTest, TemplateFileWins) {

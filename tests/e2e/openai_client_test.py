@@ -42,6 +42,19 @@ class OpenAIClientTest(unittest.TestCase):
         self.assertEqual(len(choice.logprobs.content), answer.usage.completion_tokens)
         self.assertLessEqual(max(token.logprob for token in choice.logprobs.content), 0)
 
+    def test_prompt_of_a_chat(self):
+        def text(messages, **extra):
+            return self.client.chat.completions.create(
+                model="needle", messages=messages, temperature=0,
+                extra_body=extra).choices[0].message.content
+        begun = [*MESSAGES, {"role": "assistant", "content": "123"}]
+        self.assertEqual(text(begun, continue_final_message=True), "456.")
+        template = "{{ messages[1].content }}"
+        self.assertEqual(text([*MESSAGES, *MESSAGES], chat_template=template), "123456.")
+        with self.assertRaises(openai.BadRequestError) as refused:
+            text(MESSAGES, chat_template="{{ oops")
+        self.assertEqual(refused.exception.param, "chat_template")
+
     def test_chat_streamed(self):
         text, usage = "", None
         for chunk in self.client.chat.completions.create(
