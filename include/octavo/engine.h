@@ -29,6 +29,7 @@ namespace octavo {
 struct EngineOptions {
   std::string model;                 // a Hugging Face folder
   std::string load_format = "auto";  // "dummy": noise for weights, from a config.json alone
+  std::string tokenizer;             // a folder with tokenizer.json; empty: the model's
   std::string device = "auto";       // "cpu", "cuda", or "auto": a GPU where there is one
   std::string dtype = "bfloat16";    // arithmetic: "bfloat16" or "float32"
   // On a GPU, of layers whose K and V are fp8_e4m3: "auto" (= "fp8", two-level accumulation),
@@ -47,7 +48,9 @@ struct EngineOptions {
   int max_num_batched_tokens =
       512;  // tokens in one step; prompts are cut into chunks of at most this
   bool enable_prefix_caching = true;
-  int threads = 0;  // 0: all cores
+  bool enforce_eager = false;    // on a GPU: no recorded graphs
+  std::optional<uint64_t> seed;  // of the seeds of requests without one; absent: chance
+  int threads = 0;               // 0: all cores
   // Bytes of weights that are on a GPU, of so many; called by Create, on its thread.
   std::function<void(int64_t done, int64_t all)> load_progress;
 };
@@ -71,6 +74,9 @@ struct SamplingParams {
   int min_tokens = 0;                   // no eos and no stop token before these
   // Report log-probabilities of the prompt's tokens from this index on (at least 1); absent: none.
   std::optional<int64_t> prompt_logprobs_from;
+  // With each token of the output, or each reported one of the prompt, its rank and this many of
+  // the most probable tokens; absent: neither. All logits then visit the host.
+  std::optional<int> top_logprobs, top_prompt_logprobs;
 };
 
 struct Request {
@@ -82,6 +88,11 @@ using RequestId = uint64_t;
 
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kCancelled, kError };
 
+struct TokenLogprob {
+  int32_t token = 0;
+  float logprob = 0;
+};
+
 struct Event {
   enum class Kind : uint8_t { kPromptLogprob, kToken, kFinished };
   RequestId request = 0;
@@ -90,7 +101,9 @@ struct Event {
       0;  // kToken: the new token (a stop token too); kPromptLogprob: the prompt's token
   float logprob = 0;     // of `token`, under the model's unmodified distribution
   bool is_top1 = false;  // `token` is the most probable one
-  int64_t position = 0;  // index of `token` in prompt + output
+  int32_t rank = 0;      // of `token`, from 1, if the request asks for top log-probabilities
+  std::vector<TokenLogprob> top;  // the most probable tokens, best first, if it does
+  int64_t position = 0;           // index of `token` in prompt + output
   FinishReason finish_reason = FinishReason::kNone;
   std::string error;          // kError
   int64_t cached_tokens = 0;  // kFinished: prompt tokens that came from the prefix cache
@@ -147,8 +160,10 @@ class Engine {
   // Text, by the model's tokenizer.json; throw if the model has none.
   // `add_special_tokens`: whether the tokenizer adds its own (<bos>); a chat template writes them.
   std::vector<int32_t> Encode(std::string_view text, bool add_special_tokens = true) const;
-  std::string Decode(std::span<const int32_t> ids) const;
-  std::unique_ptr<TextStream> MakeTextStream() const;  // the engine must outlive it
+  // `skip_special_tokens`: what is special, as the end of a turn, leaves no text.
+  std::string Decode(std::span<const int32_t> ids, bool skip_special_tokens = true) const;
+  // The engine must outlive it.
+  std::unique_ptr<TextStream> MakeTextStream(bool skip_special_tokens = true) const;
 
   std::shared_ptr<const LoadedModel> model() const;
   int64_t max_model_len() const;

@@ -27,7 +27,7 @@ int Generate(const GenerateOptions& options);
 
 struct ServeOptions {
   EngineOptions engine;
-  ServerOptions server;  // model_folder and version: filled in from what is known here
+  ServerOptions server;  // folders and version: filled in from what is known here
 };
 int Serve(const ServeOptions& options);
 

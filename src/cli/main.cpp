@@ -64,7 +64,7 @@ void AddEngineFlags(CLI::App* app, EngineOptions& o, bool one_format = true) {
       "model", o.model,
       "a Hugging Face folder (config.json, safetensors); default: the shipped needle model");
   app->add_option("--load-format", o.load_format,
-                  "auto, or dummy: noise for weights, which needs config.json only")
+                  "auto (= safetensors), or dummy: noise for weights, which needs config.json only")
       ->capture_default_str();
   app->add_option("--dtype", o.dtype, "arithmetic: bfloat16 or float32")->capture_default_str();
   app->add_option("--device", o.device, "cpu, cuda, or auto: a GPU where there is one")
@@ -79,6 +79,7 @@ void AddEngineFlags(CLI::App* app, EngineOptions& o, bool one_format = true) {
                   "prefill on a GPU over fp8_e4m3 pages: fp8 (two-level accumulation; auto), "
                   "fp8_tensor_core (for those who want to see it fail) or 16bit")
       ->capture_default_str();
+  app->add_flag("--enforce-eager", o.enforce_eager, "on a GPU: no recorded graphs");
   app->add_option("--max-num-batched-tokens", o.max_num_batched_tokens,
                   "tokens in one step; longer prompts run in chunks")
       ->transform(Tokens())
@@ -99,6 +100,11 @@ void AddMaxNumSeqs(CLI::App* app, EngineOptions& o) {
       ->capture_default_str();
 }
 
+void AddTokenizer(CLI::App* app, EngineOptions& o) {
+  app->add_option("--tokenizer", o.tokenizer,
+                  "a folder with tokenizer.json; default: the model's own");
+}
+
 void AddGenerate(CLI::App& root, int& code) {
   auto o = std::make_shared<GenerateOptions>();
   CLI::App* app =
@@ -107,6 +113,7 @@ void AddGenerate(CLI::App& root, int& code) {
       "Example:\n  octavo generate --prompt 'The code of' --max-tokens 32 --kv-cache-dtype fp8");
   AddEngineFlags(app, o->engine);
   o->engine.max_num_seqs = 1;
+  AddTokenizer(app, o->engine);
   app->add_option("--max-model-len", o->engine.max_model_len,
                   "longest sequence in tokens, e.g. 32k; 0: the model's")
       ->transform(Tokens());
@@ -124,6 +131,18 @@ void AddGenerate(CLI::App& root, int& code) {
   app->add_flag("--ignore-eos", o->sampling.ignore_eos, "go on past the model's end token");
   app->add_flag("--stats", o->stats, "print policy, speed and cache health to stderr");
   app->callback([o, &code] { code = Generate(*o); });
+}
+
+// Flags of vLLM's that have one value here, so that its command lines can be kept.
+void AddFlagsOfOneValue(CLI::App* app) {
+  const std::string group = "vLLM's flags that change nothing";
+  app->add_option("--block-size", "tokens of a page: 64")
+      ->check(CLI::IsMember({"64"}))
+      ->group(group);
+  app->add_flag("--enable-chunked-prefill")->description("prompts always do")->group(group);
+  app->add_flag("--disable-log-requests,--no-enable-log-requests")
+      ->description("requests are never logged")
+      ->group(group);
 }
 
 void AddServe(CLI::App& root, int& code) {
@@ -144,6 +163,20 @@ void AddServe(CLI::App& root, int& code) {
       ->envname("OCTAVO_API_KEY");
   app->add_option("--served-model-name", o->server.model_name,
                   "the model's name in the API; default: its folder's");
+  AddTokenizer(app, o->engine);
+  app->add_option("--chat-template", o->server.chat_template,
+                  "a file with a Jinja template; default: the tokenizer's own");
+  app->add_option("--generation-config", o->server.generation_config,
+                  "where the defaults of sampling come from: auto (the model's "
+                  "generation_config.json), vllm (OpenAI's defaults), or a folder")
+      ->capture_default_str();
+  app->add_option("--seed", o->engine.seed,
+                  "of requests that bring none; default: another each time");
+  app->add_flag("--enable-prefix-caching,!--no-enable-prefix-caching",
+                o->engine.enable_prefix_caching,
+                "whether prompts that begin alike share pages; default: they do")
+      ->group("KV cache");
+  AddFlagsOfOneValue(app);
   AddMaxNumSeqs(app, o->engine);
   app->add_option("--max-model-len", o->engine.max_model_len,
                   "longest sequence in tokens, e.g. 32k; 0: the model's")

@@ -9,6 +9,8 @@ namespace octavo::cli {
 int Serve(const ServeOptions& options) {
   ServerOptions server_options = options.server;
   server_options.model_folder = options.engine.model;
+  server_options.tokenizer_folder =
+      options.engine.tokenizer.empty() ? options.engine.model : options.engine.tokenizer;
   server_options.version = OCTAVO_VERSION;
   if (server_options.model_name.empty()) {
     const std::filesystem::path folder =

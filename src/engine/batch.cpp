@@ -28,6 +28,7 @@ void Batch::Clear() {
   q_begin_.assign(1, 0);
   kv_len_.clear();
   samples_.clear();
+  tops_.clear();
 }
 
 void Batch::AddRow(int32_t id, int32_t position) {
@@ -62,9 +63,10 @@ int Batch::Add(std::span<const int32_t> tokens, int64_t begin, int count,
   return first_row;
 }
 
-void Batch::AddSample(int row, const SampleRow& sample) {
+void Batch::AddSample(int row, const SampleRow& sample, std::optional<int> top) {
   At<int32_t>(host_, logit_rows_)[samples_.size()] = row;
   samples_.push_back(sample);
+  tops_.push_back(top);
 }
 
 void Batch::PadTo(int tokens) {

@@ -2,6 +2,7 @@
 // once, always to the same addresses.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -28,8 +29,9 @@ class Batch {
   // the first row.
   int Add(std::span<const int32_t> tokens, int64_t begin, int count, const SequencePages& pages);
 
-  // Asks for the logits of a row, and what to sample from them.
-  void AddSample(int row, const SampleRow& sample);
+  // Asks for the logits of a row, and what to sample from them; with `top`, also for the token's
+  // ranking with so many others.
+  void AddSample(int row, const SampleRow& sample, std::optional<int> top = std::nullopt);
 
   // Rows of padding, each a sequence of its own, until there are `tokens` rows, in a batch that
   // asks for the logits of every row.
@@ -41,6 +43,7 @@ class Batch {
   int32_t position(int row) const { return At<int32_t>(host_, positions_)[row]; }
   int32_t logit_row(size_t sample) const { return At<int32_t>(host_, logit_rows_)[sample]; }
   std::span<const SampleRow> samples() const { return samples_; }
+  std::optional<int> top(size_t sample) const { return tops_[sample]; }
 
   // Copies the step to the backend. What it returns is valid until the next change.
   StepInput Upload();
@@ -62,6 +65,7 @@ class Batch {
   int tokens_ = 0;
   std::vector<int32_t> q_begin_{0}, kv_len_;
   std::vector<SampleRow> samples_;
+  std::vector<std::optional<int>> tops_;
 };
 
 }  // namespace octavo

@@ -55,6 +55,10 @@ void CheckSampling(const SamplingParams& p, int64_t vocab) {
           fmt::format("0 to max_tokens, which is {}", p.max_tokens), p.min_tokens);
   Require(p.prompt_logprobs_from.value_or(1) >= 1, "prompt_logprobs_from", "at least 1",
           p.prompt_logprobs_from.value_or(1));
+  for (const auto& [field, top] : {std::pair{"top_logprobs", p.top_logprobs},
+                                   {"top_prompt_logprobs", p.top_prompt_logprobs}}) {
+    Require(top.value_or(0) >= 0, field, "at least 0", top.value_or(0));
+  }
 }
 
 }  // namespace
@@ -66,14 +70,17 @@ struct Engine::Impl {
         scheduler(executor.pool(), {options.max_num_seqs, options.max_num_batched_tokens,
                                     options.enable_prefix_caching}),
         batch(executor.MakeBatch()) {
-    const std::filesystem::path folder = options.model;
+    const std::filesystem::path model_folder = options.model;
     std::error_code
         ignored;  // a link that leads nowhere is there, and FromFolder says what is wrong with it
-    if (std::filesystem::symlink_status(folder / "tokenizer.json", ignored).type() !=
-        std::filesystem::file_type::not_found)
-      tokenizer = Tokenizer::FromFolder(folder);
+    if (!options.tokenizer.empty()) {
+      tokenizer = Tokenizer::FromFolder(options.tokenizer);
+    } else if (std::filesystem::symlink_status(model_folder / "tokenizer.json", ignored).type() !=
+               std::filesystem::file_type::not_found) {
+      tokenizer = Tokenizer::FromFolder(model_folder);
+    }
     PublishStats();
-    fresh_seed.seed(std::random_device{}());
+    fresh_seed.seed(options.seed ? *options.seed : std::random_device{}());
     loop = std::thread([this] { Loop(); });
   }
 
@@ -99,7 +106,7 @@ struct Engine::Impl {
   std::span<const LogitBias> BiasesOf(Sequence& sequence) const;
   void BuildBatch(const Step& step);
   // Reports one sampled row; true if the sequence ended.
-  bool Deliver(Sequence& sequence, const SampledToken& token, bool is_prompt);
+  bool Deliver(Sequence& sequence, const SampledToken& token, Ranking ranking, bool is_prompt);
   void Finish(RequestId id, FinishReason reason, std::string error = {});
   void PublishStats();
 
@@ -200,7 +207,8 @@ void Engine::Impl::RunStep() {
 void Engine::Impl::RunStep(const Step& step) {
   BuildBatch(step);
   const Clock::time_point begin = Clock::now();
-  const std::vector<SampledToken> sampled = executor.Execute(batch);
+  std::vector<Ranking> rankings;
+  const std::vector<SampledToken> sampled = executor.Execute(batch, &rankings);
   totals.model_seconds += SecondsSince(begin);
   scheduler.Complete(step);
   ++totals.steps;
@@ -214,7 +222,7 @@ void Engine::Impl::RunStep(const Step& step) {
       Finish(row.id, FinishReason::kError,
              fmt::format("the logits after token {} are not finite", position));
       ended = row.id;
-    } else if (Deliver(*row.sequence, sampled[i], row.is_prompt)) {
+    } else if (Deliver(*row.sequence, sampled[i], std::move(rankings[i]), row.is_prompt)) {
       ended = row.id;
     }
   }
@@ -247,7 +255,8 @@ void Engine::Impl::BuildBatch(const Step& step) {
     const int64_t end = chunk.begin + chunk.count;
     for (int64_t p = std::max(chunk.begin + 1, s.next_prompt_logprob);
          p <= end && p < s.prompt_tokens; ++p) {
-      batch.AddSample(first + static_cast<int>(p - 1 - chunk.begin), {.target = s.tokens[p]});
+      batch.AddSample(first + static_cast<int>(p - 1 - chunk.begin), {.target = s.tokens[p]},
+                      s.sampling.top_prompt_logprobs);
       rows.push_back({&s, s.id, true});
       s.next_prompt_logprob = p + 1;
     }
@@ -262,7 +271,8 @@ void Engine::Impl::BuildBatch(const Step& step) {
                        .biases = BiasesOf(s),
                        .seed = *s.sampling.seed,
                        .choice = s.sampling.choice,
-                       .token_index = static_cast<uint32_t>(s.generated())});
+                       .token_index = static_cast<uint32_t>(s.generated())},
+                      s.sampling.top_logprobs);
       rows.push_back({&s, s.id, false});
     }
     const int64_t prompt_done = std::min(end, s.prompt_tokens);
@@ -272,11 +282,14 @@ void Engine::Impl::BuildBatch(const Step& step) {
   }
 }
 
-bool Engine::Impl::Deliver(Sequence& s, const SampledToken& token, bool is_prompt) {
+bool Engine::Impl::Deliver(Sequence& s, const SampledToken& token, Ranking ranking,
+                           bool is_prompt) {
   Event event{.request = s.id,
               .token = token.id,
-              .logprob = token.logprob,
-              .is_top1 = token.top1 == token.id};
+              .logprob = ranking.rank > 0 ? ranking.logprob : token.logprob,
+              .is_top1 = token.top1 == token.id,
+              .rank = ranking.rank,
+              .top = std::move(ranking.top)};
   if (is_prompt) {
     event.kind = Event::Kind::kPromptLogprob;
     event.position = s.next_reported++;
@@ -391,8 +404,8 @@ bool Engine::Cancel(RequestId id) {
 std::vector<int32_t> Engine::Encode(std::string_view text, bool add_special_tokens) const {
   return impl_->RequireTokenizer().Encode(text, add_special_tokens);
 }
-std::string Engine::Decode(std::span<const int32_t> ids) const {
-  return impl_->RequireTokenizer().Decode(ids, /*skip_special_tokens=*/true);
+std::string Engine::Decode(std::span<const int32_t> ids, bool skip_special_tokens) const {
+  return impl_->RequireTokenizer().Decode(ids, skip_special_tokens);
 }
 
 struct TextStream::Impl {
@@ -403,9 +416,9 @@ TextStream::~TextStream() = default;
 std::string TextStream::Push(int32_t token) { return impl_->detokenizer.Push(token); }
 std::string TextStream::Flush() { return impl_->detokenizer.Flush(); }
 
-std::unique_ptr<TextStream> Engine::MakeTextStream() const {
+std::unique_ptr<TextStream> Engine::MakeTextStream(bool skip_special_tokens) const {
   return std::unique_ptr<TextStream>(new TextStream(std::make_unique<TextStream::Impl>(
-      Detokenizer(impl_->RequireTokenizer(), /*skip_special_tokens=*/true))));
+      Detokenizer(impl_->RequireTokenizer(), skip_special_tokens))));
 }
 
 std::shared_ptr<const LoadedModel> Engine::model() const { return impl_->executor.model(); }

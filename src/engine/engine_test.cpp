@@ -6,94 +6,17 @@
 
 #include <atomic>
 #include <cmath>
-#include <condition_variable>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <mutex>
-#include <random>
 
 #include "base/error.h"
+#include "engine/testing.h"
 #include "io/checkpoint.h"
 
 namespace octavo {
 namespace {
-
-std::string Model(const std::string& family) {
-  return std::string(OCTAVO_SOURCE_DIR) + "/tests/golden/" + family;
-}
-
-EngineOptions Options(const std::string& family = "llama") {
-  return {.model = Model(family),
-          .max_model_len = 512,
-          .max_num_seqs = 8,
-          .max_num_batched_tokens = 64,
-          .threads = 2};
-}
-
-struct Result {
-  std::vector<int32_t> tokens;
-  std::vector<float> logprobs, prompt_logprobs;
-  FinishReason reason = FinishReason::kNone;
-  std::string error;
-  int64_t cached = 0;
-  int finals = 0;
-};
-
-// Submits, collects, waits.
-class Client {
- public:
-  explicit Client(Engine& engine) : engine_(engine) {}
-  ~Client() { Wait(); }
-
-  RequestId Submit(Request request, std::function<void(const Event&)> also = nullptr) {
-    {
-      std::lock_guard lock(mutex_);
-      ++pending_;
-    }
-    return engine_.Submit(std::move(request), [this, also](const Event& event) {
-      if (also) also(event);
-      std::lock_guard lock(mutex_);
-      Result& r = results_[event.request];
-      if (event.kind == Event::Kind::kToken) {
-        r.tokens.push_back(event.token);
-        r.logprobs.push_back(event.logprob);
-      } else if (event.kind == Event::Kind::kPromptLogprob) {
-        r.prompt_logprobs.push_back(event.logprob);
-      } else {
-        r.reason = event.finish_reason;
-        r.error = event.error;
-        r.cached = event.cached_tokens;
-        ++r.finals;
-        if (--pending_ == 0) done_.notify_all();
-      }
-    });
-  }
-
-  void Wait() {
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return pending_ == 0; });
-  }
-
-  Result Get(RequestId id) {
-    Wait();
-    return results_.at(id);
-  }
-
- private:
-  Engine& engine_;
-  std::mutex mutex_;
-  std::condition_variable done_;
-  int pending_ = 0;
-  std::map<RequestId, Result> results_;
-};
-
-std::vector<int32_t> RandomPrompt(int length, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::vector<int32_t> prompt(length);
-  for (int32_t& id : prompt) id = static_cast<int32_t>(random() % 256);
-  return prompt;
-}
 
 std::vector<Request> MixedRequests() {
   std::vector<Request> requests;
@@ -174,6 +97,26 @@ TEST(EngineTest, PromptLogprobsAgreeWithGeneration) {
   EXPECT_EQ(scored.prompt_logprobs, generated.logprobs);
   EXPECT_TRUE(scored.tokens.empty());
   EXPECT_EQ(scored.cached, 64);
+}
+
+TEST(EngineTest, ItsSeedIsThatOfRequestsWithoutOne) {
+  const auto texts = [](std::optional<uint64_t> seed) {
+    EngineOptions options = Options();
+    options.seed = seed;
+    auto engine = Engine::Create(options);
+    Client client(*engine);
+    std::vector<std::vector<int32_t>> out;
+    for (int i = 0; i < 2; ++i) {
+      out.push_back(
+          client.Get(client.Submit({{1, 2, 3}, {.max_tokens = 20, .ignore_eos = true}})).tokens);
+    }
+    return out;
+  };
+  const auto seven = texts(7);
+  EXPECT_EQ(texts(7), seven);
+  EXPECT_NE(texts(8), seven);
+  EXPECT_NE(texts(std::nullopt), seven);
+  EXPECT_NE(seven[0], seven[1]);
 }
 
 TEST(EngineTest, PrefixHitsAreCounted) {
@@ -345,6 +288,8 @@ TEST(EngineTest, RefusesWhatItCannotRun) {
   refused({{1}, {.logit_bias = {{1, 101}}}}, "logit_bias");
   refused({{1}, {.max_tokens = 4, .min_tokens = 5}}, "min_tokens");
   refused({{1}, {.prompt_logprobs_from = 0}}, "prompt_logprobs_from");
+  refused({{1}, {.top_logprobs = -1}}, "top_logprobs");
+  refused({{1}, {.top_prompt_logprobs = -1}}, "top_prompt_logprobs");
 }
 
 TEST(EngineTest, RefusesOptionsByName) {

@@ -80,10 +80,12 @@ std::shared_ptr<const LoadedModel> Load(const EngineOptions& options, const Mode
     throw Error(ErrorCode::kUnsupported,
                 fmt::format("--dtype float32: needs --device cpu, found {}", backend.name()));
   }
-  if (options.load_format != "auto" && options.load_format != "dummy") {
-    throw Error(
-        ErrorCode::kInvalidArgument,
-        fmt::format("--load-format: expected auto or dummy, found '{}'", options.load_format));
+  if (options.load_format != "auto" && options.load_format != "safetensors" &&
+      options.load_format != "dummy") {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("--load-format: expected auto, safetensors (which is auto) or dummy, "
+                            "found '{}'",
+                            options.load_format));
   }
   const bool dummy = options.load_format == "dummy";
   Checkpoint checkpoint =
@@ -148,7 +150,8 @@ Executor::Executor(const EngineOptions& options, const ModelSpec& spec,
       backend_(backend ? std::move(backend) : MakeBackend(DeviceOf(options), options.threads)),
       model_(load(*backend_)),
       max_num_seqs_(options.max_num_seqs),
-      max_num_batched_tokens_(options.max_num_batched_tokens) {
+      max_num_batched_tokens_(options.max_num_batched_tokens),
+      enforce_eager_(options.enforce_eager) {
   max_model_len_ = options.max_model_len ? options.max_model_len : spec.max_position_embeddings;
   backend_->Reserve(Limits());
   std::vector<LayerCache> caches = LayOutCache(options);
@@ -301,7 +304,8 @@ Executor::DecodeGraph* Executor::GraphFor(const Batch& batch, const StepInput& i
 
 void Executor::Run(Batch& batch, const TakeLogits& take, const StepObserver& observer) {
   const size_t samples = batch.samples().size();
-  const bool decode = !backend_->is_host() && !observer && batch.tokens() == batch.sequences() &&
+  const bool decode = !enforce_eager_ && !backend_->is_host() && !observer &&
+                      batch.tokens() == batch.sequences() &&
                       batch.tokens() == static_cast<int>(samples) &&
                       GraphSize(batch.tokens()) <= batch.limits().sequences;
   if (decode) batch.PadTo(GraphSize(batch.tokens()));
@@ -323,13 +327,28 @@ void Executor::Run(Batch& batch, const TakeLogits& take, const StepObserver& obs
   }
 }
 
-std::vector<SampledToken> Executor::Execute(Batch& batch) {
+std::vector<SampledToken> Executor::Execute(Batch& batch, std::vector<Ranking>* rankings) {
   std::vector<SampledToken> sampled(batch.samples().size());
+  if (rankings) rankings->assign(sampled.size(), {});
+  std::map<size_t, std::vector<float>> kept;  // logits, which sampling may overwrite
   Run(batch, [&](size_t first, const Tensor& logits) {
+    for (int64_t row = 0; rankings && row < logits.rows(); ++row) {
+      if (!batch.top(first + row)) continue;
+      std::vector<float>& copy = kept[first + row];
+      copy.resize(logits.columns());
+      backend_->Download(copy.data(), logits.Row<float>(row), copy.size() * sizeof(float));
+    }
     backend_->Sample({.logits = logits,
                       .soft_cap = spec().final_soft_cap,
                       .rows = batch.samples().subspan(first, logits.rows()),
                       .out = std::span(sampled).subspan(first, logits.rows())});
+    for (const auto& [i, copy] : kept) {
+      const int32_t target = batch.samples()[i].target;
+      if (!sampled[i].finite) continue;
+      (*rankings)[i] = RankToken(copy, spec().final_soft_cap, target >= 0 ? target : sampled[i].id,
+                                 *batch.top(i));
+    }
+    kept.clear();
   });
   return sampled;
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/batch.h"
+#include "engine/ranking.h"
 #include "io/checkpoint.h"
 #include "kv/arena.h"
 #include "kv/block_pool.h"
@@ -62,8 +63,9 @@ class Executor {
   // [rows, vocab] float32 in the backend's memory, valid during the call.
   using TakeLogits = std::function<void(size_t first_sample, const Tensor& logits)>;
   void Run(Batch& batch, const TakeLogits& take, const StepObserver& observer = {});
-  // Runs the batch and samples a token for each of its samples.
-  std::vector<SampledToken> Execute(Batch& batch);
+  // Runs the batch and samples a token for each of its samples. `rankings`, one each: of the token,
+  // or the row's target, where the sample asks for it and the logits are finite; rank 0 elsewhere.
+  std::vector<SampledToken> Execute(Batch& batch, std::vector<Ranking>* rankings = nullptr);
   Backend& backend() { return *backend_; }
 
   std::vector<std::string> StartupReport() const;
@@ -98,6 +100,7 @@ class Executor {
   KvScales scales_;
   int64_t max_model_len_ = 0;
   int max_num_seqs_ = 0, max_num_batched_tokens_ = 0;
+  bool enforce_eager_ = false;
   GroupGeometry geometry_;
   Memory arena_memory_, scale_memory_, health_memory_;
   std::unique_ptr<Arena> arena_;

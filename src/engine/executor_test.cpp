@@ -230,12 +230,18 @@ std::vector<std::vector<int32_t>> Continue(Executor& executor) {
       const int count = static_cast<int>(std::min<int64_t>(64, std::ssize(texts[i]) - begin));
       EXPECT_TRUE(p.Extend(begin + count));
       const int row = batch.Add(texts[i], begin, count, p);
-      if (sample) batch.AddSample(row + count - 1, {});
+      if (sample) batch.AddSample(row + count - 1, {}, 2);
     }
-    const std::vector<SampledToken> sampled = executor.Execute(batch);
+    std::vector<Ranking> rankings;
+    const std::vector<SampledToken> sampled = executor.Execute(batch, &rankings);
     for (size_t i = first; i < last; ++i) {
       pages[i].Publish(texts[i], std::min<int64_t>(pages[i].written() + 64, std::ssize(texts[i])));
-      if (sample) texts[i].push_back(sampled[i - first].id);
+      if (!sample) continue;
+      texts[i].push_back(sampled[i - first].id);
+      const Ranking& ranking = rankings[i - first];
+      EXPECT_EQ(ranking.rank, 1);
+      EXPECT_EQ(ranking.top.at(0).token, sampled[i - first].id);
+      EXPECT_NEAR(ranking.top.at(0).logprob, sampled[i - first].logprob, 1e-5);
     }
     batch.Clear();
   };
@@ -256,6 +262,13 @@ TEST(Executor, ADeviceGivesWhatTheHostGives) {
   EXPECT_EQ(Continue(pretended), expected);
   EXPECT_GT(seen.padded(), 0);   // five sequences ran as eight
   EXPECT_GT(seen.replays(), 5);  // and most of the ten steps as a graph
+  EngineOptions options = Options();
+  options.enforce_eager = true;
+  auto eager = std::make_unique<PretendedDevice>();
+  const PretendedDevice& unrecorded = *eager;
+  Executor plain(options, ReadModelSpec(kModel), std::move(eager));
+  EXPECT_EQ(Continue(plain), expected);
+  EXPECT_EQ(unrecorded.replays(), 0);
   // Another batch, whose arrays are elsewhere.
   EXPECT_EQ(Continue(pretended), expected);
 

@@ -30,9 +30,9 @@
 #include "base/log.h"
 #include "io/json.h"
 #include "server/authorization.h"
+#include "server/generation.h"
 #include "server/metrics.h"
 #include "server/openai.h"
-#include "server/stop_matcher.h"
 #include "text/chat_template.h"
 
 // GCC 12 destroys a capturing lambda inside a co_await expression twice: what is awaited here is
@@ -77,11 +77,7 @@ struct Connection {
   std::shared_ptr<Mailbox> mailbox;  // while the engine works for it
 };
 
-// What the worker makes of a body.
-struct Prepared {
-  openai::CompletionRequest request;
-  std::vector<int32_t> prompt;
-};
+using Prepared = Generation::Prepared;
 
 HttpResponse Respond(http::status status, std::string body,
                      std::string_view type = "application/json") {
@@ -119,12 +115,12 @@ struct HttpServer::Impl {
   Impl(std::unique_ptr<Engine> the_engine, ServerOptions the_options)
       : options(std::move(the_options)), engine(std::move(the_engine)) {
     try {
-      chat_template = ChatTemplate::FromFolder(options.model_folder);
+      chat_template = ChatTemplate::FromFolder(options.tokenizer_folder, options.chat_template);
     } catch (const Error& error) {
-      if (error.code() != ErrorCode::kNotFound) throw;
+      if (error.code() != ErrorCode::kNotFound || !options.chat_template.empty()) throw;
       no_chat_template = error.message();
     }
-    sampling_defaults = openai::SamplingDefaults(options.model_folder);
+    sampling_defaults = openai::SamplingDefaults(options.generation_config, options.model_folder);
     card = {.name = options.model_name,
             .folder = options.model_folder,
             .created = Now(),
@@ -158,7 +154,8 @@ struct HttpServer::Impl {
   awaitable<bool> ServeOne(Connection& connection);  // whether another request may follow
   awaitable<bool> ServeCompletion(Connection& connection, const HttpRequest& message,
                                   openai::Api api);
-  awaitable<bool> Generate(Connection& connection, const HttpRequest& message, Prepared& prepared);
+  awaitable<bool> Generate(Connection& connection, const HttpRequest& message,
+                           const Prepared& prepared);
   class Running;
   awaitable<bool> Send(Connection& connection, HttpResponse& response, bool keep_alive);
   awaitable<void> LingerAndClose(Connection& connection);
@@ -168,9 +165,8 @@ struct HttpServer::Impl {
   HttpResponse AnswerGet(std::string_view path);
   awaitable<std::string> AnswerTokens(std::string_view path, const std::string& body);
   awaitable<bool> ServeTokens(Connection& connection, const HttpRequest& message);
-  std::vector<int32_t> EncodeChat(const nlohmann::ordered_json& context) const;
-  void CountEnd(const Event& event, Clock::time_point arrival, int64_t prompt_tokens,
-                int64_t output_tokens);
+  std::vector<int32_t> EncodeChat(const openai::Conversation& chat,
+                                  bool add_special_tokens = false) const;
   void Deliver(Mailbox* mailbox, const Event& event);
   void WatchForHangUp(Connection& connection, const std::shared_ptr<Mailbox>& mailbox);
   bool KeepAlive(const HttpRequest& message) const { return message.keep_alive() && !draining; }
@@ -368,7 +364,7 @@ awaitable<std::string> HttpServer::Impl::AnswerTokens(std::string_view path,
   const auto* text = std::get_if<std::string>(&request.text);
   const std::vector<int32_t> tokens =
       text ? engine->Encode(*text, request.add_special_tokens)
-           : EncodeChat(std::get<nlohmann::ordered_json>(request.text));
+           : EncodeChat(std::get<openai::Conversation>(request.text));
   co_return openai::TokenizeBody(tokens, engine->max_model_len());
 }
 
@@ -462,16 +458,23 @@ awaitable<void> HttpServer::Impl::LingerAndClose(Connection& connection) {
                                                asio::redirect_error(use_awaitable, error));
 }
 
-std::vector<int32_t> HttpServer::Impl::EncodeChat(const nlohmann::ordered_json& context) const {
+std::vector<int32_t> HttpServer::Impl::EncodeChat(const openai::Conversation& chat,
+                                                  bool add_special_tokens) const {
   if (!chat_template) throw Error(ErrorCode::kInvalidArgument, "messages: " + no_chat_template);
+  const bool own = chat.chat_template.empty();
   const std::time_t seconds = std::time(nullptr);
   std::tm now;
   localtime_r(&seconds, &now);
+  std::string text;
   try {
-    return engine->Encode(chat_template->Render(context, now), /*add_special_tokens=*/false);
+    text = own ? chat_template->Render(chat.context, now)
+               : chat_template->RenderBy(jinja::Template(chat.chat_template, "template"),
+                                         chat.context, now);
   } catch (const Error& error) {
-    throw Error(error.code(), "messages: " + error.message());
+    throw Error(error.code(), (own ? "messages: " : "chat_template: ") + error.message());
   }
+  if (chat.continue_final_message) text = openai::UpToFinalMessage(std::move(text), chat);
+  return engine->Encode(text, add_special_tokens);
 }
 
 // On the worker.
@@ -482,15 +485,24 @@ awaitable<Prepared> HttpServer::Impl::Prepare(openai::Api api, const std::string
     throw Error(ErrorCode::kNotFound, fmt::format("model: this server has {}, not {}",
                                                   Quote(card.name), Quote(out.request.model)));
   }
+  const bool special = out.request.add_special_tokens;
+  int64_t by_default = 16;
   if (api == openai::Api::kChat) {
-    out.prompt = EncodeChat(out.request.chat);
-  } else if (const auto* text = std::get_if<std::string>(&out.request.prompt)) {
-    out.prompt = engine->Encode(*text);
-  } else {
-    out.prompt = std::get<std::vector<int32_t>>(out.request.prompt);
+    out.prompts.push_back({.tokens = EncodeChat(out.request.chat, special)});
+    by_default = engine->max_model_len() - std::ssize(out.prompts[0].tokens);
+    by_default = std::max<int64_t>(by_default, 1);
   }
-  const int64_t room = engine->max_model_len() - static_cast<int64_t>(out.prompt.size());
-  const int64_t by_default = api == openai::Api::kChat ? std::max<int64_t>(room, 1) : 16;
+  for (auto& prompt : out.request.prompts) {
+    openai::EncodedPrompt& encoded = out.prompts.emplace_back();
+    if (auto* text = std::get_if<std::string>(&prompt)) {
+      encoded.tokens = engine->Encode(*text, special);
+      if (out.request.echo) encoded.text = std::move(*text);
+    } else {
+      encoded.tokens = std::move(std::get<std::vector<int32_t>>(prompt));
+      if (out.request.echo)
+        encoded.text = engine->Decode(encoded.tokens, out.request.skip_special_tokens);
+    }
+  }
   out.request.sampling.max_tokens =
       out.request.max_tokens.value_or(static_cast<int>(std::min<int64_t>(by_default, INT32_MAX)));
   co_return out;
@@ -540,22 +552,21 @@ void HttpServer::Impl::WatchForHangUp(Connection& connection,
   });
 }
 
-// A request in the engine, of as many choices as are asked for. Its end, also by an exception, ends
-// what was started for it.
+// Requests in the engine for one of a client's. Its end, also by an exception, ends what was
+// started for it.
 class HttpServer::Impl::Running {
  public:
-  Running(Impl& server, Connection& connection, const Request& request, int choices)
+  Running(Impl& server, Connection& connection, std::vector<Request> requests)
       : server_(server), connection_(connection), mailbox_(std::make_shared<Mailbox>(server.io)) {
     Mailbox* const box = mailbox_.get();
     server_.mailboxes.emplace(box, mailbox_);
     try {
-      for (int choice = 0; choice < choices; ++choice) {
-        Request one = request;
-        one.sampling.choice = static_cast<uint32_t>(choice);
+      for (Request& request : requests) {
         // Raw pointers: the engine's loop must not be the one who lets go of a timer.
-        ids_.push_back(server_.engine->Submit(std::move(one), [&server, box](const Event& event) {
-          asio::post(server.io, [&server, box, event] { server.Deliver(box, event); });
-        }));
+        ids_.push_back(
+            server_.engine->Submit(std::move(request), [&server, box](const Event& event) {
+              asio::post(server.io, [&server, box, event] { server.Deliver(box, event); });
+            }));
         ++box->open;  // on this thread, as Deliver is
       }
     } catch (...) {
@@ -599,46 +610,21 @@ class HttpServer::Impl::Running {
   bool cancelled_ = false;
 };
 
-void HttpServer::Impl::CountEnd(const Event& event, Clock::time_point arrival,
-                                int64_t prompt_tokens, int64_t output_tokens) {
-  const char* reason = event.finish_reason == FinishReason::kStop     ? "stop"
-                       : event.finish_reason == FinishReason::kLength ? "length"
-                       : event.finish_reason == FinishReason::kError  ? "error"
-                                                                      : "abort";
-  metrics.Finished(reason, std::chrono::duration<double>(Clock::now() - arrival).count(),
-                   prompt_tokens, output_tokens);
-  for (const std::string& line : SaturationWarnings(seen_health, engine->CacheReport()))
-    Log(LogLevel::kWarning, line);
-}
-
 awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpRequest& message,
-                                           Prepared& prepared) {
+                                           const Prepared& prepared) {
   const openai::CompletionRequest& request = prepared.request;
-  const size_t prompt_size = prepared.prompt.size();
   const bool chunked = message.version() >= 11;
   const bool keep_alive = KeepAlive(message) && (chunked || !request.stream);
   const char* prefix = request.api == openai::Api::kChat ? "chatcmpl" : "cmpl";
-  openai::Answer answer(request, fmt::format("{}-{:08x}{:08x}", prefix, id_base, next_id++),
-                        card.name, Now(), static_cast<int64_t>(prompt_size));
   connection.stream.expires_never();
   std::optional<HttpResponse> response;
-  struct Choice {
-    std::unique_ptr<TextStream> text;
-    StopMatcher stops;
-    Clock::time_point last_token;
-    int64_t tokens = 0;
-  };
-  const Clock::time_point arrival = Clock::now();
-  std::vector<Choice> choices;
   std::optional<Running> running;
+  std::optional<Generation> generation;
   try {
-    for (int i = 0; i < request.n; ++i) {
-      choices.push_back({engine->MakeTextStream(),
-                         StopMatcher(request.stop, request.include_stop_str_in_output), arrival});
-    }
-    running.emplace(*this, connection,
-                    Request{.prompt = std::move(prepared.prompt), .sampling = request.sampling},
-                    request.n);
+    running.emplace(*this, connection, Generation::EngineRequests(prepared));
+    generation.emplace(*engine, prepared,
+                       fmt::format("{}-{:08x}{:08x}", prefix, id_base, next_id++), card.name, Now(),
+                       metrics);
   } catch (const Error& error) {
     response = Refuse(static_cast<http::status>(openai::HttpStatus(error.code())), error.message());
   }
@@ -658,8 +644,8 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
   }
 
   Mailbox& mailbox = running->mailbox();
-  std::string out = answer.Begin();
-  for (size_t finished = 0; finished < choices.size();) {
+  std::string out = generation->Begin();
+  while (!generation->finished()) {
     if (error || stopping || mailbox.client_gone || HasHungUp(connection.stream.socket()))
       running->Cancel();
     if (mailbox.events.empty()) {
@@ -668,32 +654,14 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
     }
     for (; !mailbox.events.empty(); mailbox.events.pop_front()) {
       Event& event = mailbox.events.front();
-      const size_t index = running->ChoiceOf(event);
-      Choice& choice = choices[index];
-      if (event.kind == Event::Kind::kToken && !choice.stops.stopped()) {
-        const Clock::time_point now = Clock::now();
-        const std::chrono::duration<double> waited = now - std::exchange(choice.last_token, now);
-        choice.tokens++ == 0 ? metrics.FirstToken(waited.count())
-                             : metrics.NextToken(waited.count());
-        std::string token_text;
-        if (request.logprobs) token_text = engine->Decode({&event.token, 1});
-        std::string more = choice.text->Push(event.token);
-        more = choice.tokens > request.sampling.min_tokens ? choice.stops.Push(more)
-                                                           : choice.stops.Flush() + more;
-        out += answer.Token(event, more, token_text, index);
-        if (choice.stops.stopped()) running->Stop(index);
-      } else if (event.kind == Event::Kind::kFinished) {
-        ++finished;
-        const bool stopped = choice.stops.stopped();
-        if (stopped) event.finish_reason = FinishReason::kStop;
-        CountEnd(event, arrival, static_cast<int64_t>(prompt_size), choice.tokens);
-        if (event.finish_reason == FinishReason::kError && !request.stream) {
-          response = Refuse(http::status::internal_server_error, event.error);
-        } else if (!response) {
-          const std::string rest =
-              stopped ? "" : choice.stops.Push(choice.text->Flush()) + choice.stops.Flush();
-          out += answer.Finish(event, rest, index);
-        }
+      const size_t choice = running->ChoiceOf(event);
+      const bool is_last = event.kind == Event::Kind::kFinished;
+      out += generation->Push(std::move(event), choice);
+      if (is_last) {
+        for (const std::string& line : SaturationWarnings(seen_health, engine->CacheReport()))
+          Log(LogLevel::kWarning, line);
+      } else if (generation->stopped(choice)) {
+        running->Stop(choice);
       }
     }
     if (request.stream && !out.empty() && !running->cancelled()) {
@@ -706,7 +674,9 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
   running.reset();
   if (lost) co_return false;
   if (!request.stream) {
-    if (!response) response = Respond(http::status::ok, std::move(out));
+    response = generation->error().empty()
+                   ? Respond(http::status::ok, std::move(out))
+                   : Refuse(http::status::internal_server_error, generation->error());
     co_return co_await Send(connection, *response, keep_alive);
   }
   if (chunked) {

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -24,17 +25,31 @@ namespace octavo::openai {
 
 enum class Api { kCompletions, kChat };
 
+// Messages on their way to be a prompt.
+struct Conversation {
+  nlohmann::ordered_json context;       // what the chat template is given
+  std::string chat_template;            // instead of the model's; empty: that
+  bool continue_final_message = false;  // the answer goes on where the last message ends
+};
+// What a template made of a conversation whose last message is to go on, up to that message's end.
+// Throws Error if the template has left it out.
+std::string UpToFinalMessage(std::string rendered, const Conversation& conversation);
+
 struct CompletionRequest {
   Api api = Api::kCompletions;
-  std::string model;                                       // empty: not named
-  std::variant<std::string, std::vector<int32_t>> prompt;  // kCompletions
-  nlohmann::ordered_json chat;                             // kChat: what the chat template is given
-  SamplingParams sampling;                                 // max_tokens as in the field below
+  std::string model;                                                     // empty: not named
+  std::vector<std::variant<std::string, std::vector<int32_t>>> prompts;  // kCompletions
+  Conversation chat;                                                     // kChat
+  bool add_special_tokens = true;
+  SamplingParams sampling;  // max_tokens as in the field below; with all that is to be reported
   std::optional<int> max_tokens;
-  int n = 1;  // answers
+  int n = 1;  // answers to each prompt
   bool stream = false;
-  bool include_usage = false;
-  bool logprobs = false;  // of the chosen tokens
+  bool include_usage = false, continuous_usage = false;
+  std::optional<int> logprobs;         // of the chosen tokens, and of so many alternatives
+  std::optional<int> prompt_logprobs;  // of the prompt's tokens, and of so many alternatives
+  bool echo = false;                   // kCompletions: the prompt begins the answer
+  bool skip_special_tokens = true;
   std::vector<std::string> stop;
   bool include_stop_str_in_output = false;
 };
@@ -42,14 +57,16 @@ struct CompletionRequest {
 // `defaults`: of the sampling fields that the body does not have.
 CompletionRequest ParseRequest(Api api, std::string_view body, const SamplingParams& defaults = {});
 
-// What a model's generation_config.json says of temperature, top_p, top_k, min_p and
-// repetition_penalty; OpenAI's defaults for what it does not, or if it is not there.
-SamplingParams SamplingDefaults(const std::string& model_folder);
+// What a generation_config.json says of temperature, top_p, top_k, min_p and repetition_penalty;
+// OpenAI's defaults for what it does not. `generation_config`: the folder that has it; "auto": the
+// model's, if it is there; "vllm": none.
+SamplingParams SamplingDefaults(const std::string& generation_config,
+                                const std::string& model_folder);
 
 // POST /tokenize: {"prompt": text, "add_special_tokens": true} or {"messages": [...]}. /detokenize:
 // {"tokens": [ids]}.
 struct TokenizeRequest {
-  std::variant<std::string, nlohmann::ordered_json> text;  // or what the chat template is given
+  std::variant<std::string, Conversation> text;
   bool add_special_tokens = true;
 };
 TokenizeRequest ParseTokenize(std::string_view body);
@@ -57,45 +74,66 @@ std::vector<int32_t> ParseDetokenize(std::string_view body);
 std::string TokenizeBody(std::span<const int32_t> tokens, int64_t max_model_len);
 std::string DetokenizeBody(std::string_view text);
 
-// An answer in the making, of request.n choices. Begin, then, of each choice, Token for every
-// kToken event and Finish, each returning what is to be sent now. Streaming: server-sent events;
-// otherwise nothing until the last Finish, which returns the body.
+struct EncodedPrompt {
+  std::vector<int32_t> tokens;
+  std::string text;  // where it is echoed
+};
+
+// An answer in the making, of request.n choices for each prompt, those of one prompt side by side.
+// Begin, then, of each choice, PromptToken for every kPromptLogprob event, Token for every kToken
+// event and Finish, each returning what is to be sent now. Streaming: server-sent events; otherwise
+// nothing until the last Finish, which returns the body. What is asked of the prompt is part of
+// the first event that has something of the choice.
 class Answer {
  public:
+  using TokenText = std::function<std::string(int32_t token, bool skip_special)>;
+  // `token_text`: of a token alone; `skip_special`: as part of a text that leaves special ones out.
   Answer(const CompletionRequest& request, std::string id, std::string model, int64_t created,
-         int64_t prompt_tokens);
+         std::span<const EncodedPrompt> prompts, TokenText token_text);
 
   std::string Begin() const;
-  // `text`: what TextStream made of the token; `token_text`: the token alone, for logprobs.
-  std::string Token(const Event& event, std::string_view text, std::string_view token_text,
-                    size_t choice = 0);
+  void PromptToken(const Event& event, size_t choice = 0);
+  // `text`: what TextStream made of the token.
+  std::string Token(const Event& event, std::string_view text, size_t choice = 0);
   // `text`: the rest of it. A request that failed: only when streaming.
   std::string Finish(const Event& event, std::string_view text, size_t choice = 0);
 
  private:
-  nlohmann::json Envelope(nlohmann::json choices) const;
-  nlohmann::json Choice(size_t index, std::string_view text, nlohmann::json finish_reason,
-                        bool is_first) const;
-  nlohmann::json TakeLogprobs(size_t choice);
-  nlohmann::json Usage() const;
-
-  Api api_;
-  bool stream_, include_usage_, logprobs_;
-  std::string id_, model_;
-  int64_t created_;
-  int64_t prompt_tokens_;
-  int64_t completion_tokens_ = 0, cached_tokens_ = 0;
-  struct TokenLogprob {
+  using Json = nlohmann::ordered_json;  // clients take the first of a token's alternatives for it
+  struct TokenLogprobs {
     std::string text;
-    float logprob;
+    std::optional<float> logprob;  // none: the first of a prompt
+    std::vector<TokenLogprob> top;
     int64_t offset;  // in characters of the answer
   };
   struct Part {        // of one choice
-    std::string text;  // not streaming: all of it
-    std::vector<TokenLogprob> pending;
+    std::string text;  // not sent yet
+    std::vector<TokenLogprobs> pending;
     int64_t characters = 0;
-    nlohmann::json choice;  // not streaming: once it is finished
+    Json prompt_logprobs;  // an array, if they are asked for and not sent yet
+    int64_t cached_tokens = 0;
+    Json choice;  // not streaming: once it is finished
   };
+
+  Json Envelope(Json choices) const;
+  Json Choice(size_t index, std::string_view text, Json finish_reason) const;
+  // The choice with all that is pending.
+  std::string Chunk(size_t index, std::string_view text, Json finish_reason);
+  void AddLogprobs(Part& part, int32_t token, std::optional<float> logprob,
+                   std::vector<TokenLogprob> top);
+  Json TakeLogprobs(Part& part) const;
+  Json Usage() const;
+  std::string Body();
+
+  Api api_;
+  bool stream_, include_usage_, continuous_usage_, echo_;
+  std::optional<int> alternatives_, prompt_alternatives_;
+  int choices_per_prompt_;
+  std::string id_, model_;
+  int64_t created_;
+  bool skip_special_tokens_;
+  TokenText token_text_;
+  int64_t prompt_tokens_ = 0, completion_tokens_ = 0;
   std::vector<Part> parts_;
   size_t finished_ = 0;  // parts
 };

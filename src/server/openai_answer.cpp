@@ -9,12 +9,14 @@
 namespace octavo::openai {
 namespace {
 
+using OrderedJson = nlohmann::ordered_json;
+
 // What is not UTF-8 becomes U+FFFD rather than an exception.
-std::string Dump(const Json& json) {
+std::string Dump(const OrderedJson& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-std::string Sse(const Json& json) { return "data: " + Dump(json) + "\n\n"; }
+std::string Sse(const OrderedJson& json) { return "data: " + Dump(json) + "\n\n"; }
 
 const char* Name(FinishReason reason) {
   switch (reason) {
@@ -36,23 +38,45 @@ int64_t Characters(std::string_view utf8) {
   return std::count_if(utf8.begin(), utf8.end(), [](char c) { return (c & 0xC0) != 0x80; });
 }
 
-Json Error500(std::string_view message) { return Json::parse(ErrorBody(500, message)); }
+// JSON has no infinity; vLLM's choice.
+float Finite(float logprob) { return std::max(logprob, -9999.0f); }
+
+// OpenAI's: none where the text stands for part of a character.
+OrderedJson Bytes(const std::string& text) {
+  if (text.find("\uFFFD") != text.npos) return nullptr;
+  OrderedJson bytes = OrderedJson::array();
+  for (const char c : text) bytes.push_back(static_cast<unsigned char>(c));
+  return bytes;
+}
 
 }  // namespace
 
 Answer::Answer(const CompletionRequest& request, std::string id, std::string model, int64_t created,
-               int64_t prompt_tokens)
+               std::span<const EncodedPrompt> prompts, TokenText token_text)
     : api_(request.api),
       stream_(request.stream),
       include_usage_(request.include_usage),
-      logprobs_(request.logprobs),
+      continuous_usage_(request.continuous_usage),
+      echo_(request.echo),
+      alternatives_(request.logprobs),
+      prompt_alternatives_(request.prompt_logprobs),
+      choices_per_prompt_(request.n),
       id_(std::move(id)),
       model_(std::move(model)),
       created_(created),
-      prompt_tokens_(prompt_tokens),
-      parts_(request.n) {}
+      skip_special_tokens_(request.skip_special_tokens),
+      token_text_(std::move(token_text)) {
+  for (const EncodedPrompt& prompt : prompts) {
+    prompt_tokens_ += std::ssize(prompt.tokens);
+    Part part;
+    if (echo_) part.text = prompt.text;
+    if (prompt_alternatives_) part.prompt_logprobs = Json::array({nullptr});
+    if (echo_ && alternatives_) AddLogprobs(part, prompt.tokens.front(), std::nullopt, {});
+    parts_.insert(parts_.end(), request.n, part);
+  }
+}
 
-Json Answer::Envelope(Json choices) const {
+Answer::Json Answer::Envelope(Json choices) const {
   const char* object = api_ == Api::kCompletions ? "text_completion"
                        : stream_                 ? "chat.completion.chunk"
                                                  : "chat.completion";
@@ -61,11 +85,11 @@ Json Answer::Envelope(Json choices) const {
                {"created", created_},
                {"model", model_},
                {"choices", std::move(choices)}};
-  if (stream_ && include_usage_) json["usage"] = nullptr;
+  if (stream_ && include_usage_) json["usage"] = continuous_usage_ ? Usage() : nullptr;
   return json;
 }
 
-Json Answer::Choice(size_t index, std::string_view text, Json finish_reason, bool is_first) const {
+Answer::Json Answer::Choice(size_t index, std::string_view text, Json finish_reason) const {
   Json choice = {
       {"index", index}, {"logprobs", nullptr}, {"finish_reason", std::move(finish_reason)}};
   if (api_ == Api::kCompletions) {
@@ -74,93 +98,137 @@ Json Answer::Choice(size_t index, std::string_view text, Json finish_reason, boo
     choice["message"] = {{"role", "assistant"}, {"content", text}};
   } else {
     choice["delta"] = Json::object();
-    if (is_first) choice["delta"]["role"] = "assistant";
-    if (is_first || !text.empty()) choice["delta"]["content"] = text;
+    if (!text.empty()) choice["delta"]["content"] = text;
   }
   return choice;
 }
 
-Json Answer::TakeLogprobs(size_t choice) {
-  if (!logprobs_) return nullptr;
-  std::vector<TokenLogprob> pending = std::exchange(parts_[choice].pending, {});
-  Json result;
+void Answer::AddLogprobs(Part& part, int32_t token, std::optional<float> logprob,
+                         std::vector<TokenLogprob> top) {
+  top.resize(std::min<size_t>(top.size(), *alternatives_));
+  part.pending.push_back({token_text_(token, false), logprob, std::move(top), part.characters});
+  part.characters += Characters(token_text_(token, skip_special_tokens_));
+}
+
+Answer::Json Answer::TakeLogprobs(Part& part) const {
+  std::vector<TokenLogprobs> pending = std::exchange(part.pending, {});
+  if (pending.empty()) return nullptr;
   if (api_ == Api::kChat) {
-    result = {{"content", Json::array()}};
-    for (const TokenLogprob& token : pending) {
-      result["content"].push_back({{"token", token.text},
-                                   {"logprob", token.logprob},
-                                   {"bytes", nullptr},
-                                   {"top_logprobs", Json::array()}});
+    Json content = Json::array();
+    const auto entry = [](const std::string& text, float logprob) {
+      return Json{{"token", text}, {"logprob", Finite(logprob)}, {"bytes", Bytes(text)}};
+    };
+    for (const TokenLogprobs& token : pending) {
+      Json top = Json::array();
+      for (const TokenLogprob& one : token.top)
+        top.push_back(entry(token_text_(one.token, false), one.logprob));
+      content.push_back(entry(token.text, *token.logprob));
+      content.back()["top_logprobs"] = std::move(top);
     }
-  } else {
-    result = {{"tokens", Json::array()},
-              {"token_logprobs", Json::array()},
-              {"top_logprobs", nullptr},
-              {"text_offset", Json::array()}};
-    for (const TokenLogprob& token : pending) {
-      result["tokens"].push_back(token.text);
-      result["token_logprobs"].push_back(token.logprob);
-      result["text_offset"].push_back(token.offset);
+    return {{"content", std::move(content)}};
+  }
+  Json result = {{"tokens", Json::array()},
+                 {"token_logprobs", Json::array()},
+                 {"top_logprobs", *alternatives_ > 0 ? Json::array() : Json()},
+                 {"text_offset", Json::array()}};
+  for (const TokenLogprobs& token : pending) {
+    result["tokens"].push_back(token.text);
+    result["token_logprobs"].push_back(token.logprob ? Json(Finite(*token.logprob)) : Json());
+    result["text_offset"].push_back(token.offset);
+    if (*alternatives_ == 0) continue;
+    Json top;
+    if (token.logprob) {
+      top = {{token.text, Finite(*token.logprob)}};
+      for (const TokenLogprob& one : token.top)  // of tokens with one text the first
+        top.emplace(token_text_(one.token, false), Finite(one.logprob));
     }
+    result["top_logprobs"].push_back(std::move(top));
   }
   return result;
 }
 
-Json Answer::Usage() const {
+Answer::Json Answer::Usage() const {
+  int64_t cached = 0;
+  for (size_t i = 0; i < parts_.size(); i += choices_per_prompt_) {
+    int64_t of_prompt = 0;
+    for (int n = 0; n < choices_per_prompt_; ++n)
+      of_prompt = std::max(of_prompt, parts_[i + n].cached_tokens);
+    cached += of_prompt;
+  }
   return {{"prompt_tokens", prompt_tokens_},
           {"completion_tokens", completion_tokens_},
           {"total_tokens", prompt_tokens_ + completion_tokens_},
-          {"prompt_tokens_details", {{"cached_tokens", cached_tokens_}}}};
+          {"prompt_tokens_details", {{"cached_tokens", cached}}}};
 }
 
 std::string Answer::Begin() const {
   if (!stream_ || api_ != Api::kChat) return "";
   std::string out;
-  for (size_t i = 0; i < parts_.size(); ++i)
-    out += Sse(Envelope(Json::array({Choice(i, "", nullptr, /*is_first=*/true)})));
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    Json choice = Choice(i, "", nullptr);
+    choice["delta"] = {{"role", "assistant"}, {"content", ""}};
+    out += Sse(Envelope(Json::array({std::move(choice)})));
+  }
   return out;
 }
 
-std::string Answer::Token(const Event& event, std::string_view text, std::string_view token_text,
-                          size_t choice) {
+void Answer::PromptToken(const Event& event, size_t choice) {
+  Part& part = parts_[choice];
+  if (echo_ && alternatives_) AddLogprobs(part, event.token, event.logprob, event.top);
+  if (!prompt_alternatives_) return;
+  Json entry = Json::object();
+  const auto add = [&](int32_t token, float logprob, int32_t rank) {
+    entry.emplace(std::to_string(token), Json{{"logprob", Finite(logprob)},
+                                              {"rank", rank},
+                                              {"decoded_token", token_text_(token, false)}});
+  };
+  add(event.token, event.logprob, event.rank);
+  const int top = std::min(*prompt_alternatives_, static_cast<int>(event.top.size()));
+  for (int i = 0; i < top; ++i) add(event.top[i].token, event.top[i].logprob, i + 1);
+  part.prompt_logprobs.push_back(std::move(entry));
+}
+
+std::string Answer::Chunk(size_t index, std::string_view text, Json finish_reason) {
+  Part& part = parts_[index];
+  Json choice = Choice(index, std::exchange(part.text, "") + std::string(text), finish_reason);
+  choice["logprobs"] = TakeLogprobs(part);
+  Json prompt_logprobs = std::exchange(part.prompt_logprobs, nullptr);
+  if (!prompt_logprobs.is_null() && api_ == Api::kCompletions)
+    choice["prompt_logprobs"] = std::move(prompt_logprobs);
+  Json envelope = Envelope(Json::array({std::move(choice)}));
+  if (!prompt_logprobs.is_null() && api_ == Api::kChat && index == 0)
+    envelope["prompt_logprobs"] = std::move(prompt_logprobs);
+  return Sse(envelope);
+}
+
+std::string Answer::Token(const Event& event, std::string_view text, size_t choice) {
   Part& part = parts_[choice];
   ++completion_tokens_;
-  if (logprobs_) {
-    constexpr float kLeast = -9999;  // JSON has no infinity; vLLM's choice
-    part.pending.push_back(
-        {std::string(token_text), std::max(event.logprob, kLeast), part.characters});
-    part.characters += Characters(token_text);
-  }
+  if (alternatives_) AddLogprobs(part, event.token, event.logprob, event.top);
   if (!stream_) {
     part.text += text;
     return "";
   }
   if (text.empty() && part.pending.empty()) return "";  // a character that is not whole yet
-  Json json = Choice(choice, text, nullptr, /*is_first=*/false);
-  json["logprobs"] = TakeLogprobs(choice);
-  return Sse(Envelope(Json::array({std::move(json)})));
+  return Chunk(choice, text, nullptr);
 }
 
 std::string Answer::Finish(const Event& event, std::string_view text, size_t choice) {
   Part& part = parts_[choice];
   const bool last = ++finished_ == parts_.size();
-  cached_tokens_ = std::max(cached_tokens_, event.cached_tokens);
+  part.cached_tokens = event.cached_tokens;
   if (event.finish_reason == FinishReason::kError) {
     OCTAVO_CHECK(stream_);  // otherwise the status says it
-    return Sse(Error500(event.error)) + (last ? "data: [DONE]\n\n" : "");
+    return "data: " + ErrorBody(500, event.error) + "\n\n" + (last ? "data: [DONE]\n\n" : "");
   }
   if (!stream_) {
-    part.choice = Choice(choice, part.text + std::string(text), Name(event.finish_reason), false);
-    part.choice["logprobs"] = TakeLogprobs(choice);
-    if (!last) return "";
-    Json choices = Json::array();
-    for (Part& one : parts_) choices.push_back(std::move(one.choice));
-    Json body = Envelope(std::move(choices));
-    body["usage"] = Usage();
-    return Dump(body);
+    part.choice = Choice(choice, part.text + std::string(text), Name(event.finish_reason));
+    part.choice["logprobs"] = TakeLogprobs(part);
+    if (prompt_alternatives_ && api_ == Api::kCompletions)
+      part.choice["prompt_logprobs"] = std::move(part.prompt_logprobs);
+    return last ? Body() : "";
   }
-  std::string out = Sse(
-      Envelope(Json::array({Choice(choice, text, Name(event.finish_reason), /*is_first=*/false)})));
+  std::string out = Chunk(choice, text, Name(event.finish_reason));
   if (!last) return out;
   if (include_usage_) {
     Json usage = Envelope(Json::array());
@@ -168,6 +236,16 @@ std::string Answer::Finish(const Event& event, std::string_view text, size_t cho
     out += Sse(usage);
   }
   return out + "data: [DONE]\n\n";
+}
+
+std::string Answer::Body() {
+  Json choices = Json::array();
+  for (Part& one : parts_) choices.push_back(std::move(one.choice));
+  Json body = Envelope(std::move(choices));
+  if (prompt_alternatives_ && api_ == Api::kChat)
+    body["prompt_logprobs"] = std::move(parts_[0].prompt_logprobs);
+  body["usage"] = Usage();
+  return Dump(body);
 }
 
 std::string TokenizeBody(std::span<const int32_t> tokens, int64_t max_model_len) {

@@ -82,8 +82,6 @@ struct Neutral {
 void RefuseUnsupported(Api api, const Fields& fields) {
   static const Json kNone = Json::array();
   static const std::vector<Neutral> kBoth = {
-      {"prompt_logprobs", {}},
-      {"skip_special_tokens", {true}},
       {"truncate_prompt_tokens", {}},
       {"allowed_token_ids", {}},
       {"bad_words", {kNone}},
@@ -99,22 +97,15 @@ void RefuseUnsupported(Api api, const Fields& fields) {
       {"cache_salt", {}},
   };
   static const std::vector<Neutral> kCompletions = {
-      {"echo", {false}},
       {"best_of", {1}},
       {"suffix", {""}},
-      {"logprobs", {0}},
-      {"add_special_tokens", {true}},
       {"prompt_embeds", {}},
   };
   static const std::vector<Neutral> kChat = {
-      {"top_logprobs", {0}},
       {"tools", {kNone}},
       {"tool_choice", {"none", "auto"}},
       {"functions", {kNone}},
       {"function_call", {"none", "auto"}},
-      {"chat_template", {}},
-      {"continue_final_message", {false}},
-      {"add_special_tokens", {false}},
       {"echo", {false}},
       {"documents", {kNone}},
       {"reasoning_effort", {}},
@@ -144,22 +135,56 @@ std::vector<int32_t> TokenIds(const std::string& field, const Json& array) {
   return ids;
 }
 
-void ReadPrompt(const Fields& fields, CompletionRequest& request) {
-  static constexpr const char* kExpected = "a text or an array of token ids";
-  const Json* prompt = fields.Find("prompt");
-  if (!prompt) Wrong("prompt", kExpected, nullptr);
-  const bool is_list = prompt->is_array() && !prompt->empty() &&
-                       (prompt->front().is_string() || prompt->front().is_array());
-  if (is_list && prompt->size() > 1)
-    Wrong("prompt", "one prompt (several in one request are not supported)", *prompt);
-  const Json& one = is_list ? prompt->front() : *prompt;
-  if (one.is_string()) {
-    request.prompt = one.get<std::string>();
-  } else if (one.is_array()) {
-    request.prompt = TokenIds("prompt", one);
+// One, or several.
+void ReadPrompts(const Fields& fields, CompletionRequest& request) {
+  const auto add = [&](const std::string& field, const Json& prompt) {
+    if (prompt.is_string()) {
+      request.prompts.emplace_back(prompt.get<std::string>());
+    } else if (prompt.is_array()) {
+      request.prompts.emplace_back(TokenIds(field, prompt));
+    } else {
+      Wrong(field, "a text or an array of token ids", prompt);
+    }
+  };
+  const Json* found = fields.Find("prompt");
+  const Json prompt = found ? *found : Json();
+  if (prompt.is_array() && !prompt.empty() &&
+      (prompt.front().is_string() || prompt.front().is_array())) {
+    constexpr size_t kMostAnswers = 1024;
+    if (prompt.size() * request.n > kMostAnswers)
+      Wrong("prompt", fmt::format("at most {} prompts times n", kMostAnswers), prompt);
+    for (size_t i = 0; i < prompt.size(); ++i) add(fmt::format("prompt[{}]", i), prompt[i]);
   } else {
-    Wrong("prompt", kExpected, *prompt);
+    add("prompt", prompt);
   }
+}
+
+// What is to be reported of tokens: see the fields of CompletionRequest and SamplingParams.
+void ReadLogprobs(const Fields& fields, CompletionRequest& request) {
+  constexpr int64_t kMost = 20;  // as OpenAI's, and vLLM's unless it is told otherwise
+  const auto count = [&](const char* field) -> std::optional<int> {
+    const auto n = fields.Integer(field, 0, kMost);
+    return n ? std::optional(static_cast<int>(*n)) : std::nullopt;
+  };
+  SamplingParams& sampling = request.sampling;
+  request.prompt_logprobs = sampling.top_prompt_logprobs = count("prompt_logprobs");
+  if (request.api == Api::kChat) {
+    bool logprobs = false;
+    fields.Read("logprobs", logprobs);
+    const std::optional<int> top = count("top_logprobs");
+    if (top.value_or(0) > 0 && !logprobs)
+      Wrong("top_logprobs", "none without logprobs: true", *fields.Find("top_logprobs"));
+    if (logprobs) request.logprobs = top.value_or(0);
+  } else {
+    request.logprobs = count("logprobs");
+    fields.Read("echo", request.echo);
+  }
+  if (request.logprobs.value_or(0) > 0) sampling.top_logprobs = request.logprobs;
+  if (request.echo && request.logprobs) {
+    sampling.prompt_logprobs_from = 1;
+    sampling.top_prompt_logprobs = std::max(request.prompt_logprobs, sampling.top_logprobs);
+  }
+  if (request.prompt_logprobs) sampling.prompt_logprobs_from = 1;
 }
 
 // A text, or parts of type text, which are joined by newlines.
@@ -180,7 +205,9 @@ std::string Content(const std::string& field, const Json& content) {
   return text;
 }
 
-void ReadMessages(const Fields& fields, nlohmann::ordered_json& context) {
+Conversation ReadConversation(const Fields& fields) {
+  Conversation conversation;
+  nlohmann::ordered_json& context = conversation.context;
   const Json* messages = fields.Find("messages");
   if (!messages || !messages->is_array() || messages->empty())
     Wrong("messages", "an array of at least one message", messages ? *messages : Json());
@@ -201,9 +228,20 @@ void ReadMessages(const Fields& fields, nlohmann::ordered_json& context) {
     out.push_back(std::move(copy));
   }
   context["messages"] = std::move(out);
-  bool add_generation_prompt = true;
+  bool& go_on = conversation.continue_final_message;
+  fields.Read("continue_final_message", go_on);
+  bool add_generation_prompt = !go_on;
   fields.Read("add_generation_prompt", add_generation_prompt);
+  if (go_on && add_generation_prompt)
+    Wrong("continue_final_message", "false with add_generation_prompt: true", true);
+  if (go_on && !context["messages"].back().value("content", Json()).is_string())
+    Wrong("continue_final_message", "a last message with content", true);
   context["add_generation_prompt"] = add_generation_prompt;
+  if (const Json* source = fields.Find("chat_template")) {
+    if (!source->is_string()) Wrong("chat_template", "a text", *source);
+    conversation.chat_template = source->get<std::string>();
+  }
+  return conversation;
 }
 
 // One text, or several.
@@ -233,6 +271,13 @@ void ReadLogitBias(const Fields& fields, SamplingParams& sampling) {
   }
 }
 
+// None at all is of use to those who ask for the prompt.
+void ReadMaxTokens(const char* name, const Fields& fields, CompletionRequest& request) {
+  const int64_t least = request.echo || request.prompt_logprobs ? 0 : 1;
+  if (const auto most = fields.Integer(name, least, kMaxInt))
+    request.max_tokens = static_cast<int>(*most);
+}
+
 void ReadSampling(const Fields& fields, CompletionRequest& request) {
   SamplingParams& sampling = request.sampling;
   fields.Read("presence_penalty", sampling.presence_penalty);
@@ -256,17 +301,39 @@ void ReadSampling(const Fields& fields, CompletionRequest& request) {
     if (!ids->is_array()) Wrong("stop_token_ids", "an array of token ids", *ids);
     sampling.stop_token_ids = TokenIds("stop_token_ids", *ids);
   }
-  if (const auto most = fields.Integer("max_tokens", 1, kMaxInt))
-    request.max_tokens = static_cast<int>(*most);
+  ReadMaxTokens("max_tokens", fields, request);
 }
 
 }  // namespace
 
-SamplingParams SamplingDefaults(const std::string& model_folder) {
+std::string UpToFinalMessage(std::string rendered, const Conversation& conversation) {
+  constexpr const char* kSpace = " \t\r\n";
+  const auto& last = conversation.context.at("messages").back();
+  const std::string content = last.at("content").get<std::string>();
+  const size_t begin = content.find_first_not_of(kSpace);
+  if (begin == content.npos)
+    throw Error(ErrorCode::kInvalidArgument, "continue_final_message: the last message is empty");
+  // Templates may trim it, at either end.
+  const size_t end = content.find_last_not_of(kSpace) + 1;
+  const size_t at = rendered.rfind(content.substr(begin, end - begin));
+  if (at == rendered.npos) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "continue_final_message: the chat template does not write the last message");
+  }
+  const bool trimmed = rendered.compare(at, content.size() - begin, content, begin) != 0;
+  rendered.resize(at + (trimmed ? end - begin : content.size() - begin));
+  return rendered;
+}
+
+SamplingParams SamplingDefaults(const std::string& generation_config,
+                                const std::string& model_folder) {
   SamplingParams sampling;
-  const std::filesystem::path file = std::filesystem::path(model_folder) / "generation_config.json";
+  if (generation_config == "vllm") return sampling;
+  const bool is_auto = generation_config == "auto";
+  const std::filesystem::path folder = is_auto ? model_folder : generation_config;
+  const std::filesystem::path file = folder / "generation_config.json";
   std::error_code ignored;
-  if (!std::filesystem::exists(file, ignored)) return sampling;
+  if (is_auto && !std::filesystem::exists(file, ignored)) return sampling;
   const Json json = ReadJsonFile(file);
   const Fields fields(json, file.string() + ": ");
   fields.Read("temperature", sampling.temperature);
@@ -284,9 +351,7 @@ TokenizeRequest ParseTokenize(std::string_view body) {
   const Fields fields(json);
   TokenizeRequest request;
   if (fields.Find("messages")) {
-    nlohmann::ordered_json context;
-    ReadMessages(fields, context);
-    request.text = std::move(context);
+    request.text = ReadConversation(fields);
     return request;
   }
   const Json* prompt = fields.Find("prompt");
@@ -314,6 +379,7 @@ CompletionRequest ParseRequest(Api api, std::string_view body, const SamplingPar
     if (!model->is_string()) Wrong("model", "a text", *model);
     request.model = model->get<std::string>();
   }
+  ReadLogprobs(fields, request);
   ReadSampling(fields, request);
   constexpr int64_t kMostChoices = 128;
   if (const auto n = fields.Integer("n", 1, kMostChoices)) request.n = static_cast<int>(*n);
@@ -323,23 +389,18 @@ CompletionRequest ParseRequest(Api api, std::string_view body, const SamplingPar
     if (!request.stream) Wrong("stream_options", "none without stream: true", *options);
     const Fields stream_fields(*options, "stream_options.");
     stream_fields.Read("include_usage", request.include_usage);
-    bool continuous = false;
-    stream_fields.Read("continuous_usage_stats", continuous);
-    if (continuous) {
-      throw Error(ErrorCode::kInvalidArgument,
-                  "stream_options.continuous_usage_stats: not supported beyond false");
-    }
+    stream_fields.Read("continuous_usage_stats", request.continuous_usage);
   }
+  request.add_special_tokens = api == Api::kCompletions;  // a chat template writes them
+  fields.Read("add_special_tokens", request.add_special_tokens);
+  fields.Read("skip_special_tokens", request.skip_special_tokens);
   if (api == Api::kChat) {
-    fields.Read("logprobs", request.logprobs);
-    if (const auto most = fields.Integer("max_completion_tokens", 1, kMaxInt))
-      request.max_tokens = static_cast<int>(*most);
+    ReadMaxTokens("max_completion_tokens", fields, request);
     RefuseUnsupported(api, fields);
-    ReadMessages(fields, request.chat);
+    request.chat = ReadConversation(fields);
   } else {
-    request.logprobs = fields.Integer("logprobs", 0, kMaxInt).has_value();
     RefuseUnsupported(api, fields);
-    ReadPrompt(fields, request);
+    ReadPrompts(fields, request);
   }
   return request;
 }

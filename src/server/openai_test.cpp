@@ -43,7 +43,8 @@ TEST(ParseRequestTest, EveryFieldArrives) {
       "min_p": 0.125, "seed": -1, "stop_token_ids": [4, 5], "repetition_penalty": 1.5,
       "ignore_eos": true, "stream": true, "stream_options": {"include_usage": true},
       "logprobs": 0, "user": "somebody", "never_heard_of": {"a": [1]}, "n": 1, "stop": null)");
-  EXPECT_EQ(std::get<std::string>(r.prompt), "x");
+  ASSERT_EQ(r.prompts.size(), 1u);
+  EXPECT_EQ(std::get<std::string>(r.prompts[0]), "x");
   EXPECT_EQ(r.model, "m");
   EXPECT_EQ(r.max_tokens, 7);
   EXPECT_EQ(r.sampling.temperature, 0.5f);
@@ -53,7 +54,46 @@ TEST(ParseRequestTest, EveryFieldArrives) {
   EXPECT_EQ(r.sampling.seed, ~uint64_t{0});
   EXPECT_EQ(r.sampling.stop_token_ids, (std::vector<int32_t>{4, 5}));
   EXPECT_EQ(r.sampling.repetition_penalty, 1.5f);
-  EXPECT_TRUE(r.sampling.ignore_eos && r.stream && r.include_usage && r.logprobs);
+  EXPECT_TRUE(r.sampling.ignore_eos && r.stream && r.include_usage);
+  EXPECT_EQ(r.logprobs, 0);
+  EXPECT_FALSE(r.sampling.top_logprobs || r.sampling.prompt_logprobs_from);
+}
+
+TEST(ParseRequestTest, WhatIsReportedOfTokens) {
+  CompletionRequest r = Completion(R"(, "logprobs": 3)");
+  EXPECT_EQ(r.logprobs, 3);
+  EXPECT_EQ(r.sampling.top_logprobs, 3);
+  EXPECT_FALSE(r.echo || r.sampling.prompt_logprobs_from || r.sampling.top_prompt_logprobs);
+  r = Completion(R"(, "prompt_logprobs": 0, "max_tokens": 0)");
+  EXPECT_EQ(r.prompt_logprobs, 0);
+  EXPECT_EQ(r.sampling.prompt_logprobs_from, 1);
+  EXPECT_EQ(r.sampling.top_prompt_logprobs, 0);
+  EXPECT_EQ(r.max_tokens, 0);
+  r = Completion(R"(, "echo": true, "logprobs": 2, "prompt_logprobs": 1, "max_tokens": 0)");
+  EXPECT_TRUE(r.echo);
+  EXPECT_EQ(r.prompt_logprobs, 1);
+  EXPECT_EQ(r.sampling.top_prompt_logprobs, 2);
+  EXPECT_EQ(r.sampling.prompt_logprobs_from, 1);
+  EXPECT_FALSE(Completion(R"(, "echo": true)").sampling.prompt_logprobs_from);
+  r = Chat(R"(, "logprobs": true, "top_logprobs": 4)");
+  EXPECT_EQ(r.logprobs, 4);
+  EXPECT_EQ(r.sampling.top_logprobs, 4);
+  EXPECT_FALSE(Chat(R"(, "logprobs": false, "top_logprobs": 0)").logprobs);
+  EXPECT_FALSE(Chat("").add_special_tokens);
+  EXPECT_TRUE(Completion("").add_special_tokens && Completion("").skip_special_tokens);
+  EXPECT_FALSE(Completion(R"(, "skip_special_tokens": false)").skip_special_tokens);
+
+  const std::string chat = R"({"messages": [{"role": "user", "content": "x"}])";
+  ExpectRefused(Api::kChat, chat + R"(, "top_logprobs": 2})", "top_logprobs");
+  ExpectRefused(Api::kChat, chat + R"(, "logprobs": true, "top_logprobs": 21})", "top_logprobs");
+  ExpectRefused(Api::kChat, chat + R"(, "logprobs": 1})", "logprobs");
+  for (const auto& [field, value] : {std::pair{"logprobs", "21"},
+                                     {"logprobs", "true"},
+                                     {"prompt_logprobs", "-1"},
+                                     {"echo", "1"}}) {
+    ExpectRefused(Api::kCompletions, fmt::format(R"({{"prompt": "x", "{}": {}}})", field, value),
+                  field);
+  }
 }
 
 TEST(ParseRequestTest, WhatStopsAndBends) {
@@ -83,17 +123,20 @@ TEST(ParseRequestTest, WhatStopsAndBends) {
 TEST(ParseRequestTest, DefaultsAreTheModels) {
   std::string folder = testing::TempDir() + "octavo_generation_XXXXXX";
   ASSERT_NE(mkdtemp(folder.data()), nullptr);
-  EXPECT_EQ(SamplingDefaults(folder).temperature, 1.0f);
+  EXPECT_EQ(SamplingDefaults("auto", folder).temperature, 1.0f);
+  EXPECT_THROW(SamplingDefaults(folder, "/nonexistent"), Error);
   std::ofstream(folder + "/generation_config.json")
       << R"({"temperature": 0.6, "top_k": 20, "top_p": 0.95, "do_sample": true})";
-  const SamplingParams defaults = SamplingDefaults(folder);
+  EXPECT_EQ(SamplingDefaults("vllm", folder).temperature, 1.0f);
+  EXPECT_EQ(SamplingDefaults(folder, "/nonexistent").temperature, 0.6f);
+  const SamplingParams defaults = SamplingDefaults("auto", folder);
   const CompletionRequest r =
       ParseRequest(Api::kCompletions, R"({"prompt": "x", "top_k": 5})", defaults);
   EXPECT_EQ(r.sampling.temperature, 0.6f);
   EXPECT_EQ(r.sampling.top_p, 0.95f);
   EXPECT_EQ(r.sampling.top_k, 5);
   std::ofstream(folder + "/generation_config.json") << R"({"temperature": "warm"})";
-  EXPECT_THROW(SamplingDefaults(folder), Error);
+  EXPECT_THROW(SamplingDefaults("auto", folder), Error);
   std::filesystem::remove_all(folder);
 }
 
@@ -101,7 +144,7 @@ TEST(ParseRequestTest, Tokens) {
   EXPECT_EQ(std::get<std::string>(ParseTokenize(R"({"prompt": "a b"})").text), "a b");
   EXPECT_FALSE(ParseTokenize(R"({"prompt": "a", "add_special_tokens": false})").add_special_tokens);
   const TokenizeRequest chat = ParseTokenize(R"({"messages": [{"role": "user", "content": "x"}]})");
-  EXPECT_EQ(std::get<nlohmann::ordered_json>(chat.text)["messages"].size(), 1u);
+  EXPECT_EQ(std::get<Conversation>(chat.text).context["messages"].size(), 1u);
   EXPECT_THROW(ParseTokenize(R"({"prompt": 1})"), Error);
   EXPECT_EQ(ParseDetokenize(R"({"tokens": [1, 2]})"), (std::vector<int32_t>{1, 2}));
   EXPECT_THROW(ParseDetokenize(R"({"tokens": [1.5]})"), Error);
@@ -120,12 +163,26 @@ TEST(ParseRequestTest, PromptsOfTokenIds) {
   for (const char* prompt : {"[1, 2]", "[[1, 2]]"}) {
     const CompletionRequest r =
         ParseRequest(Api::kCompletions, std::string(R"({"prompt": )") + prompt + "}");
-    EXPECT_EQ(std::get<1>(r.prompt), (std::vector<int32_t>{1, 2})) << prompt;
+    ASSERT_EQ(r.prompts.size(), 1u);
+    EXPECT_EQ(std::get<1>(r.prompts[0]), (std::vector<int32_t>{1, 2})) << prompt;
   }
   for (const char* prompt :
-       {"[1, -2]", "[1, 2.5]", "[1, 4294967296]", R"(["a", "b"])", "7", "{}", "null", "[true]"}) {
+       {"[1, -2]", "[1, 2.5]", "[1, 4294967296]", "7", "{}", "null", "[true]"}) {
     ExpectRefused(Api::kCompletions, std::string(R"({"prompt": )") + prompt + "}", "prompt");
   }
+}
+
+TEST(ParseRequestTest, SeveralPrompts) {
+  const CompletionRequest r =
+      ParseRequest(Api::kCompletions, R"({"prompt": ["a", [1, 2], ""], "n": 2})");
+  ASSERT_EQ(r.prompts.size(), 3u);
+  EXPECT_EQ(std::get<std::string>(r.prompts[0]), "a");
+  EXPECT_EQ(std::get<1>(r.prompts[1]), (std::vector<int32_t>{1, 2}));
+  EXPECT_EQ(std::get<std::string>(r.prompts[2]), "");
+  ExpectRefused(Api::kCompletions, R"({"prompt": ["a", 1]})", "prompt[1]");
+  ExpectRefused(Api::kCompletions, R"({"prompt": [[1], [2, "x"]]})", "prompt[1]");
+  Json many = {{"prompt", std::vector<std::string>(513, "x")}, {"n", 2}};
+  ExpectRefused(Api::kCompletions, many.dump(), "prompt");
 }
 
 TEST(ParseRequestTest, WrongValuesAreNamed) {
@@ -164,14 +221,10 @@ TEST(ParseRequestTest, WhatIsNotSupportedIsRefusedUnlessItChangesNothing) {
   const Api kText = Api::kCompletions, kChat = Api::kChat;
   const Case kCases[] = {
       {kText, "best_of", "1", "3"},
-      {kText, "echo", "false", "true"},
-      {kText, "logprobs", "0", "1"},
-      {kText, "prompt_logprobs", "null", "0"},
-      {kChat, "top_logprobs", "0", "5"},
+      {kChat, "echo", "false", "true"},
       {kChat, "tools", "[]", R"([{"type": "function"}])"},
       {kChat, "response_format", R"({"type": "text"})", R"({"type": "json_object"})"},
-      {kChat, "continue_final_message", "false", "true"},
-      {kChat, "chat_template", "null", "\"{{ x }}\""}};
+      {kChat, "reasoning_effort", "null", "\"high\""}};
   for (const Case& c : kCases) {
     const std::string begin = c.api == kText
                                   ? R"({"prompt": "x", ")"
@@ -187,13 +240,14 @@ TEST(ParseRequestTest, MessagesBecomeTheTemplatesContext) {
       {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
       "chat_template_kwargs": {"enable_thinking": false, "messages": "not these"},
       "max_tokens": 3, "max_completion_tokens": 5, "logprobs": true})");
-  EXPECT_EQ(r.chat["messages"][0]["content"], "s");
-  EXPECT_EQ(r.chat["messages"][1]["content"], "a\nb");
-  EXPECT_EQ(r.chat["enable_thinking"], false);
-  EXPECT_EQ(r.chat["add_generation_prompt"], true);
+  EXPECT_EQ(r.chat.context["messages"][0]["content"], "s");
+  EXPECT_EQ(r.chat.context["messages"][1]["content"], "a\nb");
+  EXPECT_EQ(r.chat.context["enable_thinking"], false);
+  EXPECT_EQ(r.chat.context["add_generation_prompt"], true);
   EXPECT_EQ(r.max_tokens, 5);
-  EXPECT_TRUE(r.logprobs);
-  EXPECT_EQ(Chat(R"(, "add_generation_prompt": false)").chat["add_generation_prompt"], false);
+  EXPECT_EQ(r.logprobs, 0);
+  EXPECT_EQ(Chat(R"(, "add_generation_prompt": false)").chat.context["add_generation_prompt"],
+            false);
 
   const auto refused = [](const std::string& messages, const std::string& field) {
     ExpectRefused(Api::kChat, R"({"messages": )" + messages + "}", field);
@@ -208,6 +262,29 @@ TEST(ParseRequestTest, MessagesBecomeTheTemplatesContext) {
   refused(R"([{"role": "user", "content": [{"type": "text"}]}])", "messages[0].content[0].text");
 }
 
+TEST(ParseRequestTest, TheLastMessageGoesOn) {
+  const auto parse = [](const std::string& content, const std::string& fields) {
+    return ParseRequest(Api::kChat, R"({"messages": [{"role": "assistant", "content": )" + content +
+                                        R"(}], "continue_final_message": true)" + fields + "}")
+        .chat;
+  };
+  const Conversation chat = parse(R"(" Sure: ")", "");
+  EXPECT_EQ(chat.context["add_generation_prompt"], false);
+  EXPECT_EQ(UpToFinalMessage("<u>Sure: </u><a> Sure: </a>", chat), "<u>Sure: </u><a> Sure: ");
+  EXPECT_EQ(UpToFinalMessage("<a>Sure:</a>", chat), "<a>Sure:");
+  EXPECT_EQ(UpToFinalMessage("<a>Sure:", chat), "<a>Sure:");
+  EXPECT_THROW(UpToFinalMessage("<a></a>", chat), Error);
+  EXPECT_THROW(UpToFinalMessage("<a></a>", parse(R"(" ")", "")), Error);
+  const std::string begin = R"({"messages": [{"role": "assistant", "content": )";
+  ExpectRefused(Api::kChat,
+                begin + R"("x"}], "continue_final_message": true, "add_generation_prompt": true})",
+                "continue_final_message");
+  ExpectRefused(Api::kChat, begin + R"(null}], "continue_final_message": true})",
+                "continue_final_message");
+  EXPECT_EQ(Chat(R"(, "chat_template": "{{ x }}")").chat.chat_template, "{{ x }}");
+  ExpectRefused(Api::kChat, begin + R"("x"}], "chat_template": 3})", "chat_template");
+}
+
 TEST(ParseRequestTest, BodiesThatAreNoObject) {
   for (const std::string& body :
        {std::string(), std::string("{"), std::string("[]"), std::string("{\"prompt\": \"\xff\"}"),
@@ -216,7 +293,21 @@ TEST(ParseRequestTest, BodiesThatAreNoObject) {
   }
 }
 
-Event TokenEvent(float logprob) { return {.kind = Event::Kind::kToken, .logprob = logprob}; }
+constexpr int32_t kAccent = 300;  // "é"; below 256: a character each; others: part of one
+
+std::string TokenText(int32_t id, bool) {
+  return id == kAccent ? "é" : id < 256 ? std::string(1, static_cast<char>(id)) : "\uFFFD";
+}
+
+Answer MakeAnswer(const CompletionRequest& request,
+                  const std::vector<EncodedPrompt>& prompts = {{{'a', 'b', 'c'}, "abc"}}) {
+  return Answer(request, "cmpl-1", "m", 99, prompts, TokenText);
+}
+
+Event TokenEvent(float logprob, int32_t token = 'x', std::vector<TokenLogprob> top = {},
+                 int32_t rank = 0) {
+  return {.token = token, .logprob = logprob, .rank = rank, .top = std::move(top)};
+}
 Event FinishEvent(FinishReason reason) {
   return {.kind = Event::Kind::kFinished, .finish_reason = reason, .cached_tokens = 2};
 }
@@ -234,10 +325,10 @@ std::vector<std::string> SseData(const std::string& text) {
 
 TEST(AnswerTest, WholeCompletion) {
   const CompletionRequest request = Completion(R"(, "logprobs": 0)");
-  Answer answer(request, "cmpl-1", "m", 99, 3);
+  Answer answer = MakeAnswer(request);
   EXPECT_EQ(answer.Begin(), "");
-  EXPECT_EQ(answer.Token(TokenEvent(-0.5f), "é", "é"), "");
-  EXPECT_EQ(answer.Token(TokenEvent(-INFINITY), "", "b"), "");
+  EXPECT_EQ(answer.Token(TokenEvent(-0.5f, kAccent), "é"), "");
+  EXPECT_EQ(answer.Token(TokenEvent(-INFINITY, 'b'), ""), "");
   const Json body = Json::parse(answer.Finish(FinishEvent(FinishReason::kLength), "b"));
   EXPECT_EQ(body, Json::parse(R"({"id": "cmpl-1", "object": "text_completion", "created": 99,
       "model": "m", "choices": [{"index": 0, "text": "éb", "finish_reason": "length",
@@ -248,8 +339,8 @@ TEST(AnswerTest, WholeCompletion) {
 }
 
 TEST(AnswerTest, WholeChat) {
-  Answer answer(Chat(""), "chatcmpl-1", "m", 99, 3);
-  answer.Token(TokenEvent(0), "hi", "");
+  Answer answer = MakeAnswer(Chat(""));
+  answer.Token(TokenEvent(0), "hi");
   const Json body = Json::parse(answer.Finish(FinishEvent(FinishReason::kStop), ""));
   EXPECT_EQ(body["object"], "chat.completion");
   EXPECT_EQ(body["choices"][0]["message"],
@@ -259,9 +350,9 @@ TEST(AnswerTest, WholeChat) {
 }
 
 TEST(AnswerTest, ChoicesKeepTheirIndices) {
-  Answer whole(Completion(R"(, "n": 2)"), "cmpl-1", "m", 99, 3);
-  whole.Token(TokenEvent(0), "b", "", 1);
-  whole.Token(TokenEvent(0), "a", "", 0);
+  Answer whole = MakeAnswer(Completion(R"(, "n": 2)"));
+  whole.Token(TokenEvent(0), "b", 1);
+  whole.Token(TokenEvent(0), "a", 0);
   EXPECT_EQ(whole.Finish(FinishEvent(FinishReason::kStop), "", 1), "");
   const Json body = Json::parse(whole.Finish(FinishEvent(FinishReason::kLength), "c", 0));
   EXPECT_EQ(body["choices"][0]["text"], "ac");
@@ -270,10 +361,10 @@ TEST(AnswerTest, ChoicesKeepTheirIndices) {
   EXPECT_EQ(body["choices"][1]["finish_reason"], "stop");
   EXPECT_EQ(body["usage"]["completion_tokens"], 2);
 
-  Answer streamed(Chat(R"(, "stream": true, "n": 2)"), "chatcmpl-1", "m", 99, 3);
+  Answer streamed = MakeAnswer(Chat(R"(, "stream": true, "n": 2)"));
   EXPECT_EQ(SseData(streamed.Begin()).size(), 2u);
-  EXPECT_EQ(
-      Json::parse(SseData(streamed.Token(TokenEvent(0), "x", "", 1))[0])["choices"][0]["index"], 1);
+  EXPECT_EQ(Json::parse(SseData(streamed.Token(TokenEvent(0), "x", 1))[0])["choices"][0]["index"],
+            1);
   EXPECT_EQ(SseData(streamed.Finish(FinishEvent(FinishReason::kStop), "", 1)).size(), 1u);
   EXPECT_EQ(SseData(streamed.Finish(FinishEvent(FinishReason::kStop), "", 0)).back(), "[DONE]");
 }
@@ -281,10 +372,10 @@ TEST(AnswerTest, ChoicesKeepTheirIndices) {
 TEST(AnswerTest, StreamedChat) {
   const CompletionRequest request =
       Chat(R"(, "stream": true, "stream_options": {"include_usage": true})");
-  Answer answer(request, "chatcmpl-1", "m", 99, 3);
+  Answer answer = MakeAnswer(request);
   std::string sent = answer.Begin();
-  sent += answer.Token(TokenEvent(0), "a", "");
-  EXPECT_EQ(answer.Token(TokenEvent(0), "", ""), "");  // half a character
+  sent += answer.Token(TokenEvent(0), "a");
+  EXPECT_EQ(answer.Token(TokenEvent(0), ""), "");  // half a character
   sent += answer.Finish(FinishEvent(FinishReason::kStop), "b");
   const std::vector<std::string> data = SseData(sent);
   ASSERT_EQ(data.size(), 5u);
@@ -305,10 +396,10 @@ TEST(AnswerTest, StreamedChat) {
 }
 
 TEST(AnswerTest, StreamedCompletionWithLogprobsAndAFailure) {
-  Answer answer(Completion(R"(, "stream": true, "logprobs": 0)"), "cmpl-1", "m", 99, 3);
+  Answer answer = MakeAnswer(Completion(R"(, "stream": true, "logprobs": 0)"));
   EXPECT_EQ(answer.Begin(), "");
-  std::string sent = answer.Token(TokenEvent(-0.5f), "a", "a");
-  sent += answer.Token(TokenEvent(-0.25f), "", "?");
+  std::string sent = answer.Token(TokenEvent(-0.5f, 'a'), "a");
+  sent += answer.Token(TokenEvent(-0.25f, '?'), "");
   Event failed = FinishEvent(FinishReason::kError);
   failed.error = "the cache is too small";
   sent += answer.Finish(failed, "");
@@ -318,6 +409,92 @@ TEST(AnswerTest, StreamedCompletionWithLogprobsAndAFailure) {
   EXPECT_EQ(Json::parse(data[1])["choices"][0]["logprobs"]["text_offset"], Json({1}));
   EXPECT_EQ(Json::parse(data[2])["error"]["message"], "the cache is too small");
   EXPECT_EQ(data[3], "[DONE]");
+}
+
+// Streamed and whole, a prompt's log-probabilities and its echo are the same.
+TEST(AnswerTest, EchoAndAlternatives) {
+  const std::string fields = R"(, "echo": true, "logprobs": 1, "prompt_logprobs": 2)";
+  const Json logprobs = Json::parse(R"({"tokens": ["a", "b", "c"],
+      "token_logprobs": [null, -2.0, -0.5], "text_offset": [0, 1, 2],
+      "top_logprobs": [null, {"b": -2.0, "x": -1.0}, {"c": -0.5}]})");
+  const Json prompt_logprobs = Json::parse(R"([null, {
+      "98": {"logprob": -2.0, "rank": 3, "decoded_token": "b"},
+      "120": {"logprob": -1.0, "rank": 1, "decoded_token": "x"},
+      "300": {"logprob": -1.5, "rank": 2, "decoded_token": "é"}}])");
+  for (const bool stream : {false, true}) {
+    Answer answer = MakeAnswer(Completion(fields + (stream ? R"(, "stream": true)" : "")),
+                               {{{'a', 'b'}, "ab"}});
+    answer.PromptToken(TokenEvent(-2, 'b', {{'x', -1}, {kAccent, -1.5f}}, 3));
+    const std::string sent = answer.Token(TokenEvent(-0.5f, 'c', {{'c', -0.5f}}, 1), "c");
+    const std::string rest = answer.Finish(FinishEvent(FinishReason::kLength), "");
+    const Json choice = Json::parse(stream ? SseData(sent)[0] : rest)["choices"][0];
+    EXPECT_EQ(choice["text"], "abc");
+    EXPECT_EQ(choice["logprobs"], logprobs);
+    EXPECT_EQ(choice["prompt_logprobs"], prompt_logprobs);
+    // The prompt's own token is the first, which is what clients take it for.
+    EXPECT_LT((stream ? sent : rest).find(R"("98":)"), (stream ? sent : rest).find(R"("120":)"));
+    if (!stream) continue;
+    const Json end = Json::parse(SseData(rest)[0])["choices"][0];
+    EXPECT_EQ(end["text"], "");
+    EXPECT_EQ(end["logprobs"], nullptr);
+    EXPECT_FALSE(end.contains("prompt_logprobs"));
+  }
+  // No token at all: the end brings it.
+  Answer answer =
+      MakeAnswer(Completion(R"(, "echo": true, "logprobs": 0, "max_tokens": 0, "stream": true)"),
+                 {{{'a'}, "a"}});
+  const Json end =
+      Json::parse(SseData(answer.Finish(FinishEvent(FinishReason::kLength), ""))[0])["choices"][0];
+  EXPECT_EQ(end["text"], "a");
+  EXPECT_EQ(end["logprobs"]["tokens"], Json({"a"}));
+  EXPECT_EQ(end["logprobs"]["token_logprobs"], Json::array({nullptr}));
+}
+
+TEST(AnswerTest, ChatAlternatives) {
+  for (const bool stream : {false, true}) {
+    Answer answer = MakeAnswer(
+        Chat(std::string(R"(, "logprobs": true, "top_logprobs": 2, "prompt_logprobs": 0)") +
+             (stream ? R"(, "stream": true)" : "")));
+    answer.PromptToken(TokenEvent(-4, 'b', {}, 7));
+    const std::string sent =
+        answer.Token(TokenEvent(-3, kAccent, {{'c', -0.5f}, {500, -INFINITY}}, 3), "é");
+    const std::string rest = answer.Finish(FinishEvent(FinishReason::kStop), "");
+    const Json body = Json::parse(stream ? SseData(sent)[0] : rest);
+    EXPECT_EQ(body["choices"][0]["logprobs"]["content"], Json::parse(R"([{"token": "é",
+        "logprob": -3.0, "bytes": [195, 169], "top_logprobs": [
+            {"token": "c", "logprob": -0.5, "bytes": [99]},
+            {"token": "\uFFFD", "logprob": -9999.0, "bytes": null}]}])"));
+    EXPECT_EQ(body["prompt_logprobs"], Json::parse(R"([null,
+        {"98": {"logprob": -4.0, "rank": 7, "decoded_token": "b"}}])"));
+  }
+}
+
+TEST(AnswerTest, ChoicesOfSeveralPrompts) {
+  CompletionRequest request = Completion(R"(, "n": 2, "echo": true)");
+  Answer answer = MakeAnswer(request, {{{'a'}, "a"}, {{'b', 'c'}, "bc"}});
+  for (size_t choice : {3, 0, 2}) {
+    answer.Token(TokenEvent(0), std::to_string(choice), choice);
+    EXPECT_EQ(answer.Finish(FinishEvent(FinishReason::kLength), "", choice), "");
+  }
+  const Json body = Json::parse(answer.Finish(FinishEvent(FinishReason::kStop), "", 1));
+  const char* const texts[] = {"a0", "a", "bc2", "bc3"};
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(body["choices"][i]["index"], i);
+    EXPECT_EQ(body["choices"][i]["text"], texts[i]);
+  }
+  EXPECT_EQ(body["usage"]["prompt_tokens"], 3);
+  EXPECT_EQ(body["usage"]["completion_tokens"], 3);
+  EXPECT_EQ(body["usage"]["prompt_tokens_details"]["cached_tokens"], 4);  // of each prompt once
+}
+
+TEST(AnswerTest, UsageWithEveryChunk) {
+  Answer answer = MakeAnswer(Completion(
+      R"(, "stream": true, "stream_options": {"include_usage": true, "continuous_usage_stats": true})"));
+  for (int tokens : {1, 2}) {
+    const Json chunk = Json::parse(SseData(answer.Token(TokenEvent(0), "x"))[0]);
+    EXPECT_EQ(chunk["usage"]["completion_tokens"], tokens);
+    EXPECT_EQ(chunk["usage"]["total_tokens"], 3 + tokens);
+  }
 }
 
 TEST(ErrorBodyTest, OnlyAFieldIsAParameter) {

@@ -50,9 +50,11 @@ nlohmann::ordered_json ReadSpecialTokens(const Json& config, const std::string& 
 ChatTemplate::ChatTemplate(std::string_view source, std::string name)
     : default_(jinja::Template(source, std::move(name))) {}
 
-ChatTemplate ChatTemplate::FromFolder(const std::filesystem::path& folder) {
+ChatTemplate ChatTemplate::FromFolder(const std::filesystem::path& folder,
+                                      const std::filesystem::path& template_file) {
   const std::filesystem::path config_path = folder / kConfigFile;
-  const std::filesystem::path template_path = folder / kTemplateFile;
+  const bool given = !template_file.empty();
+  const std::filesystem::path template_path = given ? template_file : folder / kTemplateFile;
   const std::string name = config_path.string();
   const Json config =
       std::filesystem::exists(config_path) ? ReadJsonFile(config_path) : Json::object();
@@ -60,7 +62,7 @@ ChatTemplate ChatTemplate::FromFolder(const std::filesystem::path& folder) {
 
   ChatTemplate chat;
   chat.special_tokens_ = ReadSpecialTokens(config, name);
-  if (std::filesystem::exists(template_path)) {
+  if (given || std::filesystem::exists(template_path)) {
     const MappedFile file(template_path);
     chat.default_.emplace(file.bytes(), template_path.string());
     return chat;
@@ -94,7 +96,7 @@ ChatTemplate ChatTemplate::FromFolder(const std::filesystem::path& folder) {
   return chat;
 }
 
-std::string ChatTemplate::Render(const nlohmann::ordered_json& context, const std::tm& now) const {
+nlohmann::ordered_json ChatTemplate::Variables(const nlohmann::ordered_json& context) const {
   if (!context.is_object()) {
     throw Error(
         ErrorCode::kInvalidArgument,
@@ -105,7 +107,18 @@ std::string ChatTemplate::Render(const nlohmann::ordered_json& context, const st
   variables["documents"] = nullptr;
   variables["add_generation_prompt"] = false;
   for (const auto& [key, value] : context.items()) variables[key] = value;
-  const bool has_tools = !variables["tools"].is_null();
+  return variables;
+}
+
+std::string ChatTemplate::RenderBy(const jinja::Template& other,
+                                   const nlohmann::ordered_json& context,
+                                   const std::tm& now) const {
+  return other.Render(Variables(context), now);
+}
+
+std::string ChatTemplate::Render(const nlohmann::ordered_json& context, const std::tm& now) const {
+  const nlohmann::ordered_json variables = Variables(context);
+  const bool has_tools = !variables.at("tools").is_null();
   if (has_tools && tool_use_) return tool_use_->Render(variables, now);
   if (!default_) {
     throw Error(ErrorCode::kInvalidArgument,

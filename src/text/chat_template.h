@@ -26,9 +26,11 @@ namespace octavo {
 class ChatTemplate {
  public:
   // chat_template.jinja in `folder`, else chat_template in its tokenizer_config.json: a text, or a
-  // list of named ones, of which "default" counts, and "tool_use" when tools are given. Throws
-  // Error; kNotFound if the folder has no template.
-  static ChatTemplate FromFolder(const std::filesystem::path& folder);
+  // list of named ones, of which "default" counts, and "tool_use" when tools are given. Instead of
+  // these `template_file`, if it is not empty. Throws Error; kNotFound if the folder has no
+  // template.
+  static ChatTemplate FromFolder(const std::filesystem::path& folder,
+                                 const std::filesystem::path& template_file = {});
 
   // A template alone, without special tokens. `name` begins every error.
   ChatTemplate(std::string_view source, std::string name);
@@ -38,9 +40,13 @@ class ChatTemplate {
   // model (bos_token, eos_token, ...), tools and documents (none) and add_generation_prompt
   // (false). Throws Error: a context that is no object, or what the template raises.
   std::string Render(const nlohmann::ordered_json& context, const std::tm& now) const;
+  // By another template, with this one's special tokens.
+  std::string RenderBy(const jinja::Template& other, const nlohmann::ordered_json& context,
+                       const std::tm& now) const;
 
  private:
   ChatTemplate() = default;
+  nlohmann::ordered_json Variables(const nlohmann::ordered_json& context) const;
 
   std::optional<jinja::Template> default_, tool_use_;
   nlohmann::ordered_json special_tokens_ = nlohmann::ordered_json::object();

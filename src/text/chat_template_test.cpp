@@ -70,12 +70,19 @@ TEST_F(FolderTest, TemplateInTheConfig) {
             "<s>hi</s>None");
   EXPECT_EQ(chat.Render({{"messages", {{{"content", "hi"}}}}, {"bos_token", "!"}}, Noon()),
             "!hi</s>None");
+  EXPECT_EQ(chat.RenderBy(jinja::Template("{{ bos_token }}{{ x }}", "other"), {{"x", 7}}, Noon()),
+            "<s>7");
 }
 
 TEST_F(FolderTest, TemplateFileWins) {
   Write("tokenizer_config.json", R"({"chat_template": "config", "bos_token": "<s>"})");
   Write("chat_template.jinja", "file {{ bos_token }}{{ add_generation_prompt }}\n");
   EXPECT_EQ(ChatTemplate::FromFolder(folder_).Render(Json::object(), Noon()), "file <s>False");
+  Write("other.jinja", "other {{ bos_token }}");
+  EXPECT_EQ(
+      ChatTemplate::FromFolder(folder_, folder_ / "other.jinja").Render(Json::object(), Noon()),
+      "other <s>");
+  EXPECT_THROW(ChatTemplate::FromFolder(folder_, folder_ / "absent.jinja"), Error);
 }
 
 TEST_F(FolderTest, NamedTemplates) {

@@ -125,6 +125,10 @@ TEST_F(CliTest, WrongCommandLines) {
   ExpectRefused("serve --host 192.0.2.1", {"--host", "192.0.2.1"});
   ExpectRefused("serve --port 65536", {"--port"});
   ExpectRefused("serve --max-num-seqs 0", {"--max-num-seqs"});
+  ExpectRefused("serve --block-size 16", {"--block-size"});
+  ExpectRefused("serve --port 0 --tokenizer /nonexistent", {"/nonexistent/tokenizer.json"});
+  ExpectRefused("serve --port 0 --chat-template /nonexistent.jinja", {"/nonexistent.jinja"});
+  ExpectRefused("serve --port 0 --generation-config /nonexistent", {"/nonexistent"});
 }
 
 TEST_F(CliTest, VerifyPassesAndFails) {

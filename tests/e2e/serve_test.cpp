@@ -9,6 +9,7 @@
 #include <array>
 #include <chrono>
 #include <cstdio>
+#include <fstream>
 #include <map>
 #include <random>
 #include <string>
@@ -145,6 +146,31 @@ TEST(ServeTest, TokensThereAndBack) {
   EXPECT_EQ(reply.json()["prompt"], "amber bell") << reply.body;
   EXPECT_EQ(Exchange(server.port(), Post("/detokenize", R"({"tokens": "x"})")).status, 400);
   ExpectServes(server.port());
+}
+
+// Tokenizer, template and defaults from elsewhere, no prefix cache, and flags that change nothing.
+TEST(ServeTest, FlagsOfVllm) {
+  const std::string file = testing::TempDir() + "octavo_template.jinja";
+  std::ofstream(file) << "{{ messages[0].content }}";
+  const std::string golden = std::string(OCTAVO_SOURCE_DIR) + "/tests/golden/llama";
+  Server server({golden, "--tokenizer", std::string(OCTAVO_SOURCE_DIR) + "/checkpoints/needle",
+                 "--chat-template", file, "--generation-config", "vllm", "--seed", "3",
+                 "--no-enable-prefix-caching", "--enforce-eager", "--block-size", "64",
+                 "--enable-chunked-prefill", "--disable-log-requests", "--load-format",
+                 "safetensors"});
+  const std::string text(200, 'a');
+  const Json chat = {{"messages", {{{"role", "user"}, {"content", text}}}}};
+  const Json plain = {{"prompt", text}, {"add_special_tokens", false}};
+  const Json templated = Exchange(server.port(), Post("/tokenize", chat.dump())).json();
+  EXPECT_EQ(templated["count"], 200);
+  EXPECT_EQ(templated, Exchange(server.port(), Post("/tokenize", plain.dump())).json());
+  const std::string body = Json{{"prompt", templated["tokens"]}, {"max_tokens", 3}}.dump();
+  for (int i = 0; i < 2; ++i) {
+    const Reply reply = Exchange(server.port(), Post("/v1/completions", body));
+    ASSERT_EQ(reply.status, 200) << reply.body;
+    EXPECT_EQ(reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+  }
+  std::remove(file.c_str());
 }
 
 TEST(ServeTest, MetricsCountWhatWasServed) {

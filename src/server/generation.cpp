@@ -1,0 +1,72 @@
+#include "server/generation.h"
+
+#include <utility>
+
+namespace octavo {
+
+std::vector<Request> Generation::EngineRequests(const Prepared& prepared) {
+  std::vector<Request> requests;
+  for (const openai::EncodedPrompt& prompt : prepared.prompts) {
+    for (int n = 0; n < prepared.request.n; ++n) {
+      requests.push_back({.prompt = prompt.tokens, .sampling = prepared.request.sampling});
+      requests.back().sampling.choice = static_cast<uint32_t>(n);
+    }
+  }
+  return requests;
+}
+
+Generation::Generation(const Engine& engine, const Prepared& prepared, std::string id,
+                       std::string model, int64_t created, Metrics& metrics)
+    : metrics_(metrics),
+      stream_(prepared.request.stream),
+      min_tokens_(prepared.request.sampling.min_tokens),
+      answer_(prepared.request, std::move(id), std::move(model), created, prepared.prompts,
+              [&engine](int32_t token, bool skip_special) {
+                return engine.Decode({&token, 1}, skip_special);
+              }) {
+  const openai::CompletionRequest& request = prepared.request;
+  for (const openai::EncodedPrompt& prompt : prepared.prompts) {
+    for (int n = 0; n < request.n; ++n) {
+      choices_.push_back({.text = engine.MakeTextStream(request.skip_special_tokens),
+                          .stops = StopMatcher(request.stop, request.include_stop_str_in_output),
+                          .prompt_tokens = std::ssize(prompt.tokens),
+                          .last_token = arrival_});
+    }
+  }
+}
+
+std::string Generation::Push(Event event, size_t index) {
+  Choice& choice = choices_[index];
+  if (event.kind == Event::Kind::kFinished) return Finish(std::move(event), index);
+  if (event.kind == Event::Kind::kPromptLogprob) {
+    answer_.PromptToken(event, index);
+    return "";
+  }
+  if (choice.stops.stopped()) return "";
+  const Clock::time_point now = Clock::now();
+  const std::chrono::duration<double> waited = now - std::exchange(choice.last_token, now);
+  choice.tokens++ == 0 ? metrics_.FirstToken(waited.count()) : metrics_.NextToken(waited.count());
+  std::string text = choice.text->Push(event.token);
+  text = choice.tokens > min_tokens_ ? choice.stops.Push(text) : choice.stops.Flush() + text;
+  return answer_.Token(event, text, index);
+}
+
+std::string Generation::Finish(Event event, size_t index) {
+  Choice& choice = choices_[index];
+  ++finished_;
+  const bool stopped = choice.stops.stopped();
+  if (stopped) event.finish_reason = FinishReason::kStop;
+  const char* reason = event.finish_reason == FinishReason::kStop     ? "stop"
+                       : event.finish_reason == FinishReason::kLength ? "length"
+                       : event.finish_reason == FinishReason::kError  ? "error"
+                                                                      : "abort";
+  metrics_.Finished(reason, std::chrono::duration<double>(Clock::now() - arrival_).count(),
+                    choice.prompt_tokens, choice.tokens);
+  if (event.finish_reason == FinishReason::kError && !stream_) error_ = event.error;
+  if (!error_.empty()) return "";
+  const std::string rest =
+      stopped ? "" : choice.stops.Push(choice.text->Flush()) + choice.stops.Flush();
+  return answer_.Finish(event, rest, index);
+}
+
+}  // namespace octavo
