@@ -10,6 +10,8 @@ namespace {
 
 // No piece of a cut head is smaller: so many pages a block works on at once.
 constexpr int kMinPiecePages = 7;
+// What an item without pages (padding) counts for: its latency in pages.
+constexpr int64_t kEmptyItemPages = 7;
 // Pieces of one size, an item for every block, are best where a second item in a block would show
 // (its latency is a few hundred KB of the bus), or where they come out nearly as equal shares.
 constexpr int64_t kSmallPiece = 256 << 10;
@@ -123,6 +125,21 @@ int64_t Planner::Make(std::span<const int32_t> q_begin, std::span<const int32_t>
   return layout_.prefill_items;
 }
 
+int64_t Planner::CostOf(const Decode& decode) {
+  return decode.end > decode.begin ? decode.end - decode.begin : kEmptyItemPages;
+}
+
+void Planner::AddWhole(int32_t decode, int head, int32_t owner) {
+  const Decode& d = decodes_[decode];
+  chunks_.push_back({.decode = decode,
+                     .head = head * group_,
+                     .begin = d.begin,
+                     .end = d.end,
+                     .partial = -1,
+                     .combine = -1,
+                     .owner = owner});
+}
+
 void Planner::AddChunks(int32_t decode, int head, std::span<const int32_t> q_begin,
                         CombineItem* combines) {
   const Decode& d = decodes_[decode];
@@ -165,7 +182,7 @@ void Planner::CutDecodes(std::span<const int32_t> q_begin, CombineItem* combines
   const int64_t heads = std::ssize(decodes_) * kv_heads;
   int64_t all = 0, longest = 0;
   for (const Decode& d : decodes_) {
-    all += (d.end - d.begin) * kv_heads;
+    all += CostOf(d) * kv_heads;
     longest = std::max<int64_t>(longest, d.end - d.begin);
   }
   int64_t size = 0;  // of pieces; 0: equal shares
@@ -201,6 +218,10 @@ void Planner::CutInPieces(std::span<const int32_t> q_begin, CombineItem* combine
     const Decode& d = decodes_[i];
     const int pages = d.end - d.begin;
     const int64_t pieces = pages == 0 ? 1 : CeilDiv(pages, size(pages));
+    if (pieces == 1) {
+      for (int head = 0; head < config_.shape.kv_heads; ++head) AddWhole(i, head, -1);
+      continue;
+    }
     cuts_.clear();
     for (int64_t p = 1; p <= pieces; ++p) {
       cuts_.push_back({d.begin + static_cast<int32_t>(pages * p / pieces), -1});
@@ -216,15 +237,22 @@ void Planner::CutInShares(std::span<const int32_t> q_begin, CombineItem* combine
   const auto end_of = [&](int worker) { return static_cast<int64_t>(share * (worker + 1) + 0.5); };
   int64_t done = 0;  // pages before this head
   int32_t worker = 0;
+  int64_t end = end_of(0);  // of the worker's share
   const auto owner = [&] { return std::min(worker, config_.workers - 1); };
   for (int32_t i = 0; i < std::ssize(decodes_); ++i) {
     const Decode& d = decodes_[i];
     const int64_t pages = d.end - d.begin;
-    for (int head = 0; head < config_.shape.kv_heads; ++head, done += pages) {
+    for (int head = 0; head < config_.shape.kv_heads; ++head, done += CostOf(d)) {
+      if (pages == 0) {
+        while (end <= done && worker + 1 < config_.workers) end = end_of(++worker);
+      }
+      if (pages == 0 || end >= done + pages) {  // as most are in a large batch
+        AddWhole(i, head, owner());
+        continue;
+      }
       cuts_.clear();
-      for (; end_of(worker) < done + pages; ++worker) {
-        const int64_t cut = end_of(worker) - done;
-        if (cut > 0) cuts_.push_back({d.begin + static_cast<int32_t>(cut), owner()});
+      for (; end < done + pages; end = end_of(++worker)) {
+        if (end > done) cuts_.push_back({d.begin + static_cast<int32_t>(end - done), owner()});
       }
       cuts_.push_back({d.end, owner()});
       AddChunks(i, head, q_begin, combines);
@@ -232,7 +260,7 @@ void Planner::CutInShares(std::span<const int32_t> q_begin, CombineItem* combine
   }
 }
 
-// Chunks to items: those with an owner as chains, then the shared ones, large ones first.
+// Chunks to items: chains where they have owners, which all have or none; else large ones first.
 void Planner::WriteDecodes(std::span<const int32_t> q_begin, std::span<const int32_t> kv_len,
                            std::byte* upload) {
   auto* items = ArrayAt<WorkItem>(upload, layout_.decode_items);
@@ -251,39 +279,36 @@ void Planner::WriteDecodes(std::span<const int32_t> q_begin, std::span<const int
     links[index] = {.combine = chunk.combine, .next = -1};
   };
   for (int w = 0; w < config_.workers; ++w) items[w].sequence = -1;
-  int32_t used = config_.workers, largest = 1;
-  int32_t previous = -1, previous_owner = -1;
-  int32_t next[kSizeClasses + 1] = {};
-  for (const Chunk& chunk : chunks_) {
-    largest = std::max(largest, chunk.end - chunk.begin);
-    if (chunk.owner < 0) continue;
-    const int32_t index = chunk.owner == previous_owner ? used++ : chunk.owner;
-    write(index, chunk);
-    if (chunk.owner == previous_owner) links[previous].next = index;
-    previous = index;
-    previous_owner = chunk.owner;
+  counts_.decode_shared = counts_.decode_items = 0;
+  if (chunks_.empty()) return;
+
+  if (chunks_[0].owner >= 0) {
+    int32_t used = config_.workers, previous = -1, previous_owner = -1;
+    for (const Chunk& chunk : chunks_) {
+      const bool first = chunk.owner != previous_owner;
+      const int32_t index = first ? chunk.owner : used++;
+      write(index, chunk);
+      if (!first) links[previous].next = index;
+      previous = index;
+      previous_owner = chunk.owner;
+    }
+    counts_.decode_shared = counts_.decode_items = used;
+    return;
   }
 
+  int32_t largest = 1;
+  for (const Chunk& chunk : chunks_) largest = std::max(largest, chunk.end - chunk.begin);
   const float classes_per_page = (kSizeClasses - 1) / static_cast<float>(largest);
   const auto class_of = [&](const Chunk& chunk) {
     return static_cast<int>(static_cast<float>(largest - (chunk.end - chunk.begin)) *
                             classes_per_page);
   };
-  for (const Chunk& chunk : chunks_) {
-    if (chunk.owner < 0) ++next[class_of(chunk) + 1];
-  }
+  int32_t next[kSizeClasses + 1] = {};
+  for (const Chunk& chunk : chunks_) ++next[class_of(chunk) + 1];
   for (int c = 0; c < kSizeClasses; ++c) next[c + 1] += next[c];
-  // The largest are the first of blocks that own nothing.
-  const int32_t first_free = previous_owner + 1;
-  const int32_t free = config_.workers - first_free;
-  counts_.decode_shared = used;
-  for (const Chunk& chunk : chunks_) {
-    if (chunk.owner >= 0) continue;
-    const int32_t place = next[class_of(chunk)]++;
-    write(place < free ? first_free + place : used + place - free, chunk);
-  }
-  const int32_t shared = next[kSizeClasses];
-  counts_.decode_items = chunks_.empty() ? 0 : used + std::max(0, shared - free);
+  for (const Chunk& chunk : chunks_) write(next[class_of(chunk)]++, chunk);
+  counts_.decode_shared = config_.workers;
+  counts_.decode_items = std::max(config_.workers, static_cast<int>(chunks_.size()));
 }
 
 void Planner::WritePrefills(std::span<const int32_t> q_begin, std::span<const int32_t> kv_len,

@@ -83,11 +83,13 @@ class Planner {
     int32_t sequence, first_token, tokens, begin, end;
   };
 
+  static int64_t CostOf(const Decode& decode);  // of one of its heads, in pages
   int FirstPage(int position) const;
   void CutDecodes(std::span<const int32_t> q_begin, CombineItem* combines);
   template <typename Size>
   void CutInPieces(std::span<const int32_t> q_begin, CombineItem* combines, const Size& size);
   void CutInShares(std::span<const int32_t> q_begin, CombineItem* combines, double share);
+  void AddWhole(int32_t decode, int head, int32_t owner);
   // Adds the chunks of one kv head that end at the pages in cuts_.
   void AddChunks(int32_t decode, int head, std::span<const int32_t> q_begin, CombineItem* combines);
   void WriteDecodes(std::span<const int32_t> q_begin, std::span<const int32_t> kv_len,

@@ -258,6 +258,27 @@ TEST(CudaPlanTest, DecodesAreBalanced) {
   }
 }
 
+// Graphs pad batches. An item without pages has the latency of some.
+TEST(CudaPlanTest, PaddingIsSpread) {
+  Planner planner(Config(32, 8));
+  for (const int padding : {1, 7, 30}) {
+    Batch batch;
+    for (int i = 0; i < 17; ++i) batch.Add(1, 8192);
+    for (int i = 0; i < padding; ++i) batch.Add(1, 0);
+    const Made made(planner, batch);
+    Imbalance(made, 132);  // reaches all
+    int all = 0, most = 0;
+    for (int w = 0; w < 132; ++w) {
+      int cost = 0;
+      for (int i = w; i >= 0 && made.all_decode[w].sequence >= 0; i = made.links[i].next)
+        cost += std::max(7, made.all_decode[i].page_end - made.all_decode[i].page_begin);
+      all += cost;
+      most = std::max(most, cost);
+    }
+    EXPECT_LT(most, all / 132 + 14) << padding;
+  }
+}
+
 TEST(CudaPlanTest, DeterministicCutsIgnoreTheBatch) {
   PlanConfig config = Config(32, 8);
   config.deterministic = true;
