@@ -273,6 +273,14 @@ void AddEval(CLI::App& root, int& code) {
   app->callback([o, &code] { code = EvalNeedle(*o); });
 }
 
+void AddVariants(CLI::App* app, std::vector<std::string>& variants) {
+  app->add_option("--kv-cache-dtypes", variants,
+                  "what to compare with the first: FORMAT[:MATH][/SKIP], e.g. "
+                  "bf16,fp8,fp8/sliding_window")
+      ->delimiter(',')
+      ->capture_default_str();
+}
+
 void AddBenchLatency(CLI::App& bench, int& code) {
   auto o = std::make_shared<BenchLatencyOptions>();
   CLI::App* app =
@@ -285,11 +293,7 @@ void AddBenchLatency(CLI::App& bench, int& code) {
       "--kv-cache-dtypes bf16,fp8 --html latency.html");
   LatencyBenchOptions& b = o->bench;
   AddEngineFlags(app, b.engine, /*one_format=*/false);
-  app->add_option("--kv-cache-dtypes", b.variants,
-                  "what to compare with the first: FORMAT[:MATH][/SKIP], e.g. "
-                  "bf16,fp8,fp8/sliding_window")
-      ->delimiter(',')
-      ->capture_default_str();
+  AddVariants(app, b.variants);
   app->add_option("--input-lens", b.input_lens, "prompt lengths in tokens")
       ->delimiter(',')
       ->transform(Tokens())
@@ -411,11 +415,7 @@ void AddBenchThroughput(CLI::App& bench, int& code) {
   ThroughputBenchOptions& b = o->bench;
   AddEngineFlags(app, b.engine, /*one_format=*/false);
   AddMaxNumSeqs(app, b.engine);
-  app->add_option("--kv-cache-dtypes", b.variants,
-                  "what to compare with the first: FORMAT[:MATH][/SKIP], e.g. "
-                  "bf16,fp8,fp8/sliding_window")
-      ->delimiter(',')
-      ->capture_default_str();
+  AddVariants(app, b.variants);
   auto* dataset = app->add_option("--dataset", b.dataset,
                                   "prompts from a file, one per line, or of a .jsonl the field "
                                   "\"prompt\"; default: random tokens")

@@ -1,10 +1,9 @@
-// The parts of Experts (experts.cu): pairs of a row and one of its experts, sorted by expert, are
-// cut into tiles of one expert each; then gate and up, then down, by one of two pairs of kernels.
+// The parts of Experts (experts.cu): gate and up, then down, of pairs of a row and one of its
+// experts, by one of two pairs of kernels. For many rows pairs are sorted by expert and cut into
+// tiles first.
 #pragma once
 
 #include <cuda_runtime.h>
-
-#include <algorithm>
 
 #include "kernels/backend.h"
 #include "kernels/cuda/vector8.cuh"
@@ -33,9 +32,6 @@ struct ExpertsParams {
   int64_t activated_stride = 0;
   const float* pair_weights = nullptr;  // [pairs], by row and k
   float* results = nullptr;             // [pairs, hidden], by row and k, weighted
-
-  // A bound for the number of tiles, which only the device knows.
-  int MostTiles(int tile_pairs) const { return std::min(pairs, experts + pairs / tile_pairs); }
 };
 
 // Few rows: at most so many rows and pairs. Needs no tiles; the weights' stream is the bound.

@@ -2,6 +2,7 @@
 // all of its rows, so the weights of the experts that are used are read once, and no others.
 #include <algorithm>
 
+#include "base/error.h"
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/experts.h"
 #include "kernels/cuda/launch.cuh"
@@ -154,6 +155,14 @@ bool GatedProject(const Tensor& x, const Projection& gate, const Projection& up,
   if (rows > kFewExpertRows || x.dtype != DType::kBF16 || args.out.dtype != DType::kBF16 ||
       !bfloat16_biases)
     return false;
+  OCTAVO_CHECK(x.columns() % 8 == 0 && args.out.rows() == x.rows(), ShapeString(x),
+               ShapeString(args.out));
+  for (const Projection* p : {&gate, &up}) {
+    OCTAVO_CHECK(p->weight.dtype == DType::kBF16 && p->weight.contiguous() &&
+                     p->weight.columns() == x.columns() && p->weight.rows() == args.out.columns() &&
+                     (!p->bias || p->bias.size() == args.out.columns()),
+                 ShapeString(p->weight), ShapeString(args.out));
+  }
   ExpertsParams params;
   params.gate = gate.weight.Row<BFloat16>(0);
   params.up = up.weight.Row<BFloat16>(0);
