@@ -117,6 +117,7 @@ void Run(const Options& options) {
       return AttentionRows(spec, {{KvFormat::kFp8E4M3, cuda::AttentionMath::kFp8},
                                   {KvFormat::kBF16, cuda::AttentionMath::k16Bit},
                                   {KvFormat::kFp8E4M3, cuda::AttentionMath::k16Bit},
+                                  {KvFormat::kInt8PerTokenHead, cuda::AttentionMath::k16Bit},
                                   {KvFormat::kFp8E4M3, cuda::AttentionMath::kFp8TensorCore}});
     });
   }

@@ -142,9 +142,8 @@ template <bool kGated>
 __global__ __launch_bounds__(kThreads,
                              1) void many_experts_kernel(const __grid_constant__ Product product,
                                                          const __grid_constant__ ExpertsParams p) {
-  extern __shared__ std::byte memory[];
-  Shared& shared =
-      *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(memory) + 1023) / 1024 * 1024);
+  extern __shared__ uint8_t memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(AlignShared<1024>(memory));
   const int group = static_cast<int>(threadIdx.x / 128);
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {

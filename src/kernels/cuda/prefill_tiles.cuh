@@ -60,8 +60,7 @@ struct PrefillTiles {
   static_assert(kSharedBytes <= 227 * 1024);
 
   static __device__ Shared& Init(uint8_t* memory) {
-    auto& shared =
-        *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(memory) + 1023) & ~uintptr_t{1023});
+    auto& shared = *reinterpret_cast<Shared*>(AlignShared<1024>(memory));
     if (threadIdx.x == 0) {
       BarrierInit(&shared.q_full, 1);
       BarrierInit(&shared.q_empty, kConsumers);

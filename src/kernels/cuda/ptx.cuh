@@ -75,6 +75,12 @@ __device__ __forceinline__ void BulkLoad(void* to, const void* from, int bytes, 
       "l"(from), "r"(bytes), "r"(SharedAddress(barrier))
       : "memory");
 }
+// `p` in shared memory, rounded up. By an offset: what is made of an integer may lie anywhere for all
+// that the compiler knows, and is read by way of generic addresses.
+template <uint32_t kAlignment>
+__device__ __forceinline__ uint8_t* AlignShared(uint8_t* p) {
+  return p + (-SharedAddress(p) & (kAlignment - 1));
+}
 // Asks for bytes, a multiple of 16, to be in L2 when they are read; nothing waits for that.
 __device__ __forceinline__ void PrefetchL2(const void* from, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
