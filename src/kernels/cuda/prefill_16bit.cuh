@@ -38,19 +38,19 @@ constexpr WgmmaType TypeOf(Operand operand) {
 }
 
 template <int kHeadDim, int kTileTokens, int kStages, Operand kKeys, Operand kValues>
-using StagingOf =
+using ProducerOf =
     std::conditional_t<kKeys == Operand::kWiden || kValues == Operand::kWiden,
-                       WidenStaging<kHeadDim, kTileTokens, kStages, kKeys == Operand::kWiden,
-                                    kValues == Operand::kWiden>,
-                       Nothing>;
+                       WideningProducer<kHeadDim, kTileTokens, kStages, kKeys == Operand::kWiden,
+                                        kValues == Operand::kWiden>,
+                       PlainProducer>;
 
 template <int kHeadDim, int kConsumers, int kTileTokens, int kStages, Operand kKeys,
           Operand kValues>
 struct Prefill16BitConfig
     : PrefillTiles<kHeadDim, 2, kConsumers, kTileTokens, kStages, kHeadDim,
-                   StagingOf<kHeadDim, kTileTokens, kStages, kKeys, kValues>> {
-  using Staging = StagingOf<kHeadDim, kTileTokens, kStages, kKeys, kValues>;
-  using Tiles = PrefillTiles<kHeadDim, 2, kConsumers, kTileTokens, kStages, kHeadDim, Staging>;
+                   ProducerOf<kHeadDim, kTileTokens, kStages, kKeys, kValues>> {
+  using Producer = ProducerOf<kHeadDim, kTileTokens, kStages, kKeys, kValues>;
+  using Tiles = PrefillTiles<kHeadDim, 2, kConsumers, kTileTokens, kStages, kHeadDim, Producer>;
   static constexpr WgmmaType kKey = TypeOf(kKeys), kValue = TypeOf(kValues);
   static constexpr bool kSoftCap = kConsumers == 2;
   static constexpr bool kWidenKeys = kKeys == Operand::kWiden;
@@ -175,7 +175,7 @@ __device__ void Consume16Bit(const PrefillParams& p, typename C::Shared& shared)
     const auto scores_done = [&](int stage) {
       if constexpr (C::kWidenKeys) {
         if (p.k_token_scales >= 0) {
-          consumer.ScaleKeys(shared.extra.k_scales[stage]);
+          consumer.ScaleKeys(shared.producer.k_scales[stage]);
           NamedBarrierSync(1 + warpgroup, 128);  // all have read them
         }
       }
@@ -195,7 +195,7 @@ __device__ void Consume16Bit(const PrefillParams& p, typename C::Shared& shared)
       if constexpr (C::kWidenValues) {
         if (p.v_token_scales >= 0) {
           BarrierWait(&shared.v_full[place.stage], place.phase);
-          consumer.ScaleKeys(shared.extra.v_scales[place.stage]);
+          consumer.ScaleKeys(shared.producer.v_scales[place.stage]);
         }
       }
       consumer.Pack();
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   if (threadIdx.x < 128) {
     RegistersDown<C::kProducerRegisters>();
     if constexpr (C::kSpecial) {
-      ProduceWidened<typename C::Tiles, typename C::Staging>(p, shared);
+      ProduceWidened<typename C::Tiles, typename C::Producer>(p, shared);
     } else if (threadIdx.x < 32) {
       Produce<typename C::Tiles>(p, shared);
     }

@@ -13,12 +13,16 @@
 
 namespace octavo::cuda {
 
-struct Nothing {};
+// TMA fills K and V tiles.
+struct PlainProducer {
+  static constexpr int kKeyWriters = 1, kValueWriters = 1;
+};
 
-// Extra: what a special producer keeps in shared memory, with an Init() of its own. kValueRows:
-// more than head_dim, and behind every V page stands a row of ones (e4m3), the rest zeros.
+// Producer: what another producer keeps in shared memory, and how many of its threads arrive when a
+// tile is there. kValueRows: more than head_dim, and behind every V page stands a row of ones
+// (e4m3), the rest zeros.
 template <int kHeadDim_, int kElementSize_, int kConsumers_, int kTileTokens_, int kStages_,
-          int kValueRows_ = kHeadDim_, class Extra = Nothing>
+          int kValueRows_ = kHeadDim_, class Producer = PlainProducer>
 struct PrefillTiles {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kElementSize = kElementSize_;  // of q, k and v in shared memory
@@ -36,13 +40,11 @@ struct PrefillTiles {
   static constexpr int kValueRowBytes = kPageSize * kElementSize;
   static constexpr int kTileBytes = kTileTokens * kRowBytes;
   static constexpr int kValuePageBytes = kValueRows * kValueRowBytes;  // in shared memory
-  static constexpr bool kSpecial = !std::is_same_v<Extra, Nothing>;
+  static constexpr bool kSpecial = !std::is_same_v<Producer, PlainProducer>;
   // Registers of a thread, in eights, as a warpgroup each of producer and consumers; together no
   // more than the block starts with, or setmaxnreg waits for ever.
   static constexpr int kBlockRegisters = 65536 / kThreads / 8 * 8 * (kConsumers + 1);
-  static constexpr int kProducerRegisters = kSpecial          ? (kHeadDim == 256 ? 72 : 88)
-                                            : kConsumers == 2 ? 24
-                                                              : 32;
+  static constexpr int kProducerRegisters = kSpecial ? 72 : kConsumers == 2 ? 24 : 32;
   static constexpr int kConsumerRegisters =
       (kBlockRegisters - kProducerRegisters) / kConsumers / 8 * 8;
   static_assert(kConsumerRegisters <= 240);
@@ -54,7 +56,7 @@ struct PrefillTiles {
     WorkItem items[2];  // this one and the next
     uint64_t q_full, q_empty;
     uint64_t k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
-    Extra extra;
+    Producer producer;
   };
   static constexpr int kSharedBytes = sizeof(Shared) + 1024;  // to align it
   static_assert(kSharedBytes <= 227 * 1024);
@@ -65,12 +67,11 @@ struct PrefillTiles {
       BarrierInit(&shared.q_full, 1);
       BarrierInit(&shared.q_empty, kConsumers);
       for (int stage = 0; stage < kStages; ++stage) {
-        BarrierInit(&shared.k_full[stage], 1);
-        BarrierInit(&shared.v_full[stage], 1);
+        BarrierInit(&shared.k_full[stage], Producer::kKeyWriters);
+        BarrierInit(&shared.v_full[stage], Producer::kValueWriters);
         BarrierInit(&shared.k_empty[stage], kConsumers);
         BarrierInit(&shared.v_empty[stage], kConsumers);
       }
-      if constexpr (kSpecial) shared.extra.Init();
       BarrierInitFence();
     }
     if constexpr (kValueRows > kHeadDim) {

@@ -1,7 +1,10 @@
-// The producer of 16-bit prefill over 8-bit pages: a warpgroup that turns pages, landed in
-// staging slots by bulk copies, into the swizzled float16 tiles that the tensor cores read. All
-// three 8-bit formats are exact in float16. A 16-bit operand of a mixed cache arrives by TMA as
-// ever.
+// The producer of 16-bit prefill over 8-bit pages: a warpgroup that makes of pages the swizzled
+// float16 tiles that the tensor cores read. All three 8-bit formats are exact in float16. A 16-bit
+// operand of a mixed cache arrives by TMA as ever.
+//
+// What counts is bytes under way: 32 KB, for L2 takes most of a microsecond to answer. A thread
+// copies to slots of its own what it alone will widen, so that nothing but the stages' barriers
+// keeps the four warps together.
 #pragma once
 
 #include "base/dtype.h"
@@ -11,22 +14,23 @@ namespace octavo::cuda {
 
 constexpr int kProducerBarrier = 8;  // named barrier of the producer's 128 threads
 
-// Pieces, K of a tile and V of a tile by turns where both are widened, land in a ring of slots, so
-// that copies are under way while one piece is widened.
-template <int kHeadDim, int kTileTokens, int kStages, bool kKeys, bool kValues>
-struct WidenStaging {
-  static constexpr bool kWidenKeys = kKeys, kWidenValues = kValues;
-  // As many as fit beside the tiles of 227 KB.
-  static constexpr int kSlots = kHeadDim == 64 ? 4 : kHeadDim == 128 ? 3 : 2;
-  alignas(128) uint8_t slots[kSlots][kTileTokens * kHeadDim];
-  // Per token and head, of the tile in each stage; of pages that are not there, 0.
-  alignas(16) float k_scales[kStages][kTileTokens];
-  alignas(16) float v_scales[kStages][kTileTokens];
-  uint64_t landed[kSlots];
+// A step is 4 KB of an operand's page, 32 bytes of each thread.
+constexpr int kStepLoads = 2;  // of 16 bytes
+constexpr int kSlots = 8;
 
-  __device__ void Init() {
-    for (uint64_t& barrier : landed) BarrierInit(&barrier, 1);
-  }
+// What lies beside the tiles. Scales are per token and head, 0 of pages that are not there.
+template <int kHeadDim, int kTileTokens, int kStages, bool kKeys, bool kValues>
+struct WideningProducer {
+  static constexpr bool kWidenKeys = kKeys, kWidenValues = kValues;
+  static constexpr int kOperandSteps = kTileTokens * kHeadDim / 4096;
+  static constexpr int kSteps = kOperandSteps * (kKeys + kValues);  // of a tile
+  static constexpr int kTilesAhead = kSlots / kSteps;
+  static_assert(kSlots % kSteps == 0);
+  static constexpr int kKeyWriters = kKeys ? 4 : 1, kValueWriters = kValues ? 4 : 1;
+  alignas(16) uint4 slots[kSlots][kStepLoads][128];
+  float slot_scales[kTilesAhead][kKeys + kValues][kTileTokens];
+  alignas(16) float k_scales[kStages][kTileTokens];  // of the tile in each stage
+  alignas(16) float v_scales[kStages][kTileTokens];
 };
 
 // Four elements to two pairs of float16.
@@ -41,153 +45,221 @@ __device__ __forceinline__ uint2 WidenFour(uint32_t four) {
           SubtractF16(__byte_perm(biased, 0x64646464u, 0x4342), 0x64806480u)};
 }
 
-// A tile's 16-byte pieces, shared out over the warpgroup. K: rows of tokens. V: rows of head_dim,
-// 64 tokens each, whose order in a group of 16 is undone here: a word's low pair belongs to the
-// first eight.
-template <class Tiles, bool kValues, DType kStored>
-__device__ __forceinline__ void WidenTile(const uint8_t* staging, uint8_t* tile,
-                                          const int (&pages)[Tiles::kTilePages]) {
-  constexpr int kPageBytes = kPageSize * Tiles::kHeadDim;
-  constexpr int kPieces = (kValues ? kPageSize : Tiles::kHeadDim) / 16;  // in a row
-  constexpr int kRows = kPageBytes / 16 / kPieces;
-  constexpr int kRounds = kPageBytes / 16 / 128, kBatch = 2;
-#pragma unroll 1
-  for (int page = 0; page < Tiles::kTilePages; ++page) {
-    // Not pages[page], which would put them into memory.
-    const int entry = page == 0 ? pages[0] : pages[Tiles::kTilePages - 1];
-    const bool present = static_cast<uint32_t>(entry) != kNoPage;
-#pragma unroll 1
-    for (int round = 0; round < kRounds; round += kBatch) {
-      uint4 x[kBatch];
+// Where a thread's bytes of a step are and go. K is rows of tokens, V rows of head_dim, each of 64
+// tokens.
+template <int kHeadDim, int kTileTokens, bool kValues>
+struct Steps {
+  static constexpr int kInPage = kPageSize * kHeadDim / 4096;
+  static constexpr int kRowBytes = kValues ? kPageSize : kHeadDim;
+  static constexpr int kRows = 4096 / kRowBytes;
+  static constexpr int kPanels = kRowBytes / 64;  // 64 bytes fill a panel's row of 128
+  static constexpr int kLoadRows = kRows / kStepLoads;
+  static_assert(kLoadRows % 8 == 0);  // so a thread's swizzle is always the same
+
+  // Four threads take 64 bytes of a row, the next four those of another row and, where there are
+  // several, another panel: with their swizzles they write to different banks.
+  int from;          // bytes of the page, in step 0
+  int to, to_other;  // bytes of the tile: of a thread's first and last eight elements
+  __device__ Steps() {
+    const int thread = static_cast<int>(threadIdx.x) % 128, quad = thread / 4, lane = thread % 4;
+    const int row = quad / (2 * kPanels) * 2 + quad % 2;
+    const int panel = kPanels == 1 ? 0 : (quad / 2 % kPanels) ^ (quad % 2);
+    const int swizzle = ((2 * lane) ^ (row % 8)) * 16;
+    from = row * kRowBytes + panel * 64 + lane * 16;
+    to = (panel * kTileTokens + row) * 128 + swizzle;
+    to_other = to - swizzle + (swizzle ^ 16);
+  }
+
+  // Tokens of V stand in an order of their own within 16 (docs/kv-cache.md), undone here: a word's
+  // low pair belongs to the first eight.
+  template <DType kStored>
+  __device__ __forceinline__ void Widen(const uint4 (&bytes)[kStepLoads], uint8_t* rows) const {
 #pragma unroll
-      for (int n = 0; n < kBatch; ++n) {
-        const int i = static_cast<int>(threadIdx.x) + 128 * (round + n);
-        x[n] = present ? *reinterpret_cast<const uint4*>(staging + page * kPageBytes + 16 * i)
-                       : uint4{};
-      }
-#pragma unroll
-      for (int n = 0; n < kBatch; ++n) {
-        const int i = static_cast<int>(threadIdx.x) + 128 * (round + n);
-        const int row = i / kPieces, piece = i % kPieces;
-        const uint2 a = WidenFour<kStored>(x[n].x), b = WidenFour<kStored>(x[n].y),
-                    c = WidenFour<kStored>(x[n].z), d = WidenFour<kStored>(x[n].w);
-        uint4 first = {a.x, a.y, b.x, b.y}, second = {c.x, c.y, d.x, d.y};
-        if (kValues) {
-          first = {a.x, b.x, c.x, d.x};
-          second = {a.y, b.y, c.y, d.y};
-        }
-        // K: panels of [tile tokens, 128 bytes]; V: one of [head_dim, 128 bytes] per page.
-        uint8_t* to = kValues
-                          ? tile + (page * kRows + row) * 128
-                          : tile + ((piece / 4) * Tiles::kTileTokens + page * kRows + row) * 128;
-        const int chunk = piece % 4 * 2;
-        // Lanes on different panels write different halves first, else they meet in the banks.
-        const int swap = piece / 4 % 2;
-        *reinterpret_cast<uint4*>(to + ((chunk + swap) ^ row % 8) * 16) = swap ? second : first;
-        *reinterpret_cast<uint4*>(to + ((chunk + 1 - swap) ^ row % 8) * 16) = swap ? first : second;
-      }
+    for (int i = 0; i < kStepLoads; ++i) {
+      const uint2 a = WidenFour<kStored>(bytes[i].x), b = WidenFour<kStored>(bytes[i].y),
+                  c = WidenFour<kStored>(bytes[i].z), d = WidenFour<kStored>(bytes[i].w);
+      uint8_t* at = rows + i * kLoadRows * 128;
+      *reinterpret_cast<uint4*>(at + to) =
+          kValues ? uint4{a.x, b.x, c.x, d.x} : uint4{a.x, a.y, b.x, b.y};
+      *reinterpret_cast<uint4*>(at + to_other) =
+          kValues ? uint4{a.y, b.y, c.y, d.y} : uint4{c.x, c.y, d.x, d.y};
     }
   }
-}
+  // rows: where the step's first row is in panel 0.
+  __device__ __forceinline__ void Widen(KvFormat format, const uint4 (&bytes)[kStepLoads],
+                                        uint8_t* rows) const {
+    switch (format) {
+      case KvFormat::kFp8E5M2:
+        return Widen<DType::kF8E5M2>(bytes, rows);
+      case KvFormat::kInt8PerTokenHead:
+        return Widen<DType::kI8>(bytes, rows);
+      default:
+        return Widen<DType::kF8E4M3>(bytes, rows);
+    }
+  }
+};
 
-// The copies of an item's pieces into the slots, in order. One warp; its first lane issues.
-template <class Tiles, class Staging>
-class PieceLoader {
+// An item's tiles from the last to the first, of each its K, then its V. The whole warpgroup.
+template <class Tiles, class Producer>
+class Widener {
  public:
-  static constexpr int kPages = Tiles::kTilePages;
+  __device__ Widener(const PrefillParams& p, typename Tiles::Shared& shared)
+      : p_(p), shared_(shared), thread_(static_cast<int>(threadIdx.x) % 128) {}
 
-  __device__ PieceLoader(const PrefillParams& p, Staging& staging, const WorkItem& item, int tile,
-                         int first_tile)
-      : p_(p),
-        staging_(staging),
-        reader_(p, item),
-        kv_head_(item.head / p.group),
-        tile_(tile),
-        first_tile_(first_tile) {}
-
-  // The next piece, if there is one, into `slot`.
-  __device__ void Issue(int slot) {
-    if (tile_ < first_tile_) return;
-    if (!values_) reader_.Read(tile_ * kPages, pages_);
-    const bool values = Staging::kWidenValues && (values_ || !Staging::kWidenKeys);
-    if (threadIdx.x % 32 == 0) Copy(slot, values);
-    values_ = Staging::kWidenKeys && Staging::kWidenValues && !values_;
-    if (!values_) --tile_;
+  __device__ __forceinline__ void Run(const WorkItem& item, Ring<Tiles::kStages>& ring) {
+    const int first_tile = item.page_begin / kPages;
+    int tile = (item.page_end + kPages - 1) / kPages - 1;
+    PageReader ahead(p_, item), other(p_, item);
+    kv_head_ = item.head / p_.group;
+    for (int i = 0; i < kTilesAhead; ++i) {
+      LoadSteps<0>(ahead, tile - i, first_tile);
+      NextSlot<kSteps>();
+    }
+    for (; tile >= first_tile; --tile, ring.Advance()) {
+      if constexpr (!Producer::kWidenKeys || !Producer::kWidenValues) LoadOther(tile, other, ring);
+      if (tile - kTilesAhead >= first_tile) ahead.Read((tile - kTilesAhead) * kPages, pages_);
+      RunSteps<0>(tile - kTilesAhead >= first_tile, ring);
+      NextSlot<kSteps>();
+    }
   }
 
  private:
-  __device__ void Copy(int slot, bool values) const {
-    constexpr int kPageBytes = kPageSize * Tiles::kHeadDim;
-    int present = 0;
+  static constexpr int kPages = Tiles::kTilePages;
+  using KeySteps = Steps<Tiles::kHeadDim, Tiles::kTileTokens, false>;
+  using ValueSteps = Steps<Tiles::kHeadDim, Tiles::kTileTokens, true>;
+  static constexpr int kSteps = Producer::kSteps, kOfOperand = Producer::kOperandSteps;
+  static constexpr int kTilesAhead = Producer::kTilesAhead;
+  static constexpr bool IsValues(int step) {
+    return Producer::kWidenValues && (!Producer::kWidenKeys || step >= kOfOperand);
+  }
+
+  // Slots go round; a tile's first step is in first_slot_.
+  template <int kCount>
+  __device__ __forceinline__ void NextSlot() {
+    first_slot_ = (first_slot_ + kCount) % kSlots;
+  }
+  __device__ __forceinline__ uint4* SlotOf(int step) const {
+    return &shared_.producer.slots[first_slot_ + step][0][thread_];
+  }
+  template <bool kValues>
+  __device__ __forceinline__ float* ScaleSlot() const {
+    return &shared_.producer
+                .slot_scales[first_slot_ / kSteps][kValues && Producer::kWidenKeys][thread_];
+  }
+  template <bool kValues>
+  __device__ __forceinline__ int64_t TokenScales() const {
+    return thread_ >= Tiles::kTileTokens ? -1 : kValues ? p_.v_token_scales : p_.k_token_scales;
+  }
+
+  // Asks for this thread's bytes of a step of the tile of pages_, in whose slot the same step of an
+  // earlier tile was.
+  template <int kStep>
+  __device__ __forceinline__ void Load() const {
+    constexpr bool kValues = IsValues(kStep);
+    constexpr int kPage = kStep % kOfOperand / KeySteps::kInPage;
+    constexpr int kPart = kStep % KeySteps::kInPage;
+    const auto page = static_cast<uint32_t>(pages_[kPage]);
+    const std::byte* from = p_.claim + page * kPageUnit + kv_head_ * p_.head_bytes +
+                            (kValues ? p_.v_bytes + values_.from : keys_.from) + kPart * 4096;
 #pragma unroll
-    for (int page : pages_) present += static_cast<uint32_t>(page) != kNoPage;
-    BarrierArriveExpect(&staging_.landed[slot], present * kPageBytes);
+    for (int i = 0; i < kStepLoads; ++i) {
+      CopyAsync<16>(SlotOf(kStep) + 128 * i, from + 2048 * i, page != kNoPage);
+    }
+    const int64_t scales = TokenScales<kValues>();
+    if (kStep % kOfOperand == 0 && scales >= 0) {
+      const auto of = static_cast<uint32_t>(pages_[0]),
+                 last = static_cast<uint32_t>(pages_[kPages - 1]);
+      const uint32_t its = thread_ < kPageSize ? of : last;
+      CopyAsync<4>(
+          ScaleSlot<kValues>(),
+          p_.claim + its * kPageUnit + scales + (kv_head_ * kPageSize + thread_ % kPageSize) * 4,
+          its != kNoPage);
+    }
+  }
+  // All steps of the tile, if the item has it.
+  template <int kStep>
+  __device__ __forceinline__ void LoadSteps(PageReader& reader, int tile, int first_tile) {
+    if constexpr (kStep == 0) {
+      if (tile >= first_tile) reader.Read(tile * kPages, pages_);
+    }
+    if constexpr (kStep < kSteps) {
+      if (tile >= first_tile) Load<kStep>();
+      CopyAsyncCommit();
+      LoadSteps<kStep + 1>(reader, tile, first_tile);
+    }
+  }
+
+  template <int kStep>
+  __device__ __forceinline__ void RunSteps(bool more, const Ring<Tiles::kStages>& ring) const {
+    if constexpr (kStep < kSteps) {
+      constexpr bool kValues = IsValues(kStep);
+      constexpr int kWithin = kStep % kOfOperand;
+      const int stage = ring.stage;
+      CopyAsyncWait<kSlots - 1>();
+      if constexpr (kWithin == 0) {
+        BarrierWait(kValues ? &shared_.v_empty[stage] : &shared_.k_empty[stage], ring.phase ^ 1);
+        if (TokenScales<kValues>() >= 0) {
+          (kValues ? shared_.producer.v_scales : shared_.producer.k_scales)[stage][thread_] =
+              *ScaleSlot<kValues>();
+        }
+      }
+      uint4 bytes[kStepLoads];
 #pragma unroll
-    for (int i = 0; i < kPages; ++i) {
-      if (static_cast<uint32_t>(pages_[i]) == kNoPage) continue;
-      const std::byte* from = p_.claim + static_cast<uint32_t>(pages_[i]) * kPageUnit +
-                              kv_head_ * p_.head_bytes + (values ? p_.v_bytes : 0);
-      BulkLoad(staging_.slots[slot] + i * kPageBytes, from, kPageBytes, &staging_.landed[slot]);
+      for (int i = 0; i < kStepLoads; ++i) bytes[i] = SlotOf(kStep)[128 * i];
+      if constexpr (kValues) {
+        values_.Widen(p_.v_format, bytes,
+                      &shared_.v[stage][0][0][0] + kWithin * ValueSteps::kRows * 128);
+      } else {
+        keys_.Widen(p_.k_format, bytes,
+                    &shared_.k[stage][0][0][0] + kWithin * KeySteps::kRows * 128);
+      }
+      if constexpr (kWithin == kOfOperand - 1) {
+        FenceProxyAsync();
+        __syncwarp();
+        if (thread_ % 32 == 0)
+          BarrierArrive(kValues ? &shared_.v_full[stage] : &shared_.k_full[stage]);
+      }
+      if (more) Load<kStep>();
+      CopyAsyncCommit();
+      RunSteps<kStep + 1>(more, ring);
+    }
+  }
+
+  // The operand that is not widened.
+  __device__ __forceinline__ void LoadOther(int tile, PageReader& reader,
+                                            const Ring<Tiles::kStages>& ring) const {
+    if (thread_ >= 32) return;
+    int pages[kPages];
+    reader.Read(tile * kPages, pages);
+    BarrierWait(Producer::kWidenKeys ? &shared_.v_empty[ring.stage] : &shared_.k_empty[ring.stage],
+                ring.phase ^ 1);
+    if (thread_ != 0) return;
+    if constexpr (Producer::kWidenKeys) {
+      LoadValues<Tiles>(p_, shared_, ring.stage, kv_head_, pages);
+    } else {
+      LoadKeys<Tiles>(p_, shared_, ring.stage, kv_head_, pages);
     }
   }
 
   const PrefillParams& p_;
-  Staging& staging_;
-  PageReader reader_;
-  int kv_head_, tile_, first_tile_;
-  bool values_ = false;  // V of the last pages is next
+  typename Tiles::Shared& shared_;
+  const int thread_;
+  const KeySteps keys_;
+  const ValueSteps values_;
+  int kv_head_ = 0, first_slot_ = 0;
   int pages_[kPages] = {};
 };
 
-// Makes a stage's tile of the piece in the slot. The whole warpgroup; `stage` is free.
-template <class Tiles, bool kValues, class Staging>
-__device__ __forceinline__ void Widen(const PrefillParams& p, typename Tiles::Shared& shared,
-                                      Staging& staging, const Ring<Staging::kSlots>& slot,
-                                      const int (&pages)[Tiles::kTilePages], int kv_head,
-                                      int stage) {
-  const int64_t scales = kValues ? p.v_token_scales : p.k_token_scales;
-  const int token = static_cast<int>(threadIdx.x);
-  float scale = 0;
-  if (scales >= 0 && token < Tiles::kTileTokens) {
-    static_assert(Tiles::kTilePages <= 2);
-    const auto page = static_cast<uint32_t>(
-        Tiles::kTilePages == 2 && token >= kPageSize ? pages[Tiles::kTilePages - 1] : pages[0]);
-    if (page != kNoPage) {
-      scale = reinterpret_cast<const float*>(p.claim + page * kPageUnit +
-                                             scales)[kv_head * kPageSize + token % kPageSize];
-    }
-  }
-  BarrierWait(&staging.landed[slot.stage], slot.phase);
-  uint8_t* tile = kValues ? &shared.v[stage][0][0][0] : &shared.k[stage][0][0][0];
-  const uint8_t* from = staging.slots[slot.stage];
-  switch (kValues ? p.v_format : p.k_format) {
-    case KvFormat::kFp8E5M2:
-      WidenTile<Tiles, kValues, DType::kF8E5M2>(from, tile, pages);
-      break;
-    case KvFormat::kInt8PerTokenHead:
-      WidenTile<Tiles, kValues, DType::kI8>(from, tile, pages);
-      break;
-    default:
-      WidenTile<Tiles, kValues, DType::kF8E4M3>(from, tile, pages);
-  }
-  // Only now: the load has had all that time.
-  if (scales >= 0 && token < Tiles::kTileTokens)
-    (kValues ? staging.v_scales : staging.k_scales)[stage][token] = scale;
-  FenceProxyAsync();
-  NamedBarrierSync(kProducerBarrier, 128);
-}
-
 // Produce() of prefill_tiles.cuh for a warpgroup that widens K, V or both.
-template <class Tiles, class Staging>
-__device__ void ProduceWidened(const PrefillParams& p, typename Tiles::Shared& shared) {
-  constexpr int kPages = Tiles::kTilePages;
-  const bool elected = threadIdx.x == 0;
-  Staging& staging = shared.extra;
+template <class Tiles, class Producer>
+__device__ __forceinline__ void ProduceWidened(const PrefillParams& p,
+                                               typename Tiles::Shared& shared) {
+  const bool first_warp = threadIdx.x < 32, elected = threadIdx.x == 0;
   ItemQueue queue(p);
   Ring<Tiles::kStages> ring;
-  Ring<Staging::kSlots> slot;  // of the piece to be widened next
+  Widener<Tiles, Producer> widener(p, shared);
   for (uint32_t item_phase = 0;; item_phase ^= 1) {
-    if (threadIdx.x < 32) {
+    if (first_warp) {
       const WorkItem item = queue.Current();
       BarrierWait(&shared.q_empty, item_phase ^ 1);
       if (elected) shared.items[item_phase] = item;
@@ -199,44 +271,11 @@ __device__ void ProduceWidened(const PrefillParams& p, typename Tiles::Shared& s
       break;
     }
     if (elected) LoadQueries<Tiles>(p, shared, item);
-    if (threadIdx.x < 32) queue.Fetch();
-    const int kv_head = item.head / p.group;
-    const int first_tile = item.page_begin / kPages;
-    int tile = (item.page_end + kPages - 1) / kPages - 1;
-    PageReader reader(p, item);
-    PieceLoader<Tiles, Staging> loader(p, staging, item, tile, first_tile);
-    if (threadIdx.x < 32) {
-      Ring<Staging::kSlots> free = slot;
-      for (int i = 0; i < Staging::kSlots; ++i, free.Advance()) loader.Issue(free.stage);
-    }
-    // Hands the tile over, and the slot to the next piece that has none.
-    const auto widened = [&](uint64_t* full) {
-      if (elected) BarrierArrive(full);
-      if (threadIdx.x < 32) loader.Issue(slot.stage);
-      slot.Advance();
-    };
-    for (; tile >= first_tile; --tile) {
-      int pages[kPages];
-      reader.Read(tile * kPages, pages);
-      BarrierWait(&shared.k_empty[ring.stage], ring.phase ^ 1);
-      if constexpr (Staging::kWidenKeys) {
-        Widen<Tiles, false>(p, shared, staging, slot, pages, kv_head, ring.stage);
-        widened(&shared.k_full[ring.stage]);
-      } else if (elected) {
-        LoadKeys<Tiles>(p, shared, ring.stage, kv_head, pages);
-      }
-      BarrierWait(&shared.v_empty[ring.stage], ring.phase ^ 1);
-      if constexpr (Staging::kWidenValues) {
-        Widen<Tiles, true>(p, shared, staging, slot, pages, kv_head, ring.stage);
-        widened(&shared.v_full[ring.stage]);
-      } else if (elected) {
-        LoadValues<Tiles>(p, shared, ring.stage, kv_head, pages);
-      }
-      ring.Advance();
-    }
-    if (threadIdx.x < 32) queue.Advance();
+    if (first_warp) queue.Fetch();
+    widener.Run(item, ring);
+    if (first_warp) queue.Advance();
   }
-  if (threadIdx.x < 32) queue.Finish();
+  if (first_warp) queue.Finish();
 }
 
 }  // namespace octavo::cuda

@@ -75,11 +75,32 @@ __device__ __forceinline__ void BulkLoad(void* to, const void* from, int bytes, 
       "l"(from), "r"(bytes), "r"(SharedAddress(barrier))
       : "memory");
 }
-// `p` in shared memory, rounded up. By an offset: what is made of an integer may lie anywhere for all
-// that the compiler knows, and is read by way of generic addresses.
+// `p` in shared memory, rounded up. By an offset: what is made of an integer may lie anywhere for
+// all that the compiler knows, and is read by way of generic addresses.
 template <uint32_t kAlignment>
 __device__ __forceinline__ uint8_t* AlignShared(uint8_t* p) {
   return p + (-SharedAddress(p) & (kAlignment - 1));
+}
+// Copies kBytes to shared memory, zeros unless `present`; for this thread alone. In groups.
+template <int kBytes>
+__device__ __forceinline__ void CopyAsync(void* to, const void* from, bool present) {
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(SharedAddress(to)),
+                 "l"(from), "r"(present ? 16 : 0)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(SharedAddress(to)),
+                 "l"(from), "n"(kBytes), "r"(present ? kBytes : 0)
+                 : "memory");
+  }
+}
+__device__ __forceinline__ void CopyAsyncCommit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Until at most kPending groups are unfinished.
+template <int kPending>
+__device__ __forceinline__ void CopyAsyncWait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 // Asks for bytes, a multiple of 16, to be in L2 when they are read; nothing waits for that.
 __device__ __forceinline__ void PrefetchL2(const void* from, int bytes) {
