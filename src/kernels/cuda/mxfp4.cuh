@@ -16,8 +16,7 @@ __device__ __forceinline__ uint4 WidenMxfp4(uint32_t word, uint32_t scale) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const uint32_t on_top = word << (12 - 4 * i);  // of either half
-    pairs[i] =
-        MultiplyBF16((on_top & 0x80008000u) | ((on_top >> 6) & 0x01C001C0u), factor);
+    pairs[i] = MultiplyBF16((on_top & 0x80008000u) | ((on_top >> 6) & 0x01C001C0u), factor);
   }
   return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
 }
@@ -41,8 +40,7 @@ __device__ __forceinline__ Mxfp4Piece LoadMxfp4Piece(const std::byte* tile) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   Mxfp4Piece piece;
   piece.codes = LoadStreaming(tile + 16 * lane);
-  piece.scales =
-      __ldg(reinterpret_cast<const uint32_t*>(tile + mxfp4::kCodeBytes + lane / 4 * 4));
+  piece.scales = __ldg(reinterpret_cast<const uint32_t*>(tile + mxfp4::kCodeBytes + lane / 4 * 4));
   return piece;
 }
 
