@@ -7,6 +7,7 @@
 #include <string>
 
 #include "kernels/cuda/ops.h"
+#include "kernels/mxfp4_testing.h"
 #include "rows.h"
 
 namespace octavo::bench {
@@ -105,17 +106,38 @@ struct ExpertShape {
   Activation activation;
 };
 
+// Sets of the matrices of all experts, one behind the other. Of MXFP4, one expert again and again.
+std::vector<DeviceMemory> ExpertMatrices(int sets, const ExpertShape& s, DType weights) {
+  if (weights == kBF16)
+    return Numbered(sets, kBF16, 3 * s.experts * s.hidden * s.intermediate, 50).sets;
+  std::mt19937 random(8);
+  std::vector<uint8_t> expert, all;
+  for (const auto& [outs, in] : {std::pair{s.intermediate, s.hidden},
+                                 {s.intermediate, s.hidden},
+                                 {s.hidden, s.intermediate}}) {
+    const std::vector<uint8_t> matrix = mxfp4::RandomMatrix(outs, in, 0.02, random);
+    expert.insert(expert.end(), matrix.begin(), matrix.end());
+  }
+  for (int e = 0; e < s.experts; ++e) all.insert(all.end(), expert.begin(), expert.end());
+  std::vector<DeviceMemory> memory;
+  for (int i = 0; i < sets; ++i) memory.emplace_back(all);
+  return memory;
+}
+
 struct ExpertWork {
   ExpertShape shape;
+  DType weight_type;
   int64_t rows;
   int64_t used = 0;  // experts
   int sets;
   cuda::Experts op;
-  Numbered weights, x, out;
+  std::vector<DeviceMemory> weights;
+  Numbered x, out;
   DeviceMemory ids, pair_weights;
 
-  ExpertWork(const ExpertShape& s, int64_t rows_)
+  ExpertWork(const ExpertShape& s, DType weight_type_, int64_t rows_)
       : shape(s),
+        weight_type(weight_type_),
         rows(rows_),
         sets(rows_ <= 32 ? 2 : 1),  // a set is larger than L2 many times
         op({.rows = static_cast<int>(rows_),
@@ -123,7 +145,7 @@ struct ExpertWork {
             .top_k = s.top_k,
             .hidden = s.hidden,
             .intermediate = s.intermediate}),
-        weights(sets, kBF16, 3 * s.experts * s.hidden * s.intermediate, 50),
+        weights(ExpertMatrices(sets, s, weight_type_)),
         x(sets, kBF16, rows_ * s.hidden),
         out(sets, kF32, rows_ * s.hidden) {
     std::mt19937 random(7);
@@ -142,22 +164,29 @@ struct ExpertWork {
     ids = DeviceMemory(chosen);
     pair_weights = DeviceMemory(std::vector<float>(chosen.size(), 0.25f));
   }
+  int64_t MatrixBytes(int64_t outs, int64_t in) const {
+    return weight_type == kBF16 ? 2 * outs * in : mxfp4::Bytes(outs, in);
+  }
   double Bytes() const {
-    return static_cast<double>(6 * used * shape.hidden * shape.intermediate +
-                               6 * rows * shape.hidden);
+    const int64_t expert = 2 * MatrixBytes(shape.intermediate, shape.hidden) +
+                           MatrixBytes(shape.hidden, shape.intermediate);
+    return static_cast<double>(used * expert + 6 * rows * shape.hidden);
   }
   double Flops() const {
     return 6.0 * static_cast<double>(rows * shape.top_k * shape.hidden * shape.intermediate);
   }
   void Run(int set, void* stream) {
-    const int64_t matrix = shape.hidden * shape.intermediate;
     std::vector<Expert> list(shape.experts);
-    auto* at = weights.sets[set].as<uint16_t>();
+    auto* at = weights[set].as<std::byte>();
+    const auto next = [&](int64_t outs, int64_t in) {
+      const Tensor matrix(at, weight_type, {outs, in});
+      at += MatrixBytes(outs, in);
+      return matrix;
+    };
     for (Expert& e : list) {
-      e.gate = Tensor(at, kBF16, {shape.intermediate, shape.hidden});
-      e.up = Tensor(at + matrix, kBF16, {shape.intermediate, shape.hidden});
-      e.down = Tensor(at + 2 * matrix, kBF16, {shape.hidden, shape.intermediate});
-      at += 3 * matrix;
+      e.gate = next(shape.intermediate, shape.hidden);
+      e.up = next(shape.intermediate, shape.hidden);
+      e.down = next(shape.hidden, shape.intermediate);
     }
     op.Run({.x = Tensor(x.sets[set].as(), kBF16, {rows, shape.hidden}),
             .ids = Tensor(ids.as(), DType::kI32, {rows, shape.top_k}),
@@ -190,14 +219,16 @@ std::vector<Row> ElementwiseRows(int rows) {
 }
 
 std::vector<Row> ExpertRows(int rows) {
+  const ExpertShape gpt_oss{"gpt-oss-20b", 32, 4, 2880, 2880, Activation::kSwigluOai},
+      qwen3{"Qwen3-30B-A3B", 128, 8, 2048, 768, Activation::kSilu};
   std::vector<Row> list;
-  for (const ExpertShape& shape :
-       {ExpertShape{"gpt-oss-20b", 32, 4, 2880, 2880, Activation::kSwigluOai},
-        ExpertShape{"Qwen3-30B-A3B", 128, 8, 2048, 768, Activation::kSilu}}) {
-    const auto work = std::make_shared<ExpertWork>(shape, rows);
+  for (const auto& [shape, weights] :
+       {std::pair{gpt_oss, kBF16}, {gpt_oss, DType::kMxfp4}, {qwen3, kBF16}}) {
+    const auto work = std::make_shared<ExpertWork>(shape, weights, rows);
     list.push_back({.group = "experts",
                     .name = std::to_string(rows) + " rows, " + shape.name,
-                    .format = std::to_string(work->used) + " experts, bf16",
+                    .format = std::to_string(work->used) + " experts, " +
+                              (weights == kBF16 ? "bf16" : Name(weights)),
                     .bytes = work->Bytes(),
                     .flops = rows > 16 ? work->Flops() : 0,
                     .sets = work->sets,

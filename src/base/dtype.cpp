@@ -2,6 +2,8 @@
 
 #include <iterator>
 
+#include "base/error.h"
+
 namespace octavo {
 namespace {
 
@@ -9,7 +11,7 @@ struct Row {
   DType dtype;
   size_t size;
   const char* name;
-  const char* tag;
+  const char* tag;  // null: in no file
 };
 
 constexpr Row kRows[] = {
@@ -23,17 +25,22 @@ constexpr Row kRows[] = {
     {DType::kI32, 4, "int32", "I32"},
     {DType::kI64, 8, "int64", "I64"},
     {DType::kBool, 1, "bool", "BOOL"},
+    {DType::kMxfp4, 0, "mxfp4", nullptr},
 };
-static_assert(std::size(kRows) == static_cast<size_t>(DType::kBool) + 1);
+static_assert(std::size(kRows) == static_cast<size_t>(DType::kMxfp4) + 1);
 
 }  // namespace
 
-size_t SizeOf(DType dtype) { return kRows[static_cast<size_t>(dtype)].size; }
+size_t SizeOf(DType dtype) {
+  const size_t size = kRows[static_cast<size_t>(dtype)].size;
+  OCTAVO_CHECK(size > 0, Name(dtype));
+  return size;
+}
 const char* Name(DType dtype) { return kRows[static_cast<size_t>(dtype)].name; }
 
 std::optional<DType> DTypeFromSafetensors(std::string_view tag) {
   for (const Row& row : kRows) {
-    if (tag == row.tag) return row.dtype;
+    if (row.tag && tag == row.tag) return row.dtype;
   }
   return std::nullopt;
 }

@@ -25,6 +25,7 @@ int Inspect(const InspectOptions& options) {
   }
   fmt::print("{}: {} layers, hidden {}, vocabulary {}, up to {} tokens\n", spec.family,
              spec.layers.size(), spec.hidden, spec.vocab, spec.max_position_embeddings);
+  fmt::print("{}", ToText(InspectWeights(spec)));
   if (spec.kv_cache_format)
     fmt::print("the checkpoint asks for a {} cache\n", *spec.kv_cache_format);
   fmt::print("{}", ToText(InspectCache(spec, options.memory_bytes, length)));

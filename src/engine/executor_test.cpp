@@ -11,6 +11,8 @@
 #include <random>
 
 #include "base/float_bits.h"
+#include "io/checkpoint.h"
+#include "io/testing.h"
 #include "models/config.h"
 #include "models/upload.h"
 
@@ -95,8 +97,20 @@ class PretendedDevice final : public Backend {
       cpu_->GatedActivation(a);
     });
   }
-  void Route(const RouteArgs&) override { FAIL() << "this model has no experts"; }
-  void Experts(const ExpertsArgs&) override { FAIL() << "this model has no experts"; }
+  void Route(const RouteArgs& a) override {
+    Do([this, a] {
+      Expect(a.logits, a.ids, a.weights);
+      cpu_->Route(a);
+    });
+  }
+  void Experts(const ExpertsArgs& a) override {
+    Do([this, a] {
+      Expect(a.x, a.ids, a.weights, a.out);
+      for (const Expert& e : a.experts)
+        Expect(e.gate, e.up, e.down, e.gate_bias, e.up_bias, e.down_bias);
+      cpu_->Experts(a);
+    });
+  }
   void RopeTable(const RopeTableArgs& a) override {
     Do([this, a] {
       Expect(a.positions, a.inv_freq, a.cos_sin);
@@ -427,6 +441,78 @@ TEST(Upload, EveryTypeArrivesInStretchesThatFollowEachOther) {
   EXPECT_LT(progress[3], total);
   EXPECT_EQ(progress.back(), total);
   EXPECT_EQ(total, static_cast<int64_t>(there.device.size()));
+}
+
+// The golden gpt_oss with experts of random MXFP4 blocks, as such and widened to bfloat16.
+struct Mxfp4Models {
+  TempFolder packed, widened;
+
+  Mxfp4Models() {
+    const std::filesystem::path golden =
+        std::filesystem::path(OCTAVO_SOURCE_DIR) / "tests/golden/gpt_oss";
+    const Checkpoint checkpoint = Checkpoint::Open(golden);
+    std::vector<TestTensor> a, b;
+    for (const auto& [name, tensor] : checkpoint.tensors()) {
+      EXPECT_EQ(tensor.dtype, DType::kBF16) << name;
+      if (tensor.rank == 3) {
+        AddStack(name, tensor.shape[0], tensor.shape[1], tensor.shape[2], a, b);
+        continue;
+      }
+      std::vector<int64_t> shape(tensor.shape.begin(), tensor.shape.begin() + tensor.rank);
+      const uint16_t* values = tensor.Row<uint16_t>(0);
+      a.push_back(MakeTestTensor(name, "BF16", shape,
+                                 std::vector<uint16_t>(values, values + tensor.size())));
+      b.push_back(a.back());
+    }
+    packed.Write("model.safetensors", SafetensorsFile(a));
+    widened.Write("model.safetensors", SafetensorsFile(b));
+    std::ifstream file(golden / "config.json");
+    Json config = Json::parse(file);
+    widened.Write("config.json", config.dump());
+    config["quantization_config"] = {{"quant_method", "mxfp4"}};
+    packed.Write("config.json", config.dump());
+  }
+
+ private:
+  void AddStack(const std::string& name, int64_t experts, int64_t in, int64_t out,
+                std::vector<TestTensor>& a, std::vector<TestTensor>& b) {
+    constexpr float kValues[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+    std::vector<uint8_t> blocks(experts * out * in / 2), scales(experts * out * in / 32);
+    for (uint8_t& byte : blocks) byte = static_cast<uint8_t>(random_());
+    for (uint8_t& scale : scales) scale = static_cast<uint8_t>(119 + random_() % 6);
+    std::vector<uint16_t> stack(experts * in * out);
+    for (int64_t row = 0; row < experts * out; ++row) {
+      for (int64_t i = 0; i < in; ++i) {
+        const int64_t at = row * in + i;
+        const int code = i % 2 == 0 ? blocks[at / 2] & 15 : blocks[at / 2] >> 4;
+        const float value = std::ldexp(kValues[code & 7], scales[at / 32] - 127);
+        stack[(row / out * in + i) * out + row % out] = FloatToBF16(code & 8 ? -value : value);
+      }
+    }
+    a.push_back(MakeTestTensor(name + "_blocks", "U8", {experts, out, in / 32, 16}, blocks));
+    a.push_back(MakeTestTensor(name + "_scales", "U8", {experts, out, in / 32}, scales));
+    b.push_back(MakeTestTensor(name, "BF16", {experts, in, out}, stack));
+  }
+
+  std::mt19937 random_{11};
+};
+
+TEST(Executor, Mxfp4ExpertsGiveWhatTheyGiveWidened) {
+  const Mxfp4Models models;
+  EngineOptions packed = Options(), widened = Options();
+  packed.model = models.packed.path();
+  widened.model = models.widened.path();
+  Executor host(packed), exact(widened);
+  auto backend = std::make_unique<PretendedDevice>();
+  Executor device(packed, ReadModelSpec(packed.model), std::move(backend));
+  for (Executor* executor : {&host, &device})
+    EXPECT_EQ(executor->model()->weights.layers[0].experts[0].down.dtype, DType::kMxfp4);
+  const Observed expected = Disturb(exact, false);
+  EXPECT_EQ(Disturb(host, false), expected);
+  EXPECT_EQ(Disturb(device, false), expected);
+  const auto texts = Continue(exact);
+  EXPECT_EQ(Continue(host), texts);
+  EXPECT_EQ(Continue(device), texts);
 }
 
 TEST(Executor, TheCacheTakesWhatUtilisationLeaves) {

@@ -13,25 +13,13 @@
 #include "engine/device.h"
 #include "eval/variant.h"
 #include "models/config.h"
+#include "models/inspect.h"
 
 namespace octavo {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 using Groups = std::vector<std::vector<Measurement>>;
-
-// Of one decode step: every matrix once, of experts those that one token uses.
-double WeightBytes(const ModelSpec& spec) {
-  double elements = static_cast<double>(spec.vocab * spec.hidden);  // lm_head
-  for (const LayerSpec& layer : spec.layers) {
-    const double hidden = static_cast<double>(spec.hidden);
-    elements += hidden * layer.head_dim * (2 * layer.heads + 2 * layer.kv_heads);
-    const FfnSpec& ffn = layer.ffn;
-    elements += 3 * hidden * static_cast<double>(ffn.intermediate) * std::max(1, ffn.top_k) +
-                hidden * ffn.experts;
-  }
-  return 2 * elements;
-}
 
 // For one sequence with 16-bit pages, and a slab per group to spare.
 int64_t CacheBytes(const ModelSpec& spec, int64_t tokens) {
@@ -159,12 +147,13 @@ void Check(const LatencyBenchOptions& options, const ModelSpec& spec) {
 LatencyReport BenchLatency(const LatencyBenchOptions& options, const LatencyProgress& progress) {
   const ModelSpec spec = ReadModelSpec(options.engine.model);
   Check(options, spec);
-  LatencyReport report{.model = options.engine.model,
-                       .device = {},
-                       .output_len = options.output_len,
-                       .repeats = options.repeats,
-                       .weight_bytes_per_token = WeightBytes(spec),
-                       .variants = {}};
+  LatencyReport report{
+      .model = options.engine.model,
+      .device = {},
+      .output_len = options.output_len,
+      .repeats = options.repeats,
+      .weight_bytes_per_token = static_cast<double>(InspectWeights(spec).bytes_per_token),
+      .variants = {}};
   {
     const auto backend = MakeBackend(options.engine.device, options.engine.threads);
     report.device = backend->name();

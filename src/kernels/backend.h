@@ -4,9 +4,10 @@
 //
 // Activations are float32 or bfloat16 ("T" below) as the caller's tensors say; inside an op
 // everything is float32 (or better). Weights are bfloat16, float16 or float32, [out, in] row-major
-// (CUDA: bfloat16, biases of the type of the outputs). Shapes are checked by the caller once
-// (models/decoder) and CHECKed here; ops do not fail. Every op is ordered on the backend's one
-// stream; the CPU's is immediate. A backend is used by one thread at a time.
+// (CUDA: bfloat16, biases of the type of the outputs), those of experts also MXFP4. Shapes are
+// checked by the caller once (models/decoder) and CHECKed here; ops do not fail. Every op is
+// ordered on the backend's one stream; the CPU's is immediate. A backend is used by one thread at a
+// time.
 //
 // Tensors are in the backend's memory (Allocate); spans are in the host's and are read before an op
 // returns.
@@ -80,6 +81,7 @@ struct RouteArgs {
   Tensor ids, weights;
 };
 
+// If one matrix of a call is MXFP4 (kernels/mxfp4.h), all are.
 struct Expert {
   Tensor gate, up, down;                 // [intermediate, hidden] x 2, [hidden, intermediate]
   Tensor gate_bias, up_bias, down_bias;  // optional

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "kernels/backend.h"
+#include "kernels/mxfp4_testing.h"
 #include "kernels/simd_targets.h"
 #include "kernels/test_tensors.h"
 
@@ -216,6 +217,9 @@ class Conformance {
         {DType::kBF16, DType::kF16, 9, 17, 150, 3, 3, Activation::kGeluTanh, true},
         {DType::kF32, DType::kBF16, 1100, 16, 8, 4, 1, Activation::kSilu,
          false},  // more rows than one pass
+        {DType::kF32, DType::kMxfp4, 1, 96, 64, 5, 3, Activation::kSwigluOai, true},
+        {DType::kF32, DType::kMxfp4, 41, 64, 160, 2, 1, Activation::kSwigluOai, true},
+        {DType::kBF16, DType::kMxfp4, 9, 224, 2080, 1, 1, Activation::kSilu, false},
     };
     for (const Case& c : cases) {
       std::vector<TestTensor> memory;
@@ -224,15 +228,23 @@ class Conformance {
         return memory.emplace_back(std::move(tensor)).tensor();
       };
       const double scale = 1 / std::sqrt(static_cast<double>(c.hidden));
+      const bool mxfp4 = c.weights == DType::kMxfp4;
+      std::vector<std::vector<uint8_t>> packed;
+      const auto matrix = [&](int64_t outs, int64_t in) {
+        if (!mxfp4) return keep(Random(c.weights, outs, in, scale));
+        packed.push_back(mxfp4::RandomMatrix(outs, in, scale, random_));
+        return Tensor(packed.back().data(), DType::kMxfp4, {outs, in});
+      };
+      const DType bias_type = mxfp4 ? DType::kBF16 : c.weights;
       std::vector<Expert> experts(c.experts);
       for (Expert& e : experts) {
-        e.gate = keep(Random(c.weights, c.intermediate, c.hidden, scale));
-        e.up = keep(Random(c.weights, c.intermediate, c.hidden, scale));
-        e.down = keep(Random(c.weights, c.hidden, c.intermediate, scale));
+        e.gate = matrix(c.intermediate, c.hidden);
+        e.up = matrix(c.intermediate, c.hidden);
+        e.down = matrix(c.hidden, c.intermediate);
         if (!c.bias) continue;
-        e.gate_bias = keep(Random(c.weights, 1, c.intermediate));
-        e.up_bias = keep(Random(c.weights, 1, c.intermediate));
-        e.down_bias = keep(Random(c.weights, 1, c.hidden));
+        e.gate_bias = keep(Random(bias_type, 1, c.intermediate));
+        e.up_bias = keep(Random(bias_type, 1, c.intermediate));
+        e.down_bias = keep(Random(bias_type, 1, c.hidden));
       }
       const TestTensor x = Random(c.t, c.rows, c.hidden, 2, 3);
       const TestTensor logits = Random(DType::kF32, c.rows, c.experts);

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "kernels/mxfp4.h"
 
 namespace octavo {
 namespace {
@@ -55,6 +56,41 @@ std::string Bytes(double bytes) {
 }
 
 }  // namespace
+
+WeightReport InspectWeights(const ModelSpec& spec) {
+  const auto bf16 = [](int64_t outs, int64_t ins) { return 2 * outs * ins; };
+  const auto expert_matrix = [&](int64_t outs, int64_t ins) {
+    return spec.weight_quant == WeightQuant::kMxfp4 ? mxfp4::Bytes(outs, ins) : bf16(outs, ins);
+  };
+  const int64_t hidden = spec.hidden;
+  WeightReport report;
+  const auto add = [&](int64_t bytes) {
+    report.bytes += bytes;
+    report.bytes_per_token += bytes;
+  };
+  add(bf16(spec.vocab, hidden));  // lm_head; of the embedding, a token reads a row
+  if (!spec.tie_word_embeddings) report.bytes += bf16(spec.vocab, hidden);
+  for (const LayerSpec& layer : spec.layers) {
+    const FfnSpec& ffn = layer.ffn;
+    add(bf16(int64_t{layer.head_dim} * 2 * (layer.heads + layer.kv_heads), hidden));
+    if (ffn.experts == 0) {
+      add(3 * bf16(ffn.intermediate, hidden));
+      continue;
+    }
+    add(bf16(ffn.experts, hidden));
+    const int64_t expert =
+        2 * expert_matrix(ffn.intermediate, hidden) + expert_matrix(hidden, ffn.intermediate);
+    report.bytes += ffn.experts * expert;
+    report.bytes_per_token += ffn.top_k * expert;
+  }
+  return report;
+}
+
+std::string ToText(const WeightReport& report) {
+  return fmt::format("weights on a GPU: {}, of which a token reads {}\n",
+                     Bytes(static_cast<double>(report.bytes)),
+                     Bytes(static_cast<double>(report.bytes_per_token)));
+}
 
 CacheReport InspectCache(const ModelSpec& spec, int64_t memory_bytes, int64_t length) {
   OCTAVO_CHECK(memory_bytes >= 0 && length > 0, memory_bytes, length);

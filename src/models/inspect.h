@@ -1,6 +1,6 @@
-// What a model's KV cache costs: bytes by format, and how many tokens and sequences fit in a given
-// memory. Pure; uses the same claims (KvLayout) as the cache itself, so the numbers are those that
-// serving will have.
+// What a model's weights and its KV cache cost: bytes by format, and how many tokens and sequences
+// fit in a given memory. Pure; uses the same claims (KvLayout) as the cache itself, so the numbers
+// are those that serving will have.
 #pragma once
 
 #include <cstdint>
@@ -39,6 +39,14 @@ struct CacheReport {
       costs;  // bf16, then 8-bit formats, in models with windows also with window layers skipped
 };
 
+// The matrices as a GPU keeps them, in bytes; norms and biases are left out.
+struct WeightReport {
+  int64_t bytes = 0;
+  int64_t bytes_per_token = 0;  // that a decode step of one token reads: of experts, those it uses
+};
+
+WeightReport InspectWeights(const ModelSpec& spec);
+std::string ToText(const WeightReport& report);
 CacheReport InspectCache(const ModelSpec& spec, int64_t memory_bytes, int64_t length);
 std::string ToText(const CacheReport& report);
 

@@ -22,6 +22,26 @@ ModelSpec Spec(int layers, int kv_heads, int windows, int window) {
   return spec;
 }
 
+TEST(Inspect, WeightsOfExpertsAsTheyAreKept) {
+  ModelSpec spec = Spec(24, 8, 0, 0);
+  spec.hidden = 2880;
+  spec.vocab = 201088;
+  for (LayerSpec& layer : spec.layers) {
+    layer.heads = 64;
+    layer.head_dim = 64;
+    layer.ffn = {.intermediate = 2880, .experts = 32, .top_k = 4};
+  }
+  const int64_t rest = 2880 * (201088 + 24 * (144 * 64 + 32)), expert = 3 * 2880 * 2880;
+  const WeightReport bf16 = InspectWeights(spec);
+  EXPECT_EQ(bf16.bytes_per_token, 2 * (rest + 24 * 4 * expert));
+  EXPECT_EQ(bf16.bytes, 2 * (rest + 2880 * 201088 + 24 * 32 * expert));
+  spec.weight_quant = WeightQuant::kMxfp4;
+  spec.tie_word_embeddings = true;
+  const WeightReport mxfp4 = InspectWeights(spec);
+  EXPECT_EQ(mxfp4.bytes_per_token, 2 * rest + 24 * 4 * expert * 17 / 32);
+  EXPECT_EQ(mxfp4.bytes, 2 * rest + 24 * 32 * expert * 17 / 32);
+}
+
 TEST(Inspect, FullAttentionOnly) {
   // Llama-3.1-8B: 2 * 32 layers * 8 heads * 128 * 2 bytes = 128 KiB per token.
   const CacheReport report = InspectCache(Spec(32, 8, 0, 0), 16 * kGiB, 8192);

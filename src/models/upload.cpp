@@ -44,17 +44,14 @@ void ForEachRun(Weights& w, bool tied, const Run& run) {
     bf16({&l.dense.down});
     f32({&l.dense.down_bias});
     Tensors matrices, biases;
+    const bool mxfp4 = !l.experts.empty() && l.experts[0].gate.dtype == DType::kMxfp4;
     for (Expert& e : l.experts) {
       matrices.insert(matrices.end(), {&e.gate, &e.up, &e.down});
       biases.insert(biases.end(), {&e.gate_bias, &e.up_bias, &e.down_bias});
     }
-    bf16(matrices);
+    run(mxfp4 ? DType::kMxfp4 : DType::kBF16, matrices);
     bf16(biases);
   }
-}
-
-int64_t Bytes(DType dtype, const Tensor& tensor) {
-  return tensor ? tensor.size() * static_cast<int64_t>(SizeOf(dtype)) : 0;
 }
 
 void Convert(const std::byte* from, DType from_dtype, std::byte* to, DType to_dtype,
@@ -174,7 +171,9 @@ Weights UploadWeights(const ModelSpec& spec, const Weights& weights, Backend& ba
               .device = {}};
   int64_t total = 0;
   ForEachRun(out, spec.tie_word_embeddings, [&](DType dtype, const std::vector<Tensor*>& run) {
-    for (const Tensor* tensor : run) total += Bytes(dtype, *tensor);
+    for (const Tensor* tensor : run) {
+      if (*tensor) total += WeightBytes(dtype, *tensor);
+    }
     total = (total + kAlign - 1) / kAlign * kAlign;
   });
   out.device = backend.Allocate(total);
@@ -195,8 +194,13 @@ Weights UploadWeights(const ModelSpec& spec, const Weights& weights, Backend& ba
       tensor->data = out.device.data() + offset;
       tensor->dtype = dtype;
       tensor->row_stride = tensor->columns();
-      staging.Add(from, *tensor);
-      offset += Bytes(dtype, *tensor);
+      const int64_t bytes = WeightBytes(dtype, from);
+      if (dtype == DType::kMxfp4)
+        staging.Add(Tensor(from.data, DType::kU8, {bytes}),
+                    Tensor(tensor->data, DType::kU8, {bytes}));
+      else
+        staging.Add(from, *tensor);
+      offset += bytes;
     }
     offset = (offset + kAlign - 1) / kAlign * kAlign;
   });

@@ -13,6 +13,7 @@
 #include "base/float_bits.h"
 #include "base/thread_pool.h"
 #include "io/json.h"
+#include "kernels/mxfp4.h"
 #include "kv/scale_names.h"
 #include "models/families/family.h"
 #include "models/widen.h"
@@ -78,6 +79,7 @@ class Loader {
 
  private:
   void MakeNoise() {
+    if (spec_.weight_quant == WeightQuant::kMxfp4) MakeMxfp4Noise();
     int64_t largest = spec_.vocab * spec_.hidden;
     for (const LayerSpec& layer : spec_.layers) {
       const int64_t widest =
@@ -94,6 +96,23 @@ class Loader {
       std::rotate(some.begin(), some.begin() + 4099, some.end());
       std::copy_n(some.begin(), std::min<int64_t>(std::ssize(some), largest - begin),
                   static_cast<uint16_t*>(noise_) + begin);
+    }
+  }
+
+  void MakeMxfp4Noise() {
+    int64_t largest = 0;
+    for (const LayerSpec& layer : spec_.layers) {
+      const int64_t inner = layer.ffn.intermediate;
+      largest =
+          std::max({largest, mxfp4::Bytes(inner, spec_.hidden), mxfp4::Bytes(spec_.hidden, inner)});
+    }
+    mxfp4_noise_ = Allocate(DType::kU8, {largest}).data;
+    auto* tile = static_cast<uint8_t*>(mxfp4_noise_);
+    std::mt19937 random(1);
+    constexpr uint8_t kScale = 120;  // all codes are alike: a deviation of 2.9 * 2^-7
+    for (uint8_t* end = tile + largest; tile < end; tile += mxfp4::kTileBytes) {
+      for (int i = 0; i < mxfp4::kCodeBytes; ++i) tile[i] = static_cast<uint8_t>(random());
+      std::fill(tile + mxfp4::kCodeBytes, tile + mxfp4::kTileBytes, kScale);
     }
   }
 
@@ -185,10 +204,11 @@ class Loader {
   }
 
   Tensor Allocate(DType dtype, std::initializer_list<int64_t> shape) {
-    int64_t bytes = static_cast<int64_t>(SizeOf(dtype));
-    for (const int64_t dim : shape) bytes *= dim;
-    const Buffer& buffer = weights_.owned.emplace_back(static_cast<size_t>(bytes));
-    return Tensor(buffer.data(), dtype, shape);
+    Tensor tensor(nullptr, dtype, shape);
+    const Buffer& buffer =
+        weights_.owned.emplace_back(static_cast<size_t>(WeightBytes(dtype, tensor)));
+    tensor.data = buffer.data();
+    return tensor;
   }
 
   LayerWeights LoadLayer(const LayerSpec& layer, const std::string& prefix) {
@@ -240,6 +260,12 @@ class Loader {
     const std::string experts = prefix + std::string(names_.experts) + ".";
     w.router = Linear(router, ffn.experts, spec_.hidden);
     w.router_bias = PlainIf(ffn.bias, router + ".bias", {ffn.experts});
+    const bool packed = spec_.weight_quant == WeightQuant::kMxfp4;
+    if (packed && (spec_.hidden % mxfp4::kBlock != 0 || ffn.intermediate % mxfp4::kBlock != 0)) {
+      Fail(experts + "gate_up_proj_blocks",
+           fmt::format("MXFP4 needs hidden_size {} and intermediate_size {} in whole blocks of {}",
+                       spec_.hidden, ffn.intermediate, mxfp4::kBlock));
+    }
     if (names_.gate.empty() && !dummy_) {
       LoadStacks(ffn, experts, w);
       return;
@@ -247,6 +273,10 @@ class Loader {
     for (int e = 0; e < ffn.experts; ++e) {
       w.experts.push_back(
           LoadExpert(ffn, fmt::format("{}{}.", experts, e), names_.gate, names_.up, names_.down));
+      if (!packed) continue;
+      Expert& expert = w.experts.back();
+      for (Tensor* matrix : {&expert.gate, &expert.up, &expert.down})
+        *matrix = Tensor(mxfp4_noise_, DType::kMxfp4, {matrix->rows(), matrix->columns()});
     }
   }
 
@@ -266,13 +296,7 @@ class Loader {
       w.experts[e].up_bias = AsVector(Slice(up_bias, e));
       w.experts[e].down_bias = Slice(down_bias, e);
     }
-    const bool packed = spec_.weight_quant == WeightQuant::kMxfp4;
-    if (packed && (hidden % 32 != 0 || inner % 32 != 0)) {
-      Fail(prefix + "gate_up_proj_blocks",
-           fmt::format("MXFP4 needs hidden_size {} and intermediate_size {} in whole blocks of 32",
-                       hidden, inner));
-    }
-    if (packed) {
+    if (spec_.weight_quant == WeightQuant::kMxfp4) {
       LoadMxfp4Stacks(prefix, hidden, inner, w.experts);
     } else {
       LoadPlainStacks(prefix, hidden, inner, w.experts);
@@ -293,7 +317,8 @@ class Loader {
     });
   }
 
-  // [experts, 2 * out, in / 32, 16] blocks and their scales: [out, in] already.
+  // [experts, 2 * out, in / 32, 16] blocks and their scales: [out, in] already. Every other row is
+  // gate's.
   void LoadMxfp4Stacks(const std::string& prefix, int64_t hidden, int64_t inner,
                        std::vector<Expert>& experts) {
     const int64_t count = static_cast<int64_t>(experts.size());
@@ -303,18 +328,19 @@ class Loader {
         Bytes(prefix + "gate_up_proj_scales", {count, 2 * inner, hidden / 32});
     const Tensor down = Bytes(prefix + "down_proj_blocks", {count, hidden, inner / 32, 16});
     const Tensor down_scales = Bytes(prefix + "down_proj_scales", {count, hidden, inner / 32});
-    AllocateExperts(DType::kBF16, DType::kBF16, hidden, inner, experts);
-    std::atomic<bool> gate_up_finite = true, down_finite = true;
+    AllocateExperts(DType::kMxfp4, DType::kMxfp4, hidden, inner, experts);
+    std::atomic<bool> gate_up_fits = true, down_fits = true;
     threads_.ForEach(count, [&](int64_t e, int) {
       const Tensor blocks = Slice(gate_up, e), scales = Slice(gate_up_scales, e);
-      if (!WidenMxfp4(blocks, scales, 0, 2, experts[e].gate)) gate_up_finite = false;
-      if (!WidenMxfp4(blocks, scales, 1, 2, experts[e].up)) gate_up_finite = false;
-      if (!WidenMxfp4(Slice(down, e), Slice(down_scales, e), 0, 1, experts[e].down))
-        down_finite = false;
+      if (!PackMxfp4(blocks, scales, 0, 2, experts[e].gate)) gate_up_fits = false;
+      if (!PackMxfp4(blocks, scales, 1, 2, experts[e].up)) gate_up_fits = false;
+      if (!PackMxfp4(Slice(down, e), Slice(down_scales, e), 0, 1, experts[e].down))
+        down_fits = false;
     });
-    if (!gate_up_finite)
-      Fail(prefix + "gate_up_proj_scales", "a scale makes weights infinite or NaN");
-    if (!down_finite) Fail(prefix + "down_proj_scales", "a scale makes weights infinite or NaN");
+    const std::string wrong =
+        fmt::format("expected scales of at most 2 (code {}), found a larger", mxfp4::kMostScale);
+    if (!gate_up_fits) Fail(prefix + "gate_up_proj_scales", wrong);
+    if (!down_fits) Fail(prefix + "down_proj_scales", wrong);
   }
 
   Tensor Bytes(const std::string& name, Shape shape) {
@@ -372,7 +398,7 @@ class Loader {
   const ModelSpec& spec_;
   const Checkpoint& checkpoint_;
   const bool dummy_;
-  void* noise_ = nullptr;
+  void *noise_ = nullptr, *mxfp4_noise_ = nullptr;
   const ExpertNames& names_;
   ThreadPool threads_;
   std::string prefix_, head_;
@@ -381,6 +407,11 @@ class Loader {
 };
 
 }  // namespace
+
+int64_t WeightBytes(DType dtype, const Tensor& tensor) {
+  if (dtype == DType::kMxfp4) return mxfp4::Bytes(tensor.rows(), tensor.columns());
+  return tensor.size() * static_cast<int64_t>(SizeOf(dtype));
+}
 
 Weights LoadWeights(const ModelSpec& spec, const Checkpoint& checkpoint) {
   return Loader(spec, checkpoint).Load();

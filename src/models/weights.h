@@ -1,9 +1,10 @@
 // The weights of a model under the names the decoder uses, and the families' maps from tensor
 // names.
 //
-// BF16, F16 and F32 tensors are views into the mapped checkpoint. Only what must change shape or
-// type is converted, into `owned`: float-8 weights with scales and MXFP4 blocks (widened to BF16),
-// gpt_oss's [experts, in, 2 * out] expert stacks (transposed, gate and up de-interleaved).
+// BF16, F16 and F32 tensors are views into the mapped checkpoint. Only what must change shape,
+// order or type is converted, into `owned`: float-8 weights with scales (widened to BF16),
+// gpt_oss's experts, whose gate and up rows or columns alternate: BF16 stacks [experts, in, 2 *
+// out] (transposed) and MXFP4 blocks (still MXFP4, in tiles).
 #pragma once
 
 #include <vector>
@@ -37,13 +38,17 @@ struct Weights {
   Memory device;  // where they are in a backend's own memory: models/upload
 };
 
+// Of a weight of the tensor's shape, but of this dtype.
+int64_t WeightBytes(DType dtype, const Tensor& tensor);
+
 // Finds, checks (shape, dtype) and if need be converts every tensor the spec asks for. Errors name
 // file and tensor: missing, mis-shaped, wrong type, or present and not used (but for known harmless
 // names: rotary inv_freq, vision towers, KV scales).
 Weights LoadWeights(const ModelSpec& spec, const Checkpoint& checkpoint);
 
-// --load-format dummy: bfloat16 noise of a deviation of 0.02 in every tensor the spec asks for. All
-// are views into one buffer as large as the largest.
+// --load-format dummy: noise of a deviation of 0.02 in every tensor the spec asks for, bfloat16,
+// but MXFP4 experts if the config says so. All of a type are views into one buffer as large as the
+// largest.
 Weights MakeDummyWeights(const ModelSpec& spec);
 
 }  // namespace octavo

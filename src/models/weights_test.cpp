@@ -10,6 +10,7 @@
 
 #include "base/float_bits.h"
 #include "io/testing.h"
+#include "kernels/cpu/mxfp4.h"
 #include "models/config.h"
 #include "models/testing.h"
 
@@ -139,6 +140,19 @@ class Model {
 void ExpectSame(const Tensor& a, const Tensor& b) {
   ASSERT_EQ(ShapeString(a), ShapeString(b));
   EXPECT_EQ(std::memcmp(a.data, b.data, a.size() * SizeOf(a.dtype)), 0);
+}
+
+// `matrix` is MXFP4 and of the values of `widened`.
+void ExpectSameWidened(const Tensor& widened, const Tensor& matrix) {
+  ASSERT_EQ(matrix.dtype, DType::kMxfp4);
+  const int64_t rows = widened.rows(), columns = widened.columns();
+  ASSERT_EQ(std::pair(matrix.rows(), matrix.columns()), std::pair(rows, columns));
+  std::vector<uint16_t> memory(cpu::Mxfp4WidenedSize(rows, columns));
+  const Tensor values = cpu::WidenMxfp4(matrix, 0, rows, memory.data());
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c)
+      ASSERT_EQ(values.Row<uint16_t>(r)[c], widened.Row<uint16_t>(r)[c]) << r << ' ' << c;
+  }
 }
 
 const char* const kFamilies[] = {"llama",   "qwen2",  "qwen3",       "qwen3_moe", "mistral",
@@ -472,21 +486,41 @@ TEST(Weights, GptOssMxfp4EqualsBf16) {
   const Weights &a = plain.Load(), &b = packed.Load();
   for (int l = 0; l < 2; ++l) {
     for (int e = 0; e < 4; ++e) {
-      ExpectSame(a.layers[l].experts[e].gate, b.layers[l].experts[e].gate);
-      ExpectSame(a.layers[l].experts[e].up, b.layers[l].experts[e].up);
-      ExpectSame(a.layers[l].experts[e].down, b.layers[l].experts[e].down);
+      ExpectSameWidened(a.layers[l].experts[e].gate, b.layers[l].experts[e].gate);
+      ExpectSameWidened(a.layers[l].experts[e].up, b.layers[l].experts[e].up);
+      ExpectSameWidened(a.layers[l].experts[e].down, b.layers[l].experts[e].down);
       ExpectSame(a.layers[l].experts[e].gate_bias, b.layers[l].experts[e].gate_bias);
     }
   }
   TestTensor& scales = packed.tensors().at("model.layers.1.mlp.experts.down_proj_scales");
   scales.bytes[5] = static_cast<char>(0xFF);
   EXPECT_NE(packed.Message().find(
-                "layers.1.mlp.experts.down_proj_scales': a scale makes weights infinite or NaN"),
+                "layers.1.mlp.experts.down_proj_scales': expected scales of at most 2 (code 128), "
+                "found a larger"),
             std::string::npos);
   scales.shape = {4, 64, 3, 1};
   EXPECT_NE(
       packed.Message().find("down_proj_scales': expected [4, 64, 3], found [4, 64, 3, 1] uint8"),
       std::string::npos);
+}
+
+TEST(Weights, NoiseOfMxfp4) {
+  Model model("gpt_oss");
+  model.config()["quantization_config"] = {{"quant_method", "mxfp4"}};
+  TempFolder folder;
+  folder.Write("config.json", model.config().dump());
+  const Weights weights = MakeDummyWeights(ReadModelSpec(folder.path()));
+  EXPECT_EQ(weights.layers[1].q.dtype, DType::kBF16);
+  const Tensor& down = weights.layers[1].experts[3].down;
+  ASSERT_EQ(ShapeString(down), "[64, 96] mxfp4");
+  std::vector<uint16_t> memory(cpu::Mxfp4WidenedSize(64, 96));
+  const Tensor values = cpu::WidenMxfp4(down, 0, 64, memory.data());
+  double squares = 0;
+  for (int64_t r = 0; r < 64; ++r) {
+    for (int64_t c = 0; c < 96; ++c)
+      squares += std::pow(BF16ToFloat(values.Row<uint16_t>(r)[c]), 2);
+  }
+  EXPECT_NEAR(std::sqrt(squares / (64 * 96)), 0.02, 0.005);
 }
 
 TEST(Weights, Goldens) {

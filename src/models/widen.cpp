@@ -2,15 +2,14 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
+#include <cstring>
 
 #include "base/error.h"
 #include "base/float_bits.h"
+#include "kernels/mxfp4.h"
 
 namespace octavo {
 namespace {
-
-constexpr int kBlock = 32;  // elements that share an MXFP4 scale
 
 std::array<float, 256> Fp8Values() {
   std::array<float, 256> values;
@@ -18,21 +17,12 @@ std::array<float, 256> Fp8Values() {
   return values;
 }
 
-// The 16 values of FP4 (e2m1) at a scale code, as bfloat16: all are exact down to 2^-128.
-std::array<uint16_t, 16> Fp4Values(uint8_t scale) {
-  constexpr float kMagnitudes[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
-  std::array<uint16_t, 16> values;
-  for (int code = 0; code < 16; ++code) {
-    const float magnitude = scale == 0xFF ? NAN : std::ldexp(kMagnitudes[code & 7], scale - 127);
-    values[code] = FloatToBF16(code & 8 ? -magnitude : magnitude);
-  }
-  return values;
-}
-
-std::array<std::array<uint16_t, 16>, 256> Fp4Table() {
-  std::array<std::array<uint16_t, 16>, 256> table;
-  for (int scale = 0; scale < 256; ++scale) table[scale] = Fp4Values(static_cast<uint8_t>(scale));
-  return table;
+// Eight values of a file's four bytes in the order of an MXFP4 word: even columns, then odd ones.
+uint32_t Mxfp4Word(const uint8_t* from) {
+  uint32_t word = 0;
+  for (int i = 0; i < 4; ++i)
+    word |= (from[i] & 15u) << (4 * i) | (uint32_t{from[i]} >> 4) << (16 + 4 * i);
+  return word;
 }
 
 template <class T>
@@ -83,32 +73,31 @@ void WidenFp8(const Tensor& codes, const Tensor& scales, const Tensor& out, Thre
   });
 }
 
-bool WidenMxfp4(const Tensor& blocks, const Tensor& scales, int64_t first_row, int64_t row_step,
-                const Tensor& out) {
+bool PackMxfp4(const Tensor& blocks, const Tensor& scales, int64_t first_row, int64_t row_step,
+               const Tensor& out) {
   const int64_t columns = out.columns();
-  OCTAVO_CHECK(columns % kBlock == 0 && out.dtype == DType::kBF16, ShapeString(out));
-  OCTAVO_CHECK(scales.columns() == columns / kBlock && blocks.size() == scales.size() * kBlock / 2,
+  OCTAVO_CHECK(columns % mxfp4::kBlock == 0 && out.dtype == DType::kMxfp4, ShapeString(out));
+  OCTAVO_CHECK(scales.columns() == columns / mxfp4::kBlock &&
+                   blocks.size() == scales.size() * mxfp4::kBlock / 2,
                ShapeString(blocks), ShapeString(scales), ShapeString(out));
   OCTAVO_CHECK(first_row + (out.rows() - 1) * row_step < scales.rows(), ShapeString(scales),
                ShapeString(out));
-  static const std::array<std::array<uint16_t, 16>, 256> kTable = Fp4Table();
-  constexpr uint16_t kExponent = 0x7F80;  // all ones: infinite or NaN
-  bool finite = true;
+  bool all_fit = true;
   for (int64_t r = 0; r < out.rows(); ++r) {
     const int64_t row = first_row + r * row_step;
     const uint8_t* from = static_cast<const uint8_t*>(blocks.data) + row * columns / 2;
-    const uint8_t* scale = static_cast<const uint8_t*>(scales.data) + row * (columns / kBlock);
-    uint16_t* to = out.Row<uint16_t>(r);
-    for (int64_t b = 0; b < columns / kBlock; ++b) {
-      const std::array<uint16_t, 16>& values = kTable[scale[b]];
-      for (int64_t i = 0; i < kBlock / 2; ++i, ++from, to += 2) {
-        to[0] = values[*from & 15];
-        to[1] = values[*from >> 4];
-        finite &= (to[0] & kExponent) != kExponent && (to[1] & kExponent) != kExponent;
+    const uint8_t* scale = scales.Row<uint8_t>(row);
+    for (int64_t c = 0; c < columns; c += mxfp4::kBlock, ++scale) {
+      uint8_t* tile = static_cast<uint8_t*>(out.data) + mxfp4::TileOffset(columns, r, c);
+      all_fit &= *scale <= mxfp4::kMostScale;
+      tile[mxfp4::ScaleOffset(r, c)] = *scale;
+      for (int i = 0; i < mxfp4::kBlock; i += 8, from += 4) {
+        const uint32_t word = Mxfp4Word(from);
+        std::memcpy(tile + mxfp4::WordOffset(r, c + i), &word, sizeof(word));
       }
     }
   }
-  return finite;
+  return all_fit;
 }
 
 void TransposeColumns(const Tensor& in, int64_t first_column, int64_t column_step,

@@ -1,6 +1,6 @@
-// Weights that must change type or order before a kernel can read them: float-8 with scales and
-// MXFP4 to BF16, and gpt_oss's [in, 2 * out] stacks to [out, in]. Pure functions over memory that
-// the caller has checked and allocated.
+// Weights that must change type or order before a kernel can read them: float-8 with scales to
+// BF16, MXFP4 blocks to tiles, and gpt_oss's [in, 2 * out] stacks to [out, in]. Pure functions over
+// memory that the caller has checked and allocated.
 #pragma once
 
 #include "base/tensor.h"
@@ -15,12 +15,12 @@ float ScaleAt(const Tensor& scales, int64_t index);
 // per row; out: bfloat16.
 void WidenFp8(const Tensor& codes, const Tensor& scales, const Tensor& out, ThreadPool& threads);
 
-// MXFP4 rows first_row, first_row + row_step, ... of one matrix to the rows of out [rows, columns]
-// bfloat16. blocks: [matrix rows, columns / 32, 16] uint8, the low half of a byte is the even
-// element; scales: [matrix rows, columns / 32] uint8, a power of two with bias 127. False: a scale
-// is NaN, or makes a value infinite.
-bool WidenMxfp4(const Tensor& blocks, const Tensor& scales, int64_t first_row, int64_t row_step,
-                const Tensor& out);
+// MXFP4 rows first_row, first_row + row_step, ... of one matrix to the rows of out [rows, columns],
+// MXFP4 in tiles (kernels/mxfp4.h) whose padding is zero already. blocks: [matrix rows, columns /
+// 32, 16] uint8, the low half of a byte is the even element; scales: [matrix rows, columns / 32]
+// uint8, a power of two with bias 127. False: a scale is above mxfp4::kMostScale, or NaN.
+bool PackMxfp4(const Tensor& blocks, const Tensor& scales, int64_t first_row, int64_t row_step,
+               const Tensor& out);
 
 // out[r, c] = in[c, first_column + r * column_step], of one 1-, 2- or 4-byte dtype. in: [columns of
 // out, ...].

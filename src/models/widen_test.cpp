@@ -1,11 +1,15 @@
 #include "models/widen.h"
 
+#include <algorithm>
 #include <cmath>
+#include <random>
 #include <vector>
 
 #include <gtest/gtest.h>
 
 #include "base/float_bits.h"
+#include "kernels/backend.h"
+#include "kernels/mxfp4.h"
 
 namespace octavo {
 namespace {
@@ -40,41 +44,66 @@ TEST(Widen, Fp8TimesItsScale) {
   }
 }
 
+// The reference's reading of a matrix: what it multiplies one-hot rows with.
+std::vector<float> Values(const Tensor& matrix) {
+  const int64_t rows = matrix.rows(), columns = matrix.columns();
+  std::vector<float> one_hot(columns * columns), values(columns * rows), transposed(rows * columns);
+  for (int64_t c = 0; c < columns; ++c) one_hot[c * columns + c] = 1;
+  MakeReferenceBackend()->MatMul({.x = Tensor(one_hot.data(), DType::kF32, {columns, columns}),
+                                  .weight = matrix,
+                                  .bias = {},
+                                  .out = Tensor(values.data(), DType::kF32, {columns, rows})});
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) transposed[r * columns + c] = values[c * rows + r];
+  }
+  return transposed;
+}
+
+constexpr double kFp4[16] = {0, 0.5, 1, 1.5, 2, 3, 4, 6, -0., -0.5, -1, -1.5, -2, -3, -4, -6};
+
 TEST(Widen, Mxfp4AllCodesAndScales) {
-  const double values[16] = {0, 0.5, 1, 1.5, 2, 3, 4, 6, -0., -0.5, -1, -1.5, -2, -3, -4, -6};
   for (int scale = 0; scale < 256; ++scale) {
     // Two rows of 32: the low half of each byte is the even element.
-    std::vector<uint8_t> blocks(32);
+    std::vector<uint8_t> blocks(32), out(mxfp4::Bytes(2, 32));
     for (int i = 0; i < 32; ++i) blocks[i] = static_cast<uint8_t>((i % 16) | ((15 - i % 16) << 4));
     const uint8_t scales[2] = {static_cast<uint8_t>(scale), 127};
-    std::vector<uint16_t> out(64);
-    const bool finite = WidenMxfp4(Tensor(blocks.data(), DType::kU8, {2, 1, 16}),
-                                   Tensor(scales, DType::kU8, {2, 1}), 0, 1,
-                                   Tensor(out.data(), DType::kBF16, {2, 32}));
-    EXPECT_EQ(finite, scale < 253) << scale;  // 6 * 2^126 is no finite BF16, and 255 is NaN
+    const Tensor packed(out.data(), DType::kMxfp4, {2, 32});
+    const bool fits = PackMxfp4(Tensor(blocks.data(), DType::kU8, {2, 1, 16}),
+                                Tensor(scales, DType::kU8, {2, 1}), 0, 1, packed);
+    EXPECT_EQ(fits, scale <= 128) << scale;  // at most 2, and 255 is NaN
+    if (!fits) continue;
+    const std::vector<float> values = Values(packed);
     for (int i = 0; i < 64; ++i) {
-      if (i < 32 && scale >= 253) continue;
       const int code = i % 2 == 0 ? (i / 2) % 16 : 15 - (i / 2) % 16;
-      const double expected = std::ldexp(values[code], i < 32 ? scale - 127 : 0);
-      EXPECT_EQ(static_cast<double>(BF16ToFloat(out[i])), expected) << scale << ' ' << i;
-      EXPECT_EQ(std::signbit(BF16ToFloat(out[i])), std::signbit(expected)) << scale << ' ' << i;
+      const double expected = std::ldexp(kFp4[code], i < 32 ? scale - 127 : 0);
+      EXPECT_EQ(static_cast<double>(values[i]), expected) << scale << ' ' << i;
     }
   }
 }
 
 TEST(Widen, Mxfp4RowsApart) {
-  // Four rows of two blocks; take rows 1 and 3.
-  std::vector<uint8_t> blocks(4 * 2 * 16), scales(4 * 2, 127);
-  for (int row = 0; row < 4; ++row) std::fill_n(blocks.begin() + row * 32, 32, row * 0x11);
-  scales[1 * 2 + 1] = 128;
-  std::vector<uint16_t> out(2 * 64);
-  ASSERT_TRUE(WidenMxfp4(Tensor(blocks.data(), DType::kU8, {4, 2, 16}),
-                         Tensor(scales.data(), DType::kU8, {4, 2}), 1, 2,
-                         Tensor(out.data(), DType::kBF16, {2, 64})));
-  EXPECT_EQ(BF16ToFloat(out[0]), 0.5f);
-  EXPECT_EQ(BF16ToFloat(out[32]), 1.0f);
-  EXPECT_EQ(BF16ToFloat(out[64]), 1.5f);
-  EXPECT_EQ(BF16ToFloat(out[127]), 1.5f);
+  // 42 rows of five blocks; take every other one from row 1: two tiles by three, the last of either
+  // not full.
+  constexpr int kRows = 42, kTaken = 21, kColumns = 160, kBlocks = kColumns / 32;
+  std::mt19937 random(1);
+  std::vector<uint8_t> blocks(kRows * kColumns / 2), scales(kRows * kBlocks);
+  for (uint8_t& byte : blocks) byte = static_cast<uint8_t>(random());
+  for (uint8_t& scale : scales) scale = static_cast<uint8_t>(120 + random() % 9);
+  std::vector<uint8_t> out(mxfp4::Bytes(kTaken, kColumns) + 16, 0);
+  std::fill(out.end() - 16, out.end(), uint8_t{0xA5});
+  const Tensor packed(out.data(), DType::kMxfp4, {kTaken, kColumns});
+  ASSERT_TRUE(PackMxfp4(Tensor(blocks.data(), DType::kU8, {kRows, kBlocks, 16}),
+                        Tensor(scales.data(), DType::kU8, {kRows, kBlocks}), 1, 2, packed));
+  EXPECT_EQ(std::count(out.end() - 16, out.end(), 0xA5), 16);
+  const std::vector<float> values = Values(packed);
+  for (int r = 0; r < kTaken; ++r) {
+    for (int c = 0; c < kColumns; ++c) {
+      const int row = 2 * r + 1, byte = blocks[(row * kColumns + c) / 2];
+      const double value = kFp4[c % 2 == 0 ? byte & 15 : byte >> 4];
+      ASSERT_EQ(values[r * kColumns + c], std::ldexp(value, scales[row * kBlocks + c / 32] - 127))
+          << r << ' ' << c;
+    }
+  }
 }
 
 template <class T>

@@ -9,6 +9,7 @@
 #include "base/float_bits.h"
 #include "cuda_memory.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/mxfp4_testing.h"
 #include "kernels/reference/attention.h"
 #include "kernels/reference/ops.h"
 
@@ -362,8 +363,9 @@ class Ops {
     }
   }
 
-  // Up to 8 rows, up to 32, and more are different kernels.
+  // Up to 8 rows and 64 pairs, and more, are different kernels.
   void Mixtures() {
+    Mxfp4Mixtures();
     for (int64_t rows : {1, 3, 8, 9, 32, 33, 40, 300}) {
       MixtureCase({.rows = rows, .experts = 4, .top_k = 2, .hidden = 64, .inner = 48});
       if (quick_) continue;
@@ -378,15 +380,49 @@ class Ops {
       MixtureCase({.rows = rows, .experts = 16, .top_k = 4, .hidden = 2048, .inner = 768});
     }
   }
+  // Of whole and half tiles, small and the largest scales, one expert, all that there are, and some
+  // that no row chooses.
+  void Mxfp4Mixtures() {
+    for (int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 33, 64, 65, 129, 300}) {
+      const Mixture some{.rows = rows, .experts = 4, .top_k = 2, .hidden = 64, .inner = 32};
+      MixtureCase(some, DType::kMxfp4);
+      if (quick_) continue;
+      MixtureCase({.rows = rows, .experts = 1, .top_k = 1, .hidden = 96, .inner = 288},
+                  DType::kMxfp4);
+      MixtureCase(
+          {.rows = rows, .experts = 32, .top_k = 4, .hidden = 256, .inner = 160, .bias = true},
+          DType::kMxfp4);
+      MixtureCase({.rows = rows, .experts = 8, .top_k = 8, .hidden = 1056, .inner = 64},
+                  DType::kMxfp4);
+    }
+    if (quick_) return;
+    for (int64_t rows : {4, 70}) {
+      for (double deviation : {1e-5, 4.0}) {
+        MixtureCase({.rows = rows,
+                     .experts = 4,
+                     .top_k = 2,
+                     .hidden = 128,
+                     .inner = 128,
+                     .deviation = deviation},
+                    DType::kMxfp4);
+      }
+    }
+    MixtureCase({.rows = 1, .experts = 6, .top_k = 4, .hidden = 2880, .inner = 2880, .bias = true},
+                DType::kMxfp4);
+    MixtureCase(
+        {.rows = 1500, .experts = 5, .top_k = 3, .hidden = 2880, .inner = 704, .bias = true},
+        DType::kMxfp4);
+  }
   struct Mixture {
     int64_t rows;
     int experts, top_k;
     int64_t hidden, inner;
     bool bias = false;
+    double deviation = 0;  // of the weights; 0: 1 / sqrt(hidden)
   };
   // Of many rows, the reference does only the first and the last four.
-  void MixtureCase(const Mixture& mixture) {
-    const auto& [rows, experts, top_k, hidden, inner, bias] = mixture;
+  void MixtureCase(const Mixture& mixture, DType weight_type = kBF16) {
+    const auto& [rows, experts, top_k, hidden, inner, bias, given_deviation] = mixture;
     Matrix x = Random(kBF16, rows, hidden);
     Matrix ids(kI32, rows, top_k), weights(kF32, rows, top_k);
     std::uniform_real_distribution<double> uniform(0, 1);
@@ -400,15 +436,18 @@ class Ops {
         weights.Put(r, k, uniform(random_));
       }
     }
-    const double deviation = 1 / std::sqrt(static_cast<double>(hidden));
-    Matrix matrices = Random(kBF16, experts * 3, inner * hidden, deviation);
+    const double deviation =
+        given_deviation > 0 ? given_deviation : 1 / std::sqrt(static_cast<double>(hidden));
+    Matrix matrices = weight_type == kBF16 ? Random(kBF16, experts * 3, inner * hidden, deviation)
+                                           : Mxfp4Matrices(experts, hidden, inner, deviation);
     Matrix biases = Random(kBF16, experts, 2 * inner + hidden, 0.1);
     Matrix out(kF32, rows, hidden, 8);
     const auto list = [&](auto side) {
       std::vector<Expert> all;
       for (int64_t e = 0; e < experts; ++e) {
         const auto matrix = [&](int64_t i, int64_t outs, int64_t in) {
-          return Tensor(side(matrices).template Row<uint16_t>(3 * e + i), kBF16, {outs, in});
+          const Tensor row = side(matrices).Rows(3 * e + i, 3 * e + i + 1);
+          return Tensor(row.data, weight_type, {outs, in});
         };
         const auto part = [&](int64_t begin, int64_t size) {
           return bias ? Tensor(side(biases).template Row<uint16_t>(e) + begin, kBF16, {size})
@@ -449,8 +488,22 @@ class Ops {
       if (failure.empty()) failure = Differ(got, out, Limit(kBF16), begin, end);
     }
     tally_.Count("experts " + Shape(x) + " of " + std::to_string(experts) + " top " +
-                     std::to_string(top_k) + ", intermediate " + std::to_string(inner),
+                     std::to_string(top_k) + ", intermediate " + std::to_string(inner) + ", " +
+                     Name(weight_type),
                  failure);
+  }
+
+  // Gate, up and down of each expert, a row each.
+  Matrix Mxfp4Matrices(int experts, int64_t hidden, int64_t inner, double deviation) {
+    const int64_t bytes = std::max(mxfp4::Bytes(inner, hidden), mxfp4::Bytes(hidden, inner));
+    Matrix matrices(DType::kU8, 3 * experts, bytes);
+    for (int i = 0; i < 3 * experts; ++i) {
+      const bool down = i % 3 == 2;
+      const std::vector<uint8_t> matrix =
+          mxfp4::RandomMatrix(down ? hidden : inner, down ? inner : hidden, deviation, random_);
+      std::copy(matrix.begin(), matrix.end(), matrices.Host().Row<uint8_t>(i));
+    }
+    return matrices;
   }
 
   void Samples() {

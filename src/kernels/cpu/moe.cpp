@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/matmul.h"
+#include "kernels/cpu/mxfp4.h"
 #include "kernels/cpu/parallel.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -66,6 +67,7 @@ HWY_EXPORT(CombineRows);
 constexpr int kMaxTopK = 64;
 constexpr int64_t kExpertChunk = 1024;     // rows routed together: bounds the scratch
 constexpr int64_t kExpertBlockOuts = 128;  // as PlanMatMul
+constexpr int64_t kWidenOuts = 32;         // of MXFP4, at a time: they stay in L2
 
 // NaN above everything, as torch.topk orders it: a NaN logit must show in the result.
 bool RanksAbove(float a, float b) { return std::isnan(a) ? !std::isnan(b) : a > b; }
@@ -160,45 +162,68 @@ Tensor AsTensor(const FloatRows& rows, int64_t begin, int64_t end, int64_t colum
   return tensor;
 }
 
+// What a thread needs for itself.
+struct ItemScratch {
+  float* sums;
+  uint16_t* widened;  // of MXFP4 only
+};
+
+Tensor Part(const Tensor& vector, int64_t begin, int64_t end) {
+  Tensor part = vector;
+  if (!part) return part;
+  part.data = static_cast<std::byte*>(part.data) + begin * static_cast<int64_t>(SizeOf(part.dtype));
+  part.shape[part.rank - 1] = end - begin;
+  return part;
+}
+
+// Outputs [begin, end) of an expert's matrix.
+void Project(const FloatRows& x, const Tensor& weight, const Tensor& bias, int64_t begin,
+             int64_t end, const Tensor& out, const ItemScratch& scratch) {
+  if (weight.dtype != DType::kMxfp4) {
+    MatMulBlock({.x = x,
+                 .weight = weight,
+                 .bias = bias,
+                 .begin = begin,
+                 .end = end,
+                 .out = out,
+                 .sums = scratch.sums});
+    return;
+  }
+  for (int64_t from = begin; from < end; from += kWidenOuts) {
+    const int64_t to = std::min(from + kWidenOuts, end);
+    MatMulBlock({.x = x,
+                 .weight = WidenMxfp4(weight, from, to, scratch.widened),
+                 .bias = Part(bias, from, to),
+                 .begin = 0,
+                 .end = to - from,
+                 .out = out.Columns(from, to),
+                 .sums = scratch.sums});
+  }
+}
+
 // One block of outputs of one active expert: gate, up and the activation.
 void GateUpItem(const ExpertsArgs& args, const Grouping& group, const Matrices& m, int64_t active,
-                int64_t begin, float* sums) {
+                int64_t begin, const ItemScratch& scratch) {
   const Expert& expert = args.experts[group.experts[active]];
   const int64_t from = group.begins[active], to = group.begins[active + 1];
   const int64_t columns = expert.gate.rows(), end = std::min(begin + kExpertBlockOuts, columns);
   const Tensor gate = AsTensor(m.gate, from, to, columns), up = AsTensor(m.up, from, to, columns);
   const FloatRows x = m.x.Rows(from, to);
-  MatMulBlock({.x = x,
-               .weight = expert.gate,
-               .bias = expert.gate_bias,
-               .begin = begin,
-               .end = end,
-               .out = gate,
-               .sums = sums});
-  MatMulBlock({.x = x,
-               .weight = expert.up,
-               .bias = expert.up_bias,
-               .begin = begin,
-               .end = end,
-               .out = up,
-               .sums = sums});
+  Project(x, expert.gate, expert.gate_bias, begin, end, gate, scratch);
+  Project(x, expert.up, expert.up_bias, begin, end, up, scratch);
   GatedActivationBlock(
       {.activation = args.activation, .limit = args.limit, .gate = gate, .up = up, .out = gate},
       begin, end);
 }
 
 void DownItem(const ExpertsArgs& args, const Grouping& group, const Matrices& m, int64_t active,
-              int64_t begin, float* sums) {
+              int64_t begin, const ItemScratch& scratch) {
   const Expert& expert = args.experts[group.experts[active]];
   const int64_t from = group.begins[active], to = group.begins[active + 1];
   const int64_t columns = expert.down.rows();
-  MatMulBlock({.x = m.gate.Rows(from, to),
-               .weight = expert.down,
-               .bias = expert.down_bias,
-               .begin = begin,
-               .end = std::min(begin + kExpertBlockOuts, columns),
-               .out = AsTensor(m.down, from, to, columns),
-               .sums = sums});
+  Project(m.gate.Rows(from, to), expert.down, expert.down_bias, begin,
+          std::min(begin + kExpertBlockOuts, columns), AsTensor(m.down, from, to, columns),
+          scratch);
 }
 
 void ExpertsChunk(const ExpertsArgs& args, ThreadPool& pool, ExpertsScratch& scratch) {
@@ -214,6 +239,10 @@ void ExpertsChunk(const ExpertsArgs& args, ThreadPool& pool, ExpertsScratch& scr
       .down = {scratch.down.Get<float>(group.pairs * x_stride), x_stride, group.pairs}};
   const int64_t sums_size = MatMulSums(group.most_rows, kExpertBlockOuts);
   float* sums = scratch.sums.Get<float>(sums_size * pool.threads());
+  const int64_t widened_size = args.experts[0].gate.dtype == DType::kMxfp4
+                                   ? Mxfp4WidenedSize(kWidenOuts, std::max(hidden, intermediate))
+                                   : 0;
+  uint16_t* widened = scratch.widened.Get<uint16_t>(widened_size * pool.threads());
   ForRows(pool, group.pairs, hidden, [&](int64_t begin, int64_t end, int) {
     WidenRows(args.x, group.rows + begin, m.x.Rows(begin, end));
     // The down projection reads whole vectors of the activations.
@@ -226,7 +255,7 @@ void ExpertsChunk(const ExpertsArgs& args, ThreadPool& pool, ExpertsScratch& scr
                   items = group.active * blocks;
     const auto item = [&](int64_t i, int thread) {
       item_function(args, group, m, i / blocks, i % blocks * kExpertBlockOuts,
-                    sums + thread * sums_size);
+                    {sums + thread * sums_size, widened + thread * widened_size});
     };
     if (!WorthThreads(group.pairs, intermediate, hidden)) {
       for (int64_t i = 0; i < items; ++i) item(i, 0);
@@ -266,12 +295,15 @@ void Experts(const ExpertsArgs& args, ThreadPool& pool, ExpertsScratch& scratch)
   OCTAVO_CHECK(args.ids.rows() == rows && args.weights.rows() == rows &&
                    args.ids.columns() == args.weights.columns(),
                ShapeString(args.ids), ShapeString(args.weights));
+  const bool mxfp4 = args.experts[0].gate.dtype == DType::kMxfp4;
   for (const Expert& e : args.experts) {
     OCTAVO_CHECK(e.gate.rows() == e.up.rows() && e.gate.rows() == e.down.columns() &&
                      e.gate.columns() == args.x.columns() && e.up.columns() == args.x.columns() &&
                      e.down.rows() == args.x.columns() &&
                      e.gate.rows() == args.experts[0].gate.rows(),
                  ShapeString(e.gate), ShapeString(e.up), ShapeString(e.down));
+    for (const Tensor* matrix : {&e.gate, &e.up, &e.down})
+      OCTAVO_CHECK((matrix->dtype == DType::kMxfp4) == mxfp4, ShapeString(*matrix));
   }
   for (int64_t begin = 0; begin < rows; begin += kExpertChunk) {
     const int64_t end = std::min(begin + kExpertChunk, rows);

@@ -11,7 +11,7 @@ namespace octavo::cpu {
 void Route(const RouteArgs& args, ThreadPool& pool);
 
 struct ExpertsScratch {
-  Scratch order, x, gate, up, down, sums;
+  Scratch order, x, gate, up, down, sums, widened;
 };
 void Experts(const ExpertsArgs& args, ThreadPool& pool, ExpertsScratch& scratch);
 

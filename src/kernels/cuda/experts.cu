@@ -124,13 +124,13 @@ __global__ void add_experts_kernel(const float* results, int top_k, int hidden, 
   }
 }
 
-// The distance between experts, which must be one and the same.
+// The distance between experts in bytes, which must be one and the same.
 int64_t Stride(std::span<const Expert> experts, Tensor Expert::*tensor) {
-  const auto* first = static_cast<const BFloat16*>((experts[0].*tensor).data);
+  const auto* first = static_cast<const std::byte*>((experts[0].*tensor).data);
   if (!first || experts.size() < 2) return 0;
-  const int64_t stride = static_cast<const BFloat16*>((experts[1].*tensor).data) - first;
-  const auto* last = static_cast<const BFloat16*>((experts.back().*tensor).data);
-  OCTAVO_CHECK(last - first == stride * (std::ssize(experts) - 1) && stride % 8 == 0, stride,
+  const int64_t stride = static_cast<const std::byte*>((experts[1].*tensor).data) - first;
+  const auto* last = static_cast<const std::byte*>((experts.back().*tensor).data);
+  OCTAVO_CHECK(last - first == stride * (std::ssize(experts) - 1) && stride % 16 == 0, stride,
                experts.size());
   return stride;
 }
@@ -203,9 +203,15 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
   OCTAVO_CHECK(rows <= s.limits.rows && experts <= s.limits.experts && top_k <= s.limits.top_k &&
                    hidden <= s.limits.hidden && intermediate <= s.limits.intermediate,
                rows, experts, top_k, hidden, intermediate);
-  OCTAVO_CHECK(args.x.dtype == DType::kBF16 && first.gate.dtype == DType::kBF16 &&
+  const bool mxfp4 = first.gate.dtype == DType::kMxfp4;
+  OCTAVO_CHECK(args.x.dtype == DType::kBF16 && (mxfp4 || first.gate.dtype == DType::kBF16) &&
                    hidden % 8 == 0 && intermediate % 8 == 0,
                ShapeString(args.x), ShapeString(first.gate));
+  for (const Expert& e : args.experts) {
+    OCTAVO_CHECK(e.gate.dtype == first.gate.dtype && e.up.dtype == first.gate.dtype &&
+                     e.down.dtype == first.gate.dtype,
+                 ShapeString(e.gate), ShapeString(e.up), ShapeString(e.down));
+  }
   const int64_t stride = Stride(args.experts, &Expert::gate);
   const int64_t bias_stride = Stride(args.experts, &Expert::gate_bias);
   OCTAVO_CHECK(stride == Stride(args.experts, &Expert::up) &&
@@ -215,14 +221,16 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
                stride, bias_stride);
   const bool many = rows > kFewExpertRows || rows * top_k > kFewExpertPairs;
   const auto bf16 = [](const Tensor& t) { return static_cast<const BFloat16*>(t.data); };
-  const ExpertsParams params{.gate = bf16(first.gate),
-                             .up = bf16(first.up),
-                             .down = bf16(first.down),
+  const auto bytes = [](const Tensor& t) { return static_cast<const std::byte*>(t.data); };
+  const ExpertsParams params{.gate = bytes(first.gate),
+                             .up = bytes(first.up),
+                             .down = bytes(first.down),
+                             .mxfp4 = mxfp4,
                              .gate_bias = bf16(first.gate_bias),
                              .up_bias = bf16(first.up_bias),
                              .down_bias = bf16(first.down_bias),
                              .weight_stride = stride,
-                             .bias_stride = bias_stride,
+                             .bias_stride = bias_stride / int64_t{sizeof(BFloat16)},
                              .ids = args.ids.Row<int32_t>(0),
                              .tiles = s.tiles,
                              .tile_count = s.tile_count,

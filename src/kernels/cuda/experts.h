@@ -16,9 +16,10 @@ struct ExpertTile {
 };
 
 struct ExpertsParams {
-  const BFloat16 *gate = nullptr, *up = nullptr, *down = nullptr;                 // of expert 0
+  const std::byte *gate = nullptr, *up = nullptr, *down = nullptr;                // of expert 0
+  bool mxfp4 = false;                                                             // else bfloat16
   const BFloat16 *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;  // or null
-  int64_t weight_stride = 0, bias_stride = 0;  // from expert to expert, elements
+  int64_t weight_stride = 0, bias_stride = 0;  // from expert to expert: bytes, elements
   const int32_t* ids = nullptr;                // [pairs], by row and k; null: one expert for all
   const ExpertTile* tiles = nullptr;
   const int32_t* tile_count = nullptr;

@@ -12,17 +12,6 @@
 namespace octavo::cuda {
 namespace {
 
-// Where in a matrix [outs, k] a lane's two rows begin; rows behind the last are clamped.
-struct LaneRows {
-  int64_t low, high_offset;  // elements
-};
-__device__ LaneRows RowsOfLane(int first_out, int outs, int k) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const int low = min(first_out + lane / 4, outs - 1);
-  const int high = min(first_out + lane / 4 + 8, outs - 1);
-  return {int64_t{low} * k + lane % 4 * 8, int64_t{high - low} * k};
-}
-
 __device__ int NthBit(uint64_t bits, int n) {
   for (; n > 0; --n) bits &= bits - 1;
   return __ffsll(static_cast<int64_t>(bits)) - 1;
@@ -68,12 +57,12 @@ __device__ FewTile FindTile(const ExpertsParams& p, int index) {
   return {expert, __popcll(members), members};
 }
 
-__global__ __launch_bounds__(kFewWarps * 32,
-                             2) void gate_up_kernel(const __grid_constant__ ExpertsParams p) {
+template <class Weights>
+__global__ __launch_bounds__(kFewWarps * 32, Weights::kBlocksOfTwo) void gate_up_kernel(
+    const __grid_constant__ ExpertsParams p) {
   __shared__ FewPartials<1> partials[2];
   const int first_out = static_cast<int>(blockIdx.x) * kFewOuts;
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const LaneRows at = RowsOfLane(first_out, p.intermediate, p.hidden);
   const bool dense = p.ids == nullptr;
   if (!dense) WaitForInputs();  // which expert it is depends on them
   const FewTile tile = FindTile(p, static_cast<int>(blockIdx.y));
@@ -82,10 +71,12 @@ __global__ __launch_bounds__(kFewWarps * 32,
     return lane / 4 < tile.pairs ? p.x + tile.Pair(lane / 4) / p.top_k * p.x_stride + lane % 4 * 8
                                  : nullptr;
   };
-  const int64_t weights = tile.expert * p.weight_stride + at.low;
+  const int64_t expert = tile.expert * p.weight_stride;
+  const Weights weights[] = {{p.gate + expert, first_out, p.intermediate, p.hidden},
+                             {p.up + expert, first_out, p.intermediate, p.hidden}};
   float sums[2][1][4] = {};
-  StreamFew<kFewAheadOfTwo, 2, BFloat16, 1>(
-      {p.gate + weights, p.up + weights}, at.high_offset, p.hidden, x_row,
+  StreamFew<Weights::kAheadOfTwo, BFloat16>(
+      weights, p.hidden, x_row,
       [&] {
         if (dense) WaitForInputs();
       },
@@ -106,24 +97,25 @@ __global__ __launch_bounds__(kFewWarps * 32,
   }
 }
 
-__global__ __launch_bounds__(kFewWarps *
-                             32) void down_kernel(const __grid_constant__ ExpertsParams p) {
+template <class Weights>
+__global__ __launch_bounds__(kFewWarps * 32,
+                             4) void down_kernel(const __grid_constant__ ExpertsParams p) {
   __shared__ FewPartials<1> partials;
   // The ids are older than the kernel before, which has waited for them.
   const FewTile tile = FindTile(p, static_cast<int>(blockIdx.y));
   if (tile.expert < 0) return;
   const int first_out = static_cast<int>(blockIdx.x) * kFewOuts;
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const LaneRows at = RowsOfLane(first_out, p.hidden, p.intermediate);
   const auto row = [&](int) -> const BFloat16* {
     return lane / 4 < tile.pairs
                ? p.activated + tile.Pair(lane / 4) * p.activated_stride + lane % 4 * 8
                : nullptr;
   };
+  const Weights weights[] = {
+      {p.down + tile.expert * p.weight_stride, first_out, p.hidden, p.intermediate}};
   float sums[1][1][4] = {};
-  StreamFew<kFewAhead, 1, BFloat16, 1>(
-      {p.down + tile.expert * p.weight_stride + at.low}, at.high_offset, p.intermediate, row,
-      [] { WaitForInputs(); }, sums);
+  StreamFew<Weights::kAhead, BFloat16>(
+      weights, p.intermediate, row, [] { WaitForInputs(); }, sums);
   partials.Put(sums[0]);
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < kFewOuts * tile.pairs; i += kFewWarps * 32) {
@@ -138,13 +130,19 @@ __global__ __launch_bounds__(kFewWarps *
 
 unsigned Blocks(int outs) { return static_cast<unsigned>((outs + kFewOuts - 1) / kFewOuts); }
 
+template <class Weights>
+void Run(const ExpertsParams& params, cudaStream_t stream) {
+  const auto tiles = static_cast<unsigned>(std::min(params.pairs, params.experts));
+  Launch(gate_up_kernel<Weights>, dim3(Blocks(params.intermediate), tiles), kFewWarps * 32, 0,
+         stream, params);
+  Launch(down_kernel<Weights>, dim3(Blocks(params.hidden), tiles), kFewWarps * 32, 0, stream,
+         params);
+}
+
 }  // namespace
 
 void RunFewExperts(const ExpertsParams& params, cudaStream_t stream) {
-  const auto tiles = static_cast<unsigned>(std::min(params.pairs, params.experts));
-  Launch(gate_up_kernel, dim3(Blocks(params.intermediate), tiles), kFewWarps * 32, 0, stream,
-         params);
-  Launch(down_kernel, dim3(Blocks(params.hidden), tiles), kFewWarps * 32, 0, stream, params);
+  params.mxfp4 ? Run<Mxfp4Few>(params, stream) : Run<BFloat16Few>(params, stream);
 }
 
 bool GatedProject(const Tensor& x, const Projection& gate, const Projection& up,
@@ -164,8 +162,8 @@ bool GatedProject(const Tensor& x, const Projection& gate, const Projection& up,
                  ShapeString(p->weight), ShapeString(args.out));
   }
   ExpertsParams params;
-  params.gate = gate.weight.Row<BFloat16>(0);
-  params.up = up.weight.Row<BFloat16>(0);
+  params.gate = gate.weight.Row<std::byte>(0);
+  params.up = up.weight.Row<std::byte>(0);
   params.gate_bias = static_cast<const BFloat16*>(gate.bias.data);
   params.up_bias = static_cast<const BFloat16*>(up.bias.data);
   params.x = x.Row<BFloat16>(0);
@@ -178,7 +176,8 @@ bool GatedProject(const Tensor& x, const Projection& gate, const Projection& up,
   params.limit = args.limit;
   params.activated = args.out.Row<BFloat16>(0);
   params.activated_stride = args.out.row_stride;
-  Launch(gate_up_kernel, Blocks(params.intermediate), kFewWarps * 32, 0, stream, params);
+  Launch(gate_up_kernel<BFloat16Few>, Blocks(params.intermediate), kFewWarps * 32, 0, stream,
+         params);
   return true;
 }
 

@@ -54,14 +54,11 @@ __global__ __launch_bounds__(kFewWarps * 32,
   const FewPart& part = p.parts[index];
   const int first_out = (block - part.first_block) * kFewOuts;
   const int lane = static_cast<int>(threadIdx.x % 32), lane_k = lane % 4 * 8;
-  // Outputs behind the last are computed from the last row and not written.
-  const int low = min(first_out + lane / 4, part.outs - 1),
-            high = min(first_out + lane / 4 + 8, part.outs - 1);
-  const BFloat16* weights = part.weight + int64_t{low} * p.k + lane_k;
   float sums[1][kTiles][4] = {};
   const int first_row = static_cast<int>(blockIdx.y) * 8 * kTiles;
-  StreamFew<kFewAhead, 1, X, kTiles>(
-      {weights}, int64_t{high - low} * p.k, p.k,
+  const BFloat16Few weights[] = {{part.weight, first_out, part.outs, p.k}};
+  StreamFew<BFloat16Few::kAhead, X>(
+      weights, p.k,
       [&](int n) -> const X* {
         const int row = first_row + 8 * n + lane / 4;
         return row < p.rows ? static_cast<const X*>(p.x) + row * p.x_stride + lane_k : nullptr;

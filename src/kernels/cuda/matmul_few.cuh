@@ -2,21 +2,20 @@
 // A of mma.m16n8k16, 8 rows of x the columns of B.
 //
 // A lane reads eight neighbouring elements of k of the weight rows lane/4 and lane/4 + 8, and of
-// the row of x lane/4: 16 bytes each, and whatever order mma gives the eight, weights and x share
-// it. So nothing is transposed or exchanged, and a warp takes 32 of k per step. The warps of a
-// block share k out in turn and add up at the end, always in the same order.
+// the row of x lane/4: whatever order mma gives the eight, weights and x share it. So nothing is
+// transposed or exchanged. Of bfloat16 weights these are 16 bytes each, and a warp takes 32 of k
+// per step; MXFP4 weights lie so that 16 bytes are the same of both rows, for 64 of k. The warps of
+// a block share k out in turn and add up at the end, always in the same order.
 #pragma once
 
+#include "kernels/cuda/mxfp4.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/vector8.cuh"
 
 namespace octavo::cuda {
 
 inline constexpr int kFewWarps = 8;
-inline constexpr int kFewOuts = 16;       // outputs of a block
-inline constexpr int kFewStepK = 32;      // of k, of one warp
-inline constexpr int kFewAhead = 4;       // steps whose weights are on their way: 4 KiB per warp
-inline constexpr int kFewAheadOfTwo = 2;  // the same, of two matrices
+inline constexpr int kFewOuts = 16;  // outputs of a block
 
 // Weights pass through once.
 __device__ __forceinline__ uint4 LoadWeights(const BFloat16* p) {
@@ -26,6 +25,56 @@ __device__ __forceinline__ uint4 LoadWeights(const BFloat16* p) {
                : "l"(p));
   return v;
 }
+
+// A lane's part of 16 outputs of a matrix [outs, k] of bfloat16, read in pieces of a step each. A
+// piece is 32 of k, kStep / 32 times: Low and High are those that this lane multiplies. Outputs
+// behind the last are read from the last.
+struct BFloat16Few {
+  static constexpr int kStep = 32;        // of k, of one warp
+  static constexpr int kAhead = 4;        // steps whose weights are on their way: 4 KiB per warp
+  static constexpr int kAheadOfTwo = 2;   // the same, of two matrices
+  static constexpr int kBlocksOfTwo = 2;  // of a multiprocessor
+  struct Piece {
+    uint4 low{}, high{};
+    __device__ const uint4& Low(int) const { return low; }
+    __device__ const uint4& High(int) const { return high; }
+  };
+
+  __device__ BFloat16Few(const void* matrix, int first_out, int outs, int k_) : k(k_) {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    const int first = min(first_out + lane / 4, outs - 1),
+              second = min(first_out + lane / 4 + 8, outs - 1);
+    low = static_cast<const BFloat16*>(matrix) + int64_t{first} * k + lane % 4 * 8;
+    high_offset = int64_t{second - first} * k;
+  }
+  __device__ Piece Load(int at) const {
+    if (at + static_cast<int>(threadIdx.x % 4) * 8 >= k) return {};
+    return {LoadWeights(low + at), LoadWeights(low + at + high_offset)};
+  }
+
+  const BFloat16* low;
+  int64_t high_offset;
+  int k;
+};
+
+// The same of an MXFP4 matrix.
+struct Mxfp4Few {
+  static constexpr int kStep = mxfp4::kTileColumns;
+  static constexpr int kAhead = 6;  // 3 KiB per warp
+  static constexpr int kAheadOfTwo = 3;
+  static constexpr int kBlocksOfTwo = 3;
+  using Piece = Mxfp4Piece;
+
+  __device__ Mxfp4Few(const void* matrix, int first_out, int /*outs*/, int k_)
+      : tiles(static_cast<const std::byte*>(matrix) + mxfp4::TileOffset(k_, first_out, 0)), k(k_) {}
+  __device__ Piece Load(int at) const {
+    if (at >= k) return {};
+    return LoadMxfp4Piece(tiles + mxfp4::TileOffset(k, 0, at));
+  }
+
+  const std::byte* tiles;
+  int k;
+};
 
 // sums[n] += weights[16 outs, k] . x[8 n + 8 rows, k]
 __device__ __forceinline__ void FewProduct(float (&sums)[4], const uint4& low, const uint4& high,
@@ -65,29 +114,22 @@ struct FewX<float> {
   }
 };
 
-// One block's share of k, of 16 outputs of each matrix and 8 * kTiles rows of x. `weights`: row
-// `lane / 4` of the 16 at this lane's first element; `high_offset`: from there to the row 8 below
-// (0 if there is none). `x_row(n)`: the row of x that this lane reads for tile n, at this lane's
-// first element, or null. Inputs() is called once the weights' first loads are on their way.
-template <int kAhead, int kMatrices, class X, int kTiles, class XRow, class Inputs>
-__device__ __forceinline__ void StreamFew(const BFloat16* const (&weights)[kMatrices],
-                                          int64_t high_offset, int k, const XRow& x_row,
-                                          const Inputs& inputs,
+// One block's share of k, of 16 outputs of each matrix and 8 * kTiles rows of x. `x_row(n)`: the
+// row of x that this lane reads for tile n, at this lane's first element, or null. `inputs` is
+// called once the weights' first loads are on their way.
+template <int kAhead, class X, class Weights, int kMatrices, int kTiles, class XRow, class Inputs>
+__device__ __forceinline__ void StreamFew(const Weights (&weights)[kMatrices], int k,
+                                          const XRow& x_row, const Inputs& inputs,
                                           float (&sums)[kMatrices][kTiles][4]) {
   const int lane_k = static_cast<int>(threadIdx.x % 4) * 8;
   const int warp = static_cast<int>(threadIdx.x / 32);
-  constexpr int kStride = kFewWarps * kFewStepK;
-  const uint4 zero = make_uint4(0, 0, 0, 0);
-  uint4 low[kAhead][kMatrices], high[kAhead][kMatrices];
+  constexpr int kStride = kFewWarps * Weights::kStep;
+  typename Weights::Piece pieces[kAhead][kMatrices];
   const auto load = [&](int slot, int at) {
-    const bool inside = at + lane_k < k;
 #pragma unroll
-    for (int m = 0; m < kMatrices; ++m) {
-      low[slot][m] = inside ? LoadWeights(weights[m] + at) : zero;
-      high[slot][m] = inside ? LoadWeights(weights[m] + at + high_offset) : zero;
-    }
+    for (int m = 0; m < kMatrices; ++m) pieces[slot][m] = weights[m].Load(at);
   };
-  int begin = warp * kFewStepK;
+  int begin = warp * Weights::kStep;
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) load(i, begin + i * kStride);
   inputs();
@@ -98,13 +140,18 @@ __device__ __forceinline__ void StreamFew(const BFloat16* const (&weights)[kMatr
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const int at = begin + i * kStride;
-      const bool inside = at + lane_k < k;
 #pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        FewX<X> x;
-        if (inside && rows[n]) x.Load(rows[n] + at);
+      for (int part = 0; part < Weights::kStep / 32; ++part) {
+        const int x_at = at + 32 * part;
+        const bool inside = x_at + lane_k < k;
 #pragma unroll
-        for (int m = 0; m < kMatrices; ++m) x.Multiply(sums[m][n], low[i][m], high[i][m]);
+        for (int n = 0; n < kTiles; ++n) {
+          FewX<X> x;
+          if (inside && rows[n]) x.Load(rows[n] + x_at);
+#pragma unroll
+          for (int m = 0; m < kMatrices; ++m)
+            x.Multiply(sums[m][n], pieces[i][m].Low(part), pieces[i][m].High(part));
+        }
       }
       load(i, at + kAhead * kStride);
     }

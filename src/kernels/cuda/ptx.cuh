@@ -185,6 +185,12 @@ __device__ __forceinline__ uint32_t WidenE5M2(uint16_t two) {
   return r;
 }
 
+// Subnormal numbers count.
+__device__ __forceinline__ uint32_t MultiplyBF16(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
 __device__ __forceinline__ uint32_t SubtractF16(uint32_t a, uint32_t b) {
   uint32_t r;
   asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));

@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <vector>
 
 #include "base/error.h"
 #include "base/float_bits.h"
+#include "kernels/mxfp4.h"
 #include "kernels/sampling.h"
 
 namespace octavo::reference {
@@ -21,6 +23,14 @@ double Get(const Tensor& tensor, int64_t row, int64_t column) {
       return BF16ToFloat(tensor.Row<uint16_t>(row)[column]);
     case DType::kF16:
       return Float16::Decode(tensor.Row<uint16_t>(row)[column]);
+    case DType::kMxfp4: {
+      const auto* tile = static_cast<const uint8_t*>(tensor.data) +
+                         mxfp4::TileOffset(tensor.columns(), row, column);
+      uint32_t word;
+      std::memcpy(&word, tile + mxfp4::WordOffset(row, column), sizeof(word));
+      const double value = mxfp4::kValues[word >> mxfp4::ShiftInWord(column) & 15];
+      return std::ldexp(value, tile[mxfp4::ScaleOffset(row, column)] - 127);
+    }
     default:
       OCTAVO_CHECK(false, ShapeString(tensor));
       return 0;
