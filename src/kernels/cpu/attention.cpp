@@ -96,7 +96,7 @@ void RunItem(const AttentionArgs& args, const AttentionWork::Item& item, float* 
   block.page_end = item.page_end;
   auto attend = [&](int page_begin, int page_end, const AttentionState& state) {
     if (block.rows <= kFewRows) {
-      AttendFewRows(block, page_begin, page_end, state);
+      AttendFewRows(block, page_begin, page_end, state, scratch.kernel);
     } else {
       AttendManyRows(block, page_begin, page_end, state, scratch.kernel);
     }

@@ -31,25 +31,16 @@ static_assert(kLanes >= 4 && kLanes <= 16,
 
 // ---- reading formats
 
-// A loader reads elements as float32, exactly, up to a factor that the driver folds into the
-// softmax (DecodeFactor): Load reads kLanes of them, Load2 twice as many. Bytes of zero read as
-// zero.
-template <class Loader>
-struct LoadTwice {
-  static HWY_INLINE void Load2(const uint8_t* p, VF& x0, VF& x1) {
-    x0 = Loader::Load(p);
-    x1 = Loader::Load(p + kLanes * Loader::kSize);
-  }
-};
-
-struct LoadF32 : LoadTwice<LoadF32> {
+// A loader reads kLanes elements as float32, exactly, up to a factor that the driver folds into the
+// softmax (DecodeFactor). Bytes of zero read as zero.
+struct LoadF32 {
   static constexpr size_t kSize = 4;
   static HWY_INLINE VF Load(const uint8_t* p) {
     return hn::LoadU(DF(), reinterpret_cast<const float*>(p));
   }
 };
 
-struct LoadF16 : LoadTwice<LoadF16> {
+struct LoadF16 {
   static constexpr size_t kSize = 2;
   static HWY_INLINE VF Load(const uint8_t* p) {
     const hn::Rebind<hwy::float16_t, DF> d16;
@@ -57,13 +48,20 @@ struct LoadF16 : LoadTwice<LoadF16> {
   }
 };
 
-struct LoadBF16 : LoadTwice<LoadBF16> {
+struct LoadBF16 {
   static constexpr size_t kSize = 2;
   static HWY_INLINE VF Load(const uint8_t* p) {
     const hn::Rebind<hwy::bfloat16_t, DF> d16;
     return hn::PromoteTo(DF(), hn::LoadU(d16, reinterpret_cast<const hwy::bfloat16_t*>(p)));
   }
 };
+
+// Codes of eight bits, sign extended.
+template <class D16>
+HWY_INLINE hn::Vec<D16> LoadCodes(D16 d16, const uint8_t* p) {
+  const hn::Rebind<int8_t, D16> d8;
+  return hn::PromoteTo(d16, hn::LoadU(d8, reinterpret_cast<const int8_t*>(p)));
+}
 
 // e4m3 and e5m2 go by way of float16, whose subnormals cost nothing to widen. Bits16 makes its bits
 // from codes.
@@ -75,26 +73,11 @@ struct LoadF8 {
     const hn::Rebind<hwy::float16_t, DF> df16;
     return hn::PromoteTo(DF(), hn::BitCast(df16, Format::Bits16(d16, LoadCodes(d16, p))));
   }
-  static HWY_INLINE void Load2(const uint8_t* p, VF& x0, VF& x1) {
-    const hn::Repartition<int16_t, DF> d16;  // one vector of 16 bits is two of 32
-    const hn::Rebind<hwy::float16_t, DF> half;
-    const auto bits =
-        hn::BitCast(hn::Repartition<hwy::float16_t, DF>(), Format::Bits16(d16, LoadCodes(d16, p)));
-    x0 = hn::PromoteTo(DF(), hn::LowerHalf(half, bits));
-    x1 = hn::PromoteTo(DF(), hn::UpperHalf(half, bits));
-  }
-
- private:
-  template <class D16>
-  static HWY_INLINE hn::Vec<D16> LoadCodes(D16 d16, const uint8_t* p) {
-    const hn::Rebind<int8_t, D16> d8;
-    return hn::PromoteTo(d16, hn::LoadU(d8, reinterpret_cast<const int8_t*>(p)));  // sign extended
-  }
 };
 
 // The code shifted into place is 2^-8 of the value. Reads NaN as 1.875: for pages without
 // (HasF8E4M3NaN).
-struct LoadF8E4M3Finite : LoadF8<LoadF8E4M3Finite> {
+struct F8E4M3Finite {
   template <class D16>
   static HWY_INLINE hn::Vec<D16> Bits16(D16 d16, hn::Vec<D16> codes) {
     // After the shift bits 15 and 14 are the sign, of which 14 goes.
@@ -105,7 +88,7 @@ struct LoadF8E4M3Finite : LoadF8<LoadF8E4M3Finite> {
 struct LoadF8E4M3 : LoadF8<LoadF8E4M3> {
   template <class D16>
   static HWY_INLINE hn::Vec<D16> Bits16(D16 d16, hn::Vec<D16> codes) {
-    const auto bits = LoadF8E4M3Finite::Bits16(d16, codes);
+    const auto bits = F8E4M3Finite::Bits16(d16, codes);
     // NaN has all of bits 13..7 set; only then does one more unit carry into bit 14, which
     // completes the exponent of a float16 NaN.
     const auto magnitude = hn::And(bits, hn::Set(d16, int16_t{0x3F80}));
@@ -138,7 +121,7 @@ inline bool HasF8E4M3NaN(const uint8_t* p, size_t bytes) {
   return !hn::AllFalse(d8, hn::Eq(largest, magnitude_bits));
 }
 
-struct LoadI8 : LoadTwice<LoadI8> {
+struct LoadI8 {
   static constexpr size_t kSize = 1;
   static HWY_INLINE VF Load(const uint8_t* p) {
     const hn::Rebind<int8_t, DF> d8;

@@ -22,48 +22,7 @@ namespace octavo::cpu::HWY_NAMESPACE {
 // at once: accumulators in 32 registers (AVX-512, NEON) or 16 (AVX2), at least eight for two
 // multiply-adds a cycle.
 inline constexpr bool kManyRegisters = HWY_TARGET != HWY_AVX2;
-constexpr int OpenVectors(int rows) { return rows * 4 <= (kManyRegisters ? 16 : 8) ? 4 : 2; }
-
-// Dot products of kRows rows with kLanes vectors, kOpen at a time: products[t * kRows + r] are the
-// lanes to be added of vector kOpen * n + t and row r. Add returns true after the last, with
-// sums[r] lane i = row r times vector i.
-template <int kRows, int kOpen>
-class Tree {
- public:
-  HWY_INLINE bool Add(size_t n, VF (&products)[kRows * kOpen], VF (&sums)[kRows]) {
-    for (int r = 0; r < kRows; ++r) {
-      sums[r] = PairSum<0>(products[r], products[kRows + r]);
-      if constexpr (kOpen == 4) {
-        sums[r] = PairSum<1>(sums[r], PairSum<0>(products[2 * kRows + r], products[3 * kRows + r]));
-      }
-    }
-    if constexpr (kFirst < kLaneBits) {
-      int level = kFirst;
-      for (; n & 1; n >>= 1, ++level) {
-        for (int r = 0; r < kRows; ++r)
-          sums[r] = PairSumAt(level, levels_[level - kFirst][r], sums[r]);
-      }
-      if (level == kLaneBits) return true;
-      for (int r = 0; r < kRows; ++r) levels_[level - kFirst][r] = sums[r];
-      return false;
-    } else {
-      return true;
-    }
-  }
-
- private:
-  static constexpr int kFirst = kOpen == 4 ? 2 : 1;  // levels below it are done at once
-  static HWY_INLINE VF PairSumAt(int level, VF a, VF b) {
-    if constexpr (kLaneBits > 3) {
-      if (level == 3) return PairSum<3>(a, b);
-    }
-    if constexpr (kLaneBits > 2) {
-      if (level == 2) return PairSum<2>(a, b);
-    }
-    return PairSum<1>(a, b);
-  }
-  VF levels_[kLaneBits][kRows];
-};
+constexpr int OpenVectors(int rows) { return kManyRegisters ? 4 : 8 / rows; }
 
 // products[t, r] += x[t] * y[r], y being rows of `stride` floats. With `keep`, x counts as zero
 // where keep[r] is zero.
@@ -89,22 +48,46 @@ template <class Loader, int kRows, int kOpen, bool kMasked>
 HWY_INLINE void Products(const uint8_t* const (&vectors)[kOpen], size_t count, const float* y,
                          const float* keep, size_t stride, VF (&products)[kRows * kOpen]) {
   for (VF& sum : products) sum = hn::Zero(DF());
-  VF x0[kOpen], x1[kOpen];
+  VF x[kOpen];
   size_t i = 0;
-  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
-    for (int t = 0; t < kOpen; ++t) Loader::Load2(vectors[t] + i * Loader::kSize, x0[t], x1[t]);
-    Accumulate<kRows, kOpen, kMasked>(x0, y + i, keep + i, stride, products);
-    Accumulate<kRows, kOpen, kMasked>(x1, y + i + kLanes, keep + i + kLanes, stride, products);
-  }
-  if (i + kLanes <= count) {
-    for (int t = 0; t < kOpen; ++t) x0[t] = Loader::Load(vectors[t] + i * Loader::kSize);
-    Accumulate<kRows, kOpen, kMasked>(x0, y + i, keep + i, stride, products);
-    i += kLanes;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int t = 0; t < kOpen; ++t) x[t] = Loader::Load(vectors[t] + i * Loader::kSize);
+    Accumulate<kRows, kOpen, kMasked>(x, y + i, keep + i, stride, products);
   }
   if (i < count) {
     for (int t = 0; t < kOpen; ++t)
-      x0[t] = LoadTail<Loader>(vectors[t] + i * Loader::kSize, count - i);
-    Accumulate<kRows, kOpen, kMasked>(x0, y + i, keep + i, stride, products);
+      x[t] = LoadTail<Loader>(vectors[t] + i * Loader::kSize, count - i);
+    Accumulate<kRows, kOpen, kMasked>(x, y + i, keep + i, stride, products);
+  }
+}
+
+// The tree's levels below that of kOpen vectors; their sums come to lie in the first kRows.
+template <int kRows, int kOpen, int kLevel = 0>
+HWY_INLINE void Fold(VF (&x)[kRows * kOpen]) {
+  if constexpr ((1 << kLevel) < kOpen) {
+    for (int t = 0; t < kOpen >> (kLevel + 1); ++t) {
+      for (int r = 0; r < kRows; ++r)
+        x[t * kRows + r] = PairSum<kLevel>(x[2 * t * kRows + r], x[(2 * t + 1) * kRows + r]);
+    }
+    Fold<kRows, kOpen, kLevel + 1>(x);
+  }
+}
+
+// sums[r] lane i = y[r] . vector n * 2^kLevel + i, for the 2^kLevel lanes that a level has open:
+// the tree depth first, so that few of its nodes wait. `products(n, out)` makes the leaves, the
+// lanes of kOpen vectors from kOpen * n on.
+template <int kRows, int kOpen, int kLevel = kLaneBits, class Leaves>
+HWY_INLINE void TreeSums(size_t n, const Leaves& products, VF (&sums)[kRows]) {
+  if constexpr ((1 << kLevel) == kOpen) {
+    VF leaves[kRows * kOpen];
+    products(n, leaves);
+    Fold<kRows, kOpen>(leaves);
+    for (int r = 0; r < kRows; ++r) sums[r] = leaves[r];
+  } else {
+    VF first[kRows];
+    TreeSums<kRows, kOpen, kLevel - 1>(2 * n, products, first);
+    TreeSums<kRows, kOpen, kLevel - 1>(2 * n + 1, products, sums);
+    for (int r = 0; r < kRows; ++r) sums[r] = PairSum<kLevel - 1>(first[r], sums[r]);
   }
 }
 
@@ -115,16 +98,15 @@ void Scores(const AttentionBlock& block, const uint8_t* k, const float* q, float
   constexpr int kOpen = OpenVectors(kRows);
   const size_t dim = block.head_dim;
   for (size_t first = 0; first < kPageSize; first += kLanes) {
-    Tree<kRows, kOpen> tree;
-    VF products[kRows * kOpen], sums[kRows];
-    size_t n = 0;
-    do {
+    auto products = [&](size_t n, VF(&out)[kRows * kOpen]) HWY_ATTR __attribute__((always_inline)) {
       next.Step();
       const uint8_t* rows[kOpen];
       for (int t = 0; t < kOpen; ++t)
         rows[t] = k + block.order[first + kOpen * n + t] * dim * Loader::kSize;
-      Products<Loader, kRows, kOpen, false>(rows, dim, q, q, block.row_stride, products);
-    } while (!tree.Add(n++, products, sums));
+      Products<Loader, kRows, kOpen, false>(rows, dim, q, q, block.row_stride, out);
+    };
+    VF sums[kRows];
+    TreeSums<kRows, kOpen>(0, products, sums);
     for (int r = 0; r < kRows; ++r) hn::Store(sums[r], DF(), s + r * kPageSize + first);
   }
 }
@@ -138,18 +120,17 @@ void Values(const AttentionBlock& block, const uint8_t* v, const float* p, const
   const DF d;
   const size_t dim = block.head_dim;
   for (size_t first = 0; first < dim; first += kLanes) {
-    Tree<kRows, kOpen> tree;
-    VF products[kRows * kOpen], sums[kRows];
-    size_t n = 0;
-    do {
+    auto products = [&](size_t n, VF(&out)[kRows * kOpen]) HWY_ATTR __attribute__((always_inline)) {
       next.Step();
       const uint8_t* rows[kOpen];
       for (int t = 0; t < kOpen; ++t) {
         // Behind head_dim: any row, the lane is padding.
         rows[t] = v + std::min(first + kOpen * n + t, dim - 1) * kPageSize * Loader::kSize;
       }
-      Products<Loader, kRows, kOpen, kMasked>(rows, kPageSize, p, keep, kPageSize, products);
-    } while (!tree.Add(n++, products, sums));
+      Products<Loader, kRows, kOpen, kMasked>(rows, kPageSize, p, keep, kPageSize, out);
+    };
+    VF sums[kRows];
+    TreeSums<kRows, kOpen>(0, products, sums);
     for (int r = 0; r < kRows; ++r) {
       float* to = o + r * block.row_stride + first;
       hn::Store(hn::MulAdd(hn::Load(d, to), hn::Set(d, alpha[r]), sums[r]), d, to);
@@ -215,7 +196,7 @@ float Softmax(const AttentionBlock& block, const PageReader& page, const float* 
   return hn::GetLane(alpha);
 }
 
-// The kernels of a K format and of a V format, by the logarithm of the number of rows.
+// The kernels of an element type, by the logarithm of the number of rows.
 using ScoresFunction = void (*)(const AttentionBlock&, const uint8_t*, const float*, float*,
                                 Prefetcher&);
 using ValuesFunction = void (*)(const AttentionBlock&, const uint8_t*, const float*, const float*,
@@ -237,13 +218,57 @@ struct MaskedValuesEntry {
                                               Values<Loader, 4, true>};
 };
 
+// `count` codes to float16 bits, which are cheaper to widen from memory than codes are.
+template <class Format>
+void Expand(const uint8_t* codes, size_t count, int16_t* bits) {
+  const hn::Repartition<int16_t, DF> d16;
+  for (size_t i = 0; i < count; i += 2 * kLanes)
+    hn::StoreU(Format::Bits16(d16, LoadCodes(d16, codes + i)), d16, bits + i);
+}
+
+// One head's K or V in a type that the kernels below read.
+struct Elements {
+  const uint8_t* data;
+  DType type;
+};
+
+// Float-8 becomes float16 in `expanded` (`count` of them), once for all rows.
+Elements Widen(const uint8_t* data, DType storage, size_t count, int16_t* expanded) {
+  if (storage == DType::kF8E5M2) {
+    Expand<LoadF8E5M2>(data, count, expanded);
+  } else if (storage != DType::kF8E4M3) {
+    return {data, storage};
+  } else if (HasF8E4M3NaN(data, count)) {
+    Expand<LoadF8E4M3>(data, count, expanded);
+  } else {
+    Expand<F8E4M3Finite>(data, count, expanded);
+  }
+  return {reinterpret_cast<const uint8_t*>(expanded), DType::kF16};
+}
+
+// Entry's kernels of the types that Widen gives.
+template <template <class> class Entry>
+auto ByType(DType type) {
+  switch (type) {
+    case DType::kF32:
+      return Entry<LoadF32>::kValue;
+    case DType::kF16:
+      return Entry<LoadF16>::kValue;
+    case DType::kBF16:
+      return Entry<LoadBF16>::kValue;
+    default:
+      return Entry<LoadI8>::kValue;
+  }
+}
+
 // The logarithm of the number of rows to take next of those that are left.
 int StepLog2(int left) { return left >= 4 ? 2 : left >= 2 ? 1 : 0; }
 
 void AttendFew(const AttentionBlock& block, int page_begin, int page_end,
-               const AttentionState& state) {
+               const AttentionState& state, float* scratch) {
   const KvLayout& layout = block.args->cache.layout;
   const DType k_storage = StorageDType(layout.k_format), v_storage = StorageDType(layout.v_format);
+  const size_t elements = kPageSize * static_cast<size_t>(block.head_dim);
   const int rows = block.rows;
   std::fill_n(state.m, rows, -std::numeric_limits<float>::infinity());
   std::fill_n(state.l, rows, 0.0f);
@@ -252,16 +277,16 @@ void AttendFew(const AttentionBlock& block, int page_begin, int page_end,
   HWY_ALIGN float s[kFewRows * kPageSize];  // products, then probabilities
   HWY_ALIGN float keep[kFewRows * kPageSize];
   float alpha[kFewRows];
+  auto* expanded = reinterpret_cast<int16_t*>(scratch);
   PageReader page(block);
   for (int index = page_begin; index < page_end; ++index) {
     page.Open(index);
     page.PrefetchNextScales(index);
-    const bool simple_k = k_storage == DType::kF8E4M3 && !HasF8E4M3NaN(page.k, layout.KBytes());
-    const ScoresFunction* scores =
-        simple_k ? ScoresEntry<LoadF8E4M3Finite>::kValue : ByStorage<ScoresEntry>(k_storage);
+    const Elements k = Widen(page.k, k_storage, elements, expanded);
+    const ScoresFunction* scores = ByType<ScoresEntry>(k.type);
     Prefetcher next_k = page.NextK(index, kPrefetchSteps);
     for (int r = 0; r < rows; r += 1 << StepLog2(rows - r)) {
-      scores[StepLog2(rows - r)](block, page.k, block.q + r * block.row_stride, s + r * kPageSize,
+      scores[StepLog2(rows - r)](block, k.data, block.q + r * block.row_stride, s + r * kPageSize,
                                  next_k);
     }
     for (int r = 0; r < rows; ++r) {
@@ -270,14 +295,12 @@ void AttendFew(const AttentionBlock& block, int page_begin, int page_end,
       alpha[r] =
           Softmax(block, page, keep + r * kPageSize, s + r * kPageSize, state.m[r], state.l[r]);
     }
-    const bool simple_v =
-        v_storage == DType::kF8E4M3 && !page.masked && !HasF8E4M3NaN(page.v, layout.VBytes());
-    const ValuesFunction* values = simple_v      ? ValuesEntry<LoadF8E4M3Finite>::kValue
-                                   : page.masked ? ByStorage<MaskedValuesEntry>(v_storage)
-                                                 : ByStorage<ValuesEntry>(v_storage);
+    const Elements v = Widen(page.v, v_storage, elements, expanded);
+    const ValuesFunction* values =
+        page.masked ? ByType<MaskedValuesEntry>(v.type) : ByType<ValuesEntry>(v.type);
     Prefetcher next_v = page.NextV(index, kPrefetchSteps);
     for (int r = 0; r < rows; r += 1 << StepLog2(rows - r)) {
-      values[StepLog2(rows - r)](block, page.v, s + r * kPageSize, keep + r * kPageSize, alpha + r,
+      values[StepLog2(rows - r)](block, v.data, s + r * kPageSize, keep + r * kPageSize, alpha + r,
                                  state.o + r * block.row_stride, next_v);
     }
   }
@@ -292,8 +315,8 @@ namespace octavo::cpu {
 HWY_EXPORT(AttendFew);
 
 void AttendFewRows(const AttentionBlock& block, int page_begin, int page_end,
-                   const AttentionState& state) {
-  HWY_DYNAMIC_DISPATCH(AttendFew)(block, page_begin, page_end, state);
+                   const AttentionState& state, float* scratch) {
+  HWY_DYNAMIC_DISPATCH(AttendFew)(block, page_begin, page_end, state, scratch);
 }
 
 }  // namespace octavo::cpu

@@ -61,9 +61,10 @@ struct AttentionState {
 // q as float32, zero behind head_dim.
 void LoadQueries(const AttentionBlock& block, float* q);
 
-// One split's pages [page_begin, page_end). `scratch`: kManyRowsScratch floats.
+// One split's pages [page_begin, page_end). `scratch`: ManyRowsScratchFloats; few rows use
+// kPageSize * head_dim / 2 of them, which is fewer.
 void AttendFewRows(const AttentionBlock& block, int page_begin, int page_end,
-                   const AttentionState& state);
+                   const AttentionState& state, float* scratch);
 void AttendManyRows(const AttentionBlock& block, int page_begin, int page_end,
                     const AttentionState& state, float* scratch);
 int64_t ManyRowsScratchFloats(int rows, int64_t row_stride);
