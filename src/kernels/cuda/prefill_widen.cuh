@@ -85,18 +85,6 @@ struct Steps {
           kValues ? uint4{a.y, b.y, c.y, d.y} : uint4{c.x, c.y, d.x, d.y};
     }
   }
-  // rows: where the step's first row is in panel 0.
-  __device__ __forceinline__ void Widen(KvFormat format, const uint4 (&bytes)[kStepLoads],
-                                        uint8_t* rows) const {
-    switch (format) {
-      case KvFormat::kFp8E5M2:
-        return Widen<DType::kF8E5M2>(bytes, rows);
-      case KvFormat::kInt8PerTokenHead:
-        return Widen<DType::kI8>(bytes, rows);
-      default:
-        return Widen<DType::kF8E4M3>(bytes, rows);
-    }
-  }
 };
 
 // An item's tiles from the last to the first, of each its K, then its V. The whole warpgroup.
@@ -111,117 +99,141 @@ class Widener {
     int tile = (item.page_end + kPages - 1) / kPages - 1;
     PageReader ahead(p_, item), other(p_, item);
     kv_head_ = item.head / p_.group;
-    for (int i = 0; i < kTilesAhead; ++i) {
-      LoadSteps<0>(ahead, tile - i, first_tile);
-      NextSlot<kSteps>();
+    k_from_ = p_.claim + kv_head_ * p_.head_bytes + keys_.from;
+    v_from_ = p_.claim + kv_head_ * p_.head_bytes + p_.v_bytes + values_.from;
+    for (int i = 0; i < kTilesAhead; ++i, NextTile()) {
+      const bool exists = tile - i >= first_tile;
+      if (exists) ahead.Read((tile - i) * kPages, pages_);
+      if constexpr (Producer::kWidenKeys) Load<false>(exists);
+      if constexpr (Producer::kWidenValues) Load<true>(exists);
     }
-    for (; tile >= first_tile; --tile, ring.Advance()) {
+    for (; tile >= first_tile; --tile, ring.Advance(), NextTile()) {
       if constexpr (!Producer::kWidenKeys || !Producer::kWidenValues) LoadOther(tile, other, ring);
-      if (tile - kTilesAhead >= first_tile) ahead.Read((tile - kTilesAhead) * kPages, pages_);
-      RunSteps<0>(tile - kTilesAhead >= first_tile, ring);
-      NextSlot<kSteps>();
+      const bool more = tile - kTilesAhead >= first_tile;
+      if (more) ahead.Read((tile - kTilesAhead) * kPages, pages_);
+      if constexpr (Producer::kWidenKeys) Widen<false>(more, ring);
+      if constexpr (Producer::kWidenValues) Widen<true>(more, ring);
     }
   }
 
  private:
   static constexpr int kPages = Tiles::kTilePages;
-  using KeySteps = Steps<Tiles::kHeadDim, Tiles::kTileTokens, false>;
-  using ValueSteps = Steps<Tiles::kHeadDim, Tiles::kTileTokens, true>;
-  static constexpr int kSteps = Producer::kSteps, kOfOperand = Producer::kOperandSteps;
   static constexpr int kTilesAhead = Producer::kTilesAhead;
-  static constexpr bool IsValues(int step) {
-    return Producer::kWidenValues && (!Producer::kWidenKeys || step >= kOfOperand);
+  template <bool kValues>
+  using StepsOf = Steps<Tiles::kHeadDim, Tiles::kTileTokens, kValues>;
+  template <bool kValues>
+  __device__ __forceinline__ const StepsOf<kValues>& Place() const {
+    if constexpr (kValues) {
+      return values_;
+    } else {
+      return keys_;
+    }
   }
 
   // Slots go round; a tile's first step is in first_slot_.
-  template <int kCount>
-  __device__ __forceinline__ void NextSlot() {
-    first_slot_ = (first_slot_ + kCount) % kSlots;
+  __device__ __forceinline__ void NextTile() {
+    first_slot_ = (first_slot_ + Producer::kSteps) % kSlots;
   }
-  __device__ __forceinline__ uint4* SlotOf(int step) const {
-    return &shared_.producer.slots[first_slot_ + step][0][thread_];
+  // This thread's part of an operand's first slot.
+  template <bool kValues>
+  __device__ __forceinline__ uint4* Slot() const {
+    constexpr int kBefore = kValues && Producer::kWidenKeys ? Producer::kOperandSteps : 0;
+    return &shared_.producer.slots[first_slot_ + kBefore][0][thread_];
   }
   template <bool kValues>
   __device__ __forceinline__ float* ScaleSlot() const {
-    return &shared_.producer
-                .slot_scales[first_slot_ / kSteps][kValues && Producer::kWidenKeys][thread_];
+    return &shared_.producer.slot_scales[first_slot_ / Producer::kSteps]
+                                        [kValues && Producer::kWidenKeys][thread_];
   }
   template <bool kValues>
   __device__ __forceinline__ int64_t TokenScales() const {
     return thread_ >= Tiles::kTileTokens ? -1 : kValues ? p_.v_token_scales : p_.k_token_scales;
   }
 
-  // Asks for this thread's bytes of a step of the tile of pages_, in whose slot the same step of an
-  // earlier tile was.
-  template <int kStep>
-  __device__ __forceinline__ void Load() const {
-    constexpr bool kValues = IsValues(kStep);
-    constexpr int kPage = kStep % kOfOperand / KeySteps::kInPage;
-    constexpr int kPart = kStep % KeySteps::kInPage;
-    const auto page = static_cast<uint32_t>(pages_[kPage]);
-    const std::byte* from = p_.claim + page * kPageUnit + kv_head_ * p_.head_bytes +
-                            (kValues ? p_.v_bytes + values_.from : keys_.from) + kPart * 4096;
-#pragma unroll
-    for (int i = 0; i < kStepLoads; ++i) {
-      CopyAsync<16>(SlotOf(kStep) + 128 * i, from + 2048 * i, page != kNoPage);
-    }
-    const int64_t scales = TokenScales<kValues>();
-    if (kStep % kOfOperand == 0 && scales >= 0) {
-      const auto of = static_cast<uint32_t>(pages_[0]),
-                 last = static_cast<uint32_t>(pages_[kPages - 1]);
-      const uint32_t its = thread_ < kPageSize ? of : last;
-      CopyAsync<4>(
-          ScaleSlot<kValues>(),
-          p_.claim + its * kPageUnit + scales + (kv_head_ * kPageSize + thread_ % kPageSize) * 4,
-          its != kNoPage);
-    }
+  // What this thread will widen of a step, and of its tile's scales. Of the tile of pages_; it goes
+  // to where the same step of an earlier tile was.
+  __device__ __forceinline__ uint32_t Page(int page) const {
+    return static_cast<uint32_t>(page == 0 ? pages_[0] : pages_[kPages - 1]);
   }
-  // All steps of the tile, if the item has it.
-  template <int kStep>
-  __device__ __forceinline__ void LoadSteps(PageReader& reader, int tile, int first_tile) {
-    if constexpr (kStep == 0) {
-      if (tile >= first_tile) reader.Read(tile * kPages, pages_);
-    }
-    if constexpr (kStep < kSteps) {
-      if (tile >= first_tile) Load<kStep>();
+  template <bool kValues>
+  __device__ __forceinline__ const std::byte* Source(uint32_t page) const {
+    return (kValues ? v_from_ : k_from_) + int64_t{page} * kPageUnit;
+  }
+  __device__ __forceinline__ void LoadStep(uint4* slot, const std::byte* from, bool present) const {
+#pragma unroll
+    for (int i = 0; i < kStepLoads; ++i) CopyAsync<16>(slot + 128 * i, from + 2048 * i, present);
+  }
+  template <bool kValues>
+  __device__ __forceinline__ void LoadScale() const {
+    const uint32_t page = Page(thread_ / kPageSize);
+    CopyAsync<4>(ScaleSlot<kValues>(),
+                 p_.claim + int64_t{page} * kPageUnit + TokenScales<kValues>() +
+                     (kv_head_ * kPageSize + thread_ % kPageSize) * 4,
+                 page != kNoPage);
+  }
+
+  // An operand's steps, before anything is widened.
+  template <bool kValues>
+  __device__ __forceinline__ void Load(bool exists) const {
+    constexpr int kInPage = StepsOf<kValues>::kInPage;
+    uint4* slot = Slot<kValues>();
+    if (exists && TokenScales<kValues>() >= 0) LoadScale<kValues>();
+#pragma unroll 1
+    for (int step = 0; step < Producer::kOperandSteps; ++step, slot += 128 * kStepLoads) {
+      const uint32_t page = Page(step / kInPage);
+      if (exists) LoadStep(slot, Source<kValues>(page) + step % kInPage * 4096, page != kNoPage);
       CopyAsyncCommit();
-      LoadSteps<kStep + 1>(reader, tile, first_tile);
     }
   }
 
-  template <int kStep>
-  __device__ __forceinline__ void RunSteps(bool more, const Ring<Tiles::kStages>& ring) const {
-    if constexpr (kStep < kSteps) {
-      constexpr bool kValues = IsValues(kStep);
-      constexpr int kWithin = kStep % kOfOperand;
-      const int stage = ring.stage;
-      CopyAsyncWait<kSlots - 1>();
-      if constexpr (kWithin == 0) {
-        BarrierWait(kValues ? &shared_.v_empty[stage] : &shared_.k_empty[stage], ring.phase ^ 1);
-        if (TokenScales<kValues>() >= 0) {
-          (kValues ? shared_.producer.v_scales : shared_.producer.k_scales)[stage][thread_] =
-              *ScaleSlot<kValues>();
-        }
-      }
-      uint4 bytes[kStepLoads];
+  template <bool kValues>
+  __device__ __forceinline__ void Widen(bool more, const Ring<Tiles::kStages>& ring) const {
+    const int stage = ring.stage;
+    CopyAsyncWait<kSlots - 1>();
+    BarrierWait(kValues ? &shared_.v_empty[stage] : &shared_.k_empty[stage], ring.phase ^ 1);
+    if (TokenScales<kValues>() >= 0) {
+      (kValues ? shared_.producer.v_scales : shared_.producer.k_scales)[stage][thread_] =
+          *ScaleSlot<kValues>();
+      if (more) LoadScale<kValues>();
+    }
+    uint8_t* tile = kValues ? &shared_.v[stage][0][0][0] : &shared_.k[stage][0][0][0];
+    switch (kValues ? p_.v_format : p_.k_format) {
+      case KvFormat::kFp8E5M2:
+        WidenSteps<kValues, DType::kF8E5M2>(more, tile);
+        break;
+      case KvFormat::kInt8PerTokenHead:
+        WidenSteps<kValues, DType::kI8>(more, tile);
+        break;
+      default:
+        WidenSteps<kValues, DType::kF8E4M3>(more, tile);
+    }
+    FenceProxyAsync();
+    __syncwarp();
+    if (thread_ % 32 == 0) BarrierArrive(kValues ? &shared_.v_full[stage] : &shared_.k_full[stage]);
+  }
+
+  // Code that is run through once per tile should be short: beside the consumers' it is fetched
+  // anew each time.
+  template <bool kValues, DType kStored>
+  __device__ __forceinline__ void WidenSteps(bool more, uint8_t* tile) const {
+    using Its = StepsOf<kValues>;
+    uint4* slot = Slot<kValues>();
+#pragma unroll 1
+    for (int p = 0; p < kPages; ++p) {
+      const uint32_t page = Page(p);
+      const std::byte* from = Source<kValues>(page);
 #pragma unroll
-      for (int i = 0; i < kStepLoads; ++i) bytes[i] = SlotOf(kStep)[128 * i];
-      if constexpr (kValues) {
-        values_.Widen(p_.v_format, bytes,
-                      &shared_.v[stage][0][0][0] + kWithin * ValueSteps::kRows * 128);
-      } else {
-        keys_.Widen(p_.k_format, bytes,
-                    &shared_.k[stage][0][0][0] + kWithin * KeySteps::kRows * 128);
+      for (int part = 0; part < Its::kInPage; ++part) {
+        CopyAsyncWait<kSlots - 1>();
+        uint4 bytes[kStepLoads];
+#pragma unroll
+        for (int i = 0; i < kStepLoads; ++i) bytes[i] = slot[128 * i];
+        Place<kValues>().template Widen<kStored>(bytes, tile);
+        if (more) LoadStep(slot, from + part * 4096, page != kNoPage);
+        CopyAsyncCommit();
+        slot += 128 * kStepLoads;
+        tile += Its::kRows * 128;
       }
-      if constexpr (kWithin == kOfOperand - 1) {
-        FenceProxyAsync();
-        __syncwarp();
-        if (thread_ % 32 == 0)
-          BarrierArrive(kValues ? &shared_.v_full[stage] : &shared_.k_full[stage]);
-      }
-      if (more) Load<kStep>();
-      CopyAsyncCommit();
-      RunSteps<kStep + 1>(more, ring);
     }
   }
 
@@ -244,8 +256,10 @@ class Widener {
   const PrefillParams& p_;
   typename Tiles::Shared& shared_;
   const int thread_;
-  const KeySteps keys_;
-  const ValueSteps values_;
+  const StepsOf<false> keys_;
+  const StepsOf<true> values_;
+  // This thread's first bytes of the item's head in page 0.
+  const std::byte *k_from_ = nullptr, *v_from_ = nullptr;
   int kv_head_ = 0, first_slot_ = 0;
   int pages_[kPages] = {};
 };
