@@ -8,6 +8,7 @@
 #include <ctime>
 #include <deque>
 #include <exception>
+#include <functional>
 #include <map>
 #include <random>
 #include <set>
@@ -91,6 +92,10 @@ HttpResponse Refuse(http::status status, std::string_view message) {
   return Respond(status, openai::ErrorBody(static_cast<int>(status), message));
 }
 
+HttpResponse Refuse(const Error& error) {
+  return Refuse(static_cast<http::status>(openai::HttpStatus(error.code())), error.message());
+}
+
 std::string_view Path(const http::request_header<>& header) {
   const std::string_view target(header.target().data(), header.target().size());
   return target.substr(0, target.find('?'));
@@ -159,11 +164,12 @@ struct HttpServer::Impl {
   class Running;
   awaitable<bool> Send(Connection& connection, HttpResponse& response, bool keep_alive);
   awaitable<void> LingerAndClose(Connection& connection);
-  awaitable<Prepared> Prepare(openai::Api api, const std::string& body);
+  Prepared Prepare(openai::Api api, const std::string& body) const;
 
   std::optional<HttpResponse> CheckHeader(const http::request_parser<http::string_body>& parser);
   HttpResponse AnswerGet(std::string_view path);
-  awaitable<std::string> AnswerTokens(std::string_view path, const std::string& body);
+  std::string AnswerTokens(std::string_view path, const std::string& body) const;
+  awaitable<std::optional<HttpResponse>> OnWorker(std::function<void()> job);
   awaitable<bool> ServeTokens(Connection& connection, const HttpRequest& message);
   std::vector<int32_t> EncodeChat(const openai::Conversation& chat,
                                   bool add_special_tokens = false) const;
@@ -354,30 +360,40 @@ HttpResponse HttpServer::Impl::AnswerGet(std::string_view path) {
   return Respond(http::status::ok, openai::ModelsBody(card));
 }
 
-// On the worker.
-awaitable<std::string> HttpServer::Impl::AnswerTokens(std::string_view path,
-                                                      const std::string& body) {
+// A coroutine for the worker: what refuses a request whose job throws. The exception ends where it
+// was thrown: were it handed on, one thread could read it and the other free it, by a count inside
+// libstdc++ that ThreadSanitizer does not see.
+awaitable<std::optional<HttpResponse>> HttpServer::Impl::OnWorker(std::function<void()> job) {
   const WorkerTime counted(worker_cpu_seconds);
+  try {
+    job();
+    co_return std::nullopt;
+  } catch (const Error& error) {
+    co_return Refuse(error);
+  } catch (const std::exception& error) {
+    co_return Refuse(http::status::internal_server_error, error.what());
+  }
+}
+
+// On the worker.
+std::string HttpServer::Impl::AnswerTokens(std::string_view path, const std::string& body) const {
   if (path == "/detokenize")
-    co_return openai::DetokenizeBody(engine->Decode(openai::ParseDetokenize(body)));
+    return openai::DetokenizeBody(engine->Decode(openai::ParseDetokenize(body)));
   const openai::TokenizeRequest request = openai::ParseTokenize(body);
   const auto* text = std::get_if<std::string>(&request.text);
   const std::vector<int32_t> tokens =
       text ? engine->Encode(*text, request.add_special_tokens)
            : EncodeChat(std::get<openai::Conversation>(request.text));
-  co_return openai::TokenizeBody(tokens, engine->max_model_len());
+  return openai::TokenizeBody(tokens, engine->max_model_len());
 }
 
 awaitable<bool> HttpServer::Impl::ServeTokens(Connection& connection, const HttpRequest& message) {
-  HttpResponse response;
-  try {
-    awaitable<std::string> job = AnswerTokens(Path(message), message.body());
-    response =
-        Respond(http::status::ok, co_await asio::co_spawn(worker, std::move(job), use_awaitable));
-  } catch (const Error& error) {
-    response = Refuse(static_cast<http::status>(openai::HttpStatus(error.code())), error.message());
-  }
-  co_return co_await Send(connection, response, KeepAlive(message));
+  std::string body;
+  auto job = OnWorker([&] { body = AnswerTokens(Path(message), message.body()); });
+  std::optional<HttpResponse> response =
+      co_await asio::co_spawn(worker, std::move(job), use_awaitable);
+  if (!response) response = Respond(http::status::ok, std::move(body));
+  co_return co_await Send(connection, *response, KeepAlive(message));
 }
 
 awaitable<bool> HttpServer::Impl::ServeOne(Connection& connection) {
@@ -478,8 +494,7 @@ std::vector<int32_t> HttpServer::Impl::EncodeChat(const openai::Conversation& ch
 }
 
 // On the worker.
-awaitable<Prepared> HttpServer::Impl::Prepare(openai::Api api, const std::string& body) {
-  const WorkerTime counted(worker_cpu_seconds);
+Prepared HttpServer::Impl::Prepare(openai::Api api, const std::string& body) const {
   Prepared out{.request = openai::ParseRequest(api, body, sampling_defaults)};
   if (!out.request.model.empty() && out.request.model != card.name) {
     throw Error(ErrorCode::kNotFound, fmt::format("model: this server has {}, not {}",
@@ -505,13 +520,13 @@ awaitable<Prepared> HttpServer::Impl::Prepare(openai::Api api, const std::string
   }
   out.request.sampling.max_tokens =
       out.request.max_tokens.value_or(static_cast<int>(std::min<int64_t>(by_default, INT32_MAX)));
-  co_return out;
+  return out;
 }
 
 awaitable<bool> HttpServer::Impl::ServeCompletion(Connection& connection,
                                                   const HttpRequest& message, openai::Api api) {
   std::optional<HttpResponse> refusal;
-  std::optional<Prepared> prepared;
+  Prepared prepared;
   const bool full = requests >= options.max_requests;
   const Counted counted(requests);
   if (full) {
@@ -519,18 +534,11 @@ awaitable<bool> HttpServer::Impl::ServeCompletion(Connection& connection,
                      fmt::format("{} requests are waiting already", options.max_requests));
     refusal->set(http::field::retry_after, "1");
   } else {
-    try {
-      awaitable<Prepared> job = Prepare(api, message.body());
-      prepared = co_await asio::co_spawn(worker, std::move(job), use_awaitable);
-    } catch (const Error& error) {
-      const int status = openai::HttpStatus(error.code());
-      refusal = Refuse(static_cast<http::status>(status), error.message());
-    } catch (const std::exception& error) {
-      refusal = Refuse(http::status::internal_server_error, error.what());
-    }
+    auto job = OnWorker([&] { prepared = Prepare(api, message.body()); });
+    refusal = co_await asio::co_spawn(worker, std::move(job), use_awaitable);
   }
   if (refusal) co_return co_await Send(connection, *refusal, KeepAlive(message));
-  co_return co_await Generate(connection, message, *prepared);
+  co_return co_await Generate(connection, message, prepared);
 }
 
 void HttpServer::Impl::Deliver(Mailbox* mailbox, const Event& event) {
@@ -626,7 +634,7 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
                        fmt::format("{}-{:08x}{:08x}", prefix, id_base, next_id++), card.name, Now(),
                        metrics);
   } catch (const Error& error) {
-    response = Refuse(static_cast<http::status>(openai::HttpStatus(error.code())), error.message());
+    response = Refuse(error);
   }
   if (response) co_return co_await Send(connection, *response, keep_alive);
 
