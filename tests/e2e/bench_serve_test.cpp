@@ -50,6 +50,7 @@ class BenchServeTest : public ::testing::Test {
       outcome.text.append(buffer.data(), n);
     const int status = pclose(pipe);
     outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    EXPECT_EQ(outcome.text.find("Sanitizer"), std::string::npos) << outcome.text;
     if (fs::exists(result) && fs::file_size(result) > 0) outcome.json = ReadJsonFile(result);
     fs::remove(result);
     return outcome;
