@@ -6,7 +6,6 @@
 #include <atomic>
 #include <csignal>
 #include <ctime>
-#include <deque>
 #include <exception>
 #include <functional>
 #include <map>
@@ -61,9 +60,10 @@ using HttpResponse = http::response<http::string_body>;
 struct Mailbox {
   explicit Mailbox(asio::io_context& io) : wake(io, asio::steady_timer::time_point::max()) {}
 
-  std::deque<Event> events;
+  std::vector<Event> events;
   size_t open = 0;  // requests of the engine whose final event has not come
   bool client_gone = false;
+  bool unread = false;      // more has come from the client already, which hides that he hangs up
   bool answered = false;    // nobody reads any more
   asio::steady_timer wake;  // cancelled when there is news
 };
@@ -131,6 +131,12 @@ struct HttpServer::Impl {
             .created = Now(),
             .max_model_len = engine->max_model_len(),
             .cache_policy = engine->StartupReport()};
+    // One by one they would wake the I/O thread so often that it and the loop wait for each other.
+    engine->AfterCallbacks([this] {
+      if (arrived.empty()) return;
+      asio::post(io,
+                 [this, arrivals = std::exchange(arrived, {})]() mutable { Deliver(arrivals); });
+    });
     try {
       tcp::resolver resolver(io);
       const auto found = resolver.resolve(options.host, std::to_string(options.port),
@@ -173,7 +179,11 @@ struct HttpServer::Impl {
   awaitable<bool> ServeTokens(Connection& connection, const HttpRequest& message);
   std::vector<int32_t> EncodeChat(const openai::Conversation& chat,
                                   bool add_special_tokens = false) const;
-  void Deliver(Mailbox* mailbox, const Event& event);
+  struct Arrival {
+    Mailbox* mailbox;
+    Event event;
+  };
+  void Deliver(std::vector<Arrival>& arrivals);
   void WatchForHangUp(Connection& connection, const std::shared_ptr<Mailbox>& mailbox);
   bool KeepAlive(const HttpRequest& message) const { return message.keep_alive() && !draining; }
 
@@ -194,6 +204,7 @@ struct HttpServer::Impl {
   int requests = 0;  // in the worker and the engine
   // Until the engine's final event, however the coroutine that reads them ends.
   std::map<Mailbox*, std::shared_ptr<Mailbox>> mailboxes;
+  std::vector<Arrival> arrived;             // the engine's loop's, until the end of a step
   bool draining = false, stopping = false;  // since the first and the second signal
   const uint64_t id_base = std::random_device{}();
   uint64_t next_id = 0;
@@ -216,16 +227,16 @@ struct LogFailure {
   }
 };
 
-awaitable<error_code> Write(beast::tcp_stream& stream, const std::string& text, bool chunked) {
-  const asio::const_buffer bytes = asio::buffer(text);
-  const auto chunk = http::make_chunk(bytes);
+std::string Chunk(std::string_view text) {
+  return fmt::format("{:x}\r\n{}\r\n", text.size(), text);
+}
+
+// Removes from `bytes` what the socket takes at once: most often all of it, which then costs
+// neither a timer nor a turn of the loop.
+error_code WriteNow(tcp::socket& socket, std::string* bytes) {
   error_code error;
-  if (chunked) {
-    co_await asio::async_write(stream, chunk, asio::redirect_error(use_awaitable, error));
-  } else {
-    co_await asio::async_write(stream, bytes, asio::redirect_error(use_awaitable, error));
-  }
-  co_return error;
+  bytes->erase(0, socket.write_some(asio::buffer(*bytes), error));
+  return error == asio::error::would_block ? error_code() : error;
 }
 
 // While it lives, on the worker.
@@ -266,6 +277,7 @@ awaitable<void> HttpServer::Impl::Accept() {
     }
     if (static_cast<int>(connections.size()) >= options.max_connections) continue;  // closes it
     socket.set_option(tcp::no_delay(true), error);  // of a client that is gone: reading will tell
+    socket.non_blocking(true, error);
     asio::co_spawn(io, Serve(std::move(socket)), LogFailure());
   }
 }
@@ -541,10 +553,14 @@ awaitable<bool> HttpServer::Impl::ServeCompletion(Connection& connection,
   co_return co_await Generate(connection, message, prepared);
 }
 
-void HttpServer::Impl::Deliver(Mailbox* mailbox, const Event& event) {
-  mailbox->events.push_back(event);
-  mailbox->wake.cancel();
-  if (event.kind == Event::Kind::kFinished && --mailbox->open == 0) mailboxes.erase(mailbox);
+void HttpServer::Impl::Deliver(std::vector<Arrival>& arrivals) {
+  for (Arrival& arrival : arrivals) {
+    Mailbox* const mailbox = arrival.mailbox;
+    const bool is_last = arrival.event.kind == Event::Kind::kFinished;
+    mailbox->events.push_back(std::move(arrival.event));
+    mailbox->wake.cancel();
+    if (is_last && --mailbox->open == 0) mailboxes.erase(mailbox);
+  }
 }
 
 void HttpServer::Impl::WatchForHangUp(Connection& connection,
@@ -552,11 +568,11 @@ void HttpServer::Impl::WatchForHangUp(Connection& connection,
   tcp::socket& socket = connection.stream.socket();
   socket.async_wait(tcp::socket::wait_read, [&connection, mailbox](error_code error) {
     if (error || mailbox->answered) return;
+    mailbox->client_gone = HasHungUp(connection.stream.socket());
     // Otherwise it is the next request already, which would wake this at once for ever: Generate
     // asks at every event.
-    if (!HasHungUp(connection.stream.socket())) return;
-    mailbox->client_gone = true;
-    mailbox->wake.cancel();
+    mailbox->unread = !mailbox->client_gone;
+    if (mailbox->client_gone) mailbox->wake.cancel();
   });
 }
 
@@ -573,7 +589,7 @@ class HttpServer::Impl::Running {
         // Raw pointers: the engine's loop must not be the one who lets go of a timer.
         ids_.push_back(
             server_.engine->Submit(std::move(request), [&server, box](const Event& event) {
-              asio::post(server.io, [&server, box, event] { server.Deliver(box, event); });
+              server.arrived.push_back({box, event});
             }));
         ++box->open;  // on this thread, as Deliver is
       }
@@ -654,14 +670,14 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
   Mailbox& mailbox = running->mailbox();
   std::string out = generation->Begin();
   while (!generation->finished()) {
-    if (error || stopping || mailbox.client_gone || HasHungUp(connection.stream.socket()))
+    if (error || stopping || mailbox.client_gone ||
+        (mailbox.unread && HasHungUp(connection.stream.socket())))
       running->Cancel();
     if (mailbox.events.empty()) {
       error_code ignored;  // the timer never fires, it is only ever cancelled
       co_await mailbox.wake.async_wait(asio::redirect_error(use_awaitable, ignored));
     }
-    for (; !mailbox.events.empty(); mailbox.events.pop_front()) {
-      Event& event = mailbox.events.front();
+    for (Event& event : mailbox.events) {
       const size_t choice = running->ChoiceOf(event);
       const bool is_last = event.kind == Event::Kind::kFinished;
       out += generation->Push(std::move(event), choice);
@@ -672,9 +688,15 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
         running->Stop(choice);
       }
     }
+    mailbox.events.clear();
     if (request.stream && !out.empty() && !running->cancelled()) {
-      connection.stream.expires_after(options.write_timeout);
-      error = co_await Write(connection.stream, out, chunked);
+      if (chunked) out = Chunk(out);
+      error = WriteNow(connection.stream.socket(), &out);
+      if (!error && !out.empty()) {
+        connection.stream.expires_after(options.write_timeout);
+        co_await asio::async_write(connection.stream, asio::buffer(out),
+                                   asio::redirect_error(use_awaitable, error));
+      }
       out.clear();
     }
   }
