@@ -156,6 +156,9 @@ class Engine {
   // hold, and parameters out of range.
   RequestId Submit(Request request, Callback callback);
   bool Cancel(RequestId id);  // false: not known, or finished
+  // `callback` runs after the callbacks of a step (or of cancellations between two), by the same
+  // rules: for whoever hands their events on together. To be set before the first Submit.
+  void AfterCallbacks(std::function<void()> callback);
 
   // Text, by the model's tokenizer.json; throw if the model has none.
   // `add_special_tokens`: whether the tokenizer adds its own (<bos>); a chat template writes them.

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <condition_variable>
 #include <filesystem>
+#include <functional>
 #include <limits>
 #include <mutex>
 #include <random>
@@ -130,6 +131,7 @@ struct Engine::Impl {
   };
   mutable std::mutex mutex;  // guards what follows
   std::condition_variable wake;
+  std::function<void()> after_callbacks;  // set before there is anything to call it for
   std::vector<Submission> submitted;
   std::vector<RequestId> cancelled;
   std::vector<RequestId> live;
@@ -155,11 +157,13 @@ void Engine::Impl::Loop() {
     const double model_seconds = totals.model_seconds;
     TakeInbox();
     if (!scheduler.idle()) RunStep();
+    if (after_callbacks) after_callbacks();
     PublishStats();
     totals.loop_seconds += SecondsSince(begin) - (totals.model_seconds - model_seconds);
   }
   TakeInbox();
   for (RequestId id : scheduler.ids()) Finish(id, FinishReason::kCancelled);
+  if (after_callbacks) after_callbacks();
 }
 
 void Engine::Impl::TakeInbox() {
@@ -399,6 +403,11 @@ bool Engine::Cancel(RequestId id) {
   impl_->cancelled.push_back(id);
   impl_->wake.notify_one();
   return true;
+}
+
+void Engine::AfterCallbacks(std::function<void()> callback) {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->after_callbacks = std::move(callback);
 }
 
 std::vector<int32_t> Engine::Encode(std::string_view text, bool add_special_tokens) const {

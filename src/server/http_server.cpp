@@ -6,8 +6,8 @@
 #include <atomic>
 #include <csignal>
 #include <ctime>
-#include <deque>
 #include <exception>
+#include <functional>
 #include <map>
 #include <random>
 #include <set>
@@ -60,9 +60,10 @@ using HttpResponse = http::response<http::string_body>;
 struct Mailbox {
   explicit Mailbox(asio::io_context& io) : wake(io, asio::steady_timer::time_point::max()) {}
 
-  std::deque<Event> events;
+  std::vector<Event> events;
   size_t open = 0;  // requests of the engine whose final event has not come
   bool client_gone = false;
+  bool unread = false;      // more has come from the client already, which hides that he hangs up
   bool answered = false;    // nobody reads any more
   asio::steady_timer wake;  // cancelled when there is news
 };
@@ -89,6 +90,10 @@ HttpResponse Respond(http::status status, std::string body,
 
 HttpResponse Refuse(http::status status, std::string_view message) {
   return Respond(status, openai::ErrorBody(static_cast<int>(status), message));
+}
+
+HttpResponse Refuse(const Error& error) {
+  return Refuse(static_cast<http::status>(openai::HttpStatus(error.code())), error.message());
 }
 
 std::string_view Path(const http::request_header<>& header) {
@@ -126,6 +131,12 @@ struct HttpServer::Impl {
             .created = Now(),
             .max_model_len = engine->max_model_len(),
             .cache_policy = engine->StartupReport()};
+    // One by one they would wake the I/O thread so often that it and the loop wait for each other.
+    engine->AfterCallbacks([this] {
+      if (arrived.empty()) return;
+      asio::post(io,
+                 [this, arrivals = std::exchange(arrived, {})]() mutable { Deliver(arrivals); });
+    });
     try {
       tcp::resolver resolver(io);
       const auto found = resolver.resolve(options.host, std::to_string(options.port),
@@ -159,15 +170,20 @@ struct HttpServer::Impl {
   class Running;
   awaitable<bool> Send(Connection& connection, HttpResponse& response, bool keep_alive);
   awaitable<void> LingerAndClose(Connection& connection);
-  awaitable<Prepared> Prepare(openai::Api api, const std::string& body);
+  Prepared Prepare(openai::Api api, const std::string& body) const;
 
   std::optional<HttpResponse> CheckHeader(const http::request_parser<http::string_body>& parser);
   HttpResponse AnswerGet(std::string_view path);
-  awaitable<std::string> AnswerTokens(std::string_view path, const std::string& body);
+  std::string AnswerTokens(std::string_view path, const std::string& body) const;
+  awaitable<std::optional<HttpResponse>> OnWorker(std::function<void()> job);
   awaitable<bool> ServeTokens(Connection& connection, const HttpRequest& message);
   std::vector<int32_t> EncodeChat(const openai::Conversation& chat,
                                   bool add_special_tokens = false) const;
-  void Deliver(Mailbox* mailbox, const Event& event);
+  struct Arrival {
+    Mailbox* mailbox;
+    Event event;
+  };
+  void Deliver(std::vector<Arrival>& arrivals);
   void WatchForHangUp(Connection& connection, const std::shared_ptr<Mailbox>& mailbox);
   bool KeepAlive(const HttpRequest& message) const { return message.keep_alive() && !draining; }
 
@@ -188,6 +204,7 @@ struct HttpServer::Impl {
   int requests = 0;  // in the worker and the engine
   // Until the engine's final event, however the coroutine that reads them ends.
   std::map<Mailbox*, std::shared_ptr<Mailbox>> mailboxes;
+  std::vector<Arrival> arrived;             // the engine's loop's, until the end of a step
   bool draining = false, stopping = false;  // since the first and the second signal
   const uint64_t id_base = std::random_device{}();
   uint64_t next_id = 0;
@@ -210,16 +227,16 @@ struct LogFailure {
   }
 };
 
-awaitable<error_code> Write(beast::tcp_stream& stream, const std::string& text, bool chunked) {
-  const asio::const_buffer bytes = asio::buffer(text);
-  const auto chunk = http::make_chunk(bytes);
+std::string Chunk(std::string_view text) {
+  return fmt::format("{:x}\r\n{}\r\n", text.size(), text);
+}
+
+// Removes from `bytes` what the socket takes at once: most often all of it, which then costs
+// neither a timer nor a turn of the loop.
+error_code WriteNow(tcp::socket& socket, std::string* bytes) {
   error_code error;
-  if (chunked) {
-    co_await asio::async_write(stream, chunk, asio::redirect_error(use_awaitable, error));
-  } else {
-    co_await asio::async_write(stream, bytes, asio::redirect_error(use_awaitable, error));
-  }
-  co_return error;
+  bytes->erase(0, socket.write_some(asio::buffer(*bytes), error));
+  return error == asio::error::would_block ? error_code() : error;
 }
 
 // While it lives, on the worker.
@@ -260,6 +277,7 @@ awaitable<void> HttpServer::Impl::Accept() {
     }
     if (static_cast<int>(connections.size()) >= options.max_connections) continue;  // closes it
     socket.set_option(tcp::no_delay(true), error);  // of a client that is gone: reading will tell
+    socket.non_blocking(true, error);
     asio::co_spawn(io, Serve(std::move(socket)), LogFailure());
   }
 }
@@ -354,30 +372,40 @@ HttpResponse HttpServer::Impl::AnswerGet(std::string_view path) {
   return Respond(http::status::ok, openai::ModelsBody(card));
 }
 
-// On the worker.
-awaitable<std::string> HttpServer::Impl::AnswerTokens(std::string_view path,
-                                                      const std::string& body) {
+// A coroutine for the worker: what refuses a request whose job throws. The exception ends where it
+// was thrown: were it handed on, one thread could read it and the other free it, by a count inside
+// libstdc++ that ThreadSanitizer does not see.
+awaitable<std::optional<HttpResponse>> HttpServer::Impl::OnWorker(std::function<void()> job) {
   const WorkerTime counted(worker_cpu_seconds);
+  try {
+    job();
+    co_return std::nullopt;
+  } catch (const Error& error) {
+    co_return Refuse(error);
+  } catch (const std::exception& error) {
+    co_return Refuse(http::status::internal_server_error, error.what());
+  }
+}
+
+// On the worker.
+std::string HttpServer::Impl::AnswerTokens(std::string_view path, const std::string& body) const {
   if (path == "/detokenize")
-    co_return openai::DetokenizeBody(engine->Decode(openai::ParseDetokenize(body)));
+    return openai::DetokenizeBody(engine->Decode(openai::ParseDetokenize(body)));
   const openai::TokenizeRequest request = openai::ParseTokenize(body);
   const auto* text = std::get_if<std::string>(&request.text);
   const std::vector<int32_t> tokens =
       text ? engine->Encode(*text, request.add_special_tokens)
            : EncodeChat(std::get<openai::Conversation>(request.text));
-  co_return openai::TokenizeBody(tokens, engine->max_model_len());
+  return openai::TokenizeBody(tokens, engine->max_model_len());
 }
 
 awaitable<bool> HttpServer::Impl::ServeTokens(Connection& connection, const HttpRequest& message) {
-  HttpResponse response;
-  try {
-    awaitable<std::string> job = AnswerTokens(Path(message), message.body());
-    response =
-        Respond(http::status::ok, co_await asio::co_spawn(worker, std::move(job), use_awaitable));
-  } catch (const Error& error) {
-    response = Refuse(static_cast<http::status>(openai::HttpStatus(error.code())), error.message());
-  }
-  co_return co_await Send(connection, response, KeepAlive(message));
+  std::string body;
+  auto job = OnWorker([&] { body = AnswerTokens(Path(message), message.body()); });
+  std::optional<HttpResponse> response =
+      co_await asio::co_spawn(worker, std::move(job), use_awaitable);
+  if (!response) response = Respond(http::status::ok, std::move(body));
+  co_return co_await Send(connection, *response, KeepAlive(message));
 }
 
 awaitable<bool> HttpServer::Impl::ServeOne(Connection& connection) {
@@ -478,8 +506,7 @@ std::vector<int32_t> HttpServer::Impl::EncodeChat(const openai::Conversation& ch
 }
 
 // On the worker.
-awaitable<Prepared> HttpServer::Impl::Prepare(openai::Api api, const std::string& body) {
-  const WorkerTime counted(worker_cpu_seconds);
+Prepared HttpServer::Impl::Prepare(openai::Api api, const std::string& body) const {
   Prepared out{.request = openai::ParseRequest(api, body, sampling_defaults)};
   if (!out.request.model.empty() && out.request.model != card.name) {
     throw Error(ErrorCode::kNotFound, fmt::format("model: this server has {}, not {}",
@@ -505,13 +532,13 @@ awaitable<Prepared> HttpServer::Impl::Prepare(openai::Api api, const std::string
   }
   out.request.sampling.max_tokens =
       out.request.max_tokens.value_or(static_cast<int>(std::min<int64_t>(by_default, INT32_MAX)));
-  co_return out;
+  return out;
 }
 
 awaitable<bool> HttpServer::Impl::ServeCompletion(Connection& connection,
                                                   const HttpRequest& message, openai::Api api) {
   std::optional<HttpResponse> refusal;
-  std::optional<Prepared> prepared;
+  Prepared prepared;
   const bool full = requests >= options.max_requests;
   const Counted counted(requests);
   if (full) {
@@ -519,24 +546,21 @@ awaitable<bool> HttpServer::Impl::ServeCompletion(Connection& connection,
                      fmt::format("{} requests are waiting already", options.max_requests));
     refusal->set(http::field::retry_after, "1");
   } else {
-    try {
-      awaitable<Prepared> job = Prepare(api, message.body());
-      prepared = co_await asio::co_spawn(worker, std::move(job), use_awaitable);
-    } catch (const Error& error) {
-      const int status = openai::HttpStatus(error.code());
-      refusal = Refuse(static_cast<http::status>(status), error.message());
-    } catch (const std::exception& error) {
-      refusal = Refuse(http::status::internal_server_error, error.what());
-    }
+    auto job = OnWorker([&] { prepared = Prepare(api, message.body()); });
+    refusal = co_await asio::co_spawn(worker, std::move(job), use_awaitable);
   }
   if (refusal) co_return co_await Send(connection, *refusal, KeepAlive(message));
-  co_return co_await Generate(connection, message, *prepared);
+  co_return co_await Generate(connection, message, prepared);
 }
 
-void HttpServer::Impl::Deliver(Mailbox* mailbox, const Event& event) {
-  mailbox->events.push_back(event);
-  mailbox->wake.cancel();
-  if (event.kind == Event::Kind::kFinished && --mailbox->open == 0) mailboxes.erase(mailbox);
+void HttpServer::Impl::Deliver(std::vector<Arrival>& arrivals) {
+  for (Arrival& arrival : arrivals) {
+    Mailbox* const mailbox = arrival.mailbox;
+    const bool is_last = arrival.event.kind == Event::Kind::kFinished;
+    mailbox->events.push_back(std::move(arrival.event));
+    mailbox->wake.cancel();
+    if (is_last && --mailbox->open == 0) mailboxes.erase(mailbox);
+  }
 }
 
 void HttpServer::Impl::WatchForHangUp(Connection& connection,
@@ -544,11 +568,11 @@ void HttpServer::Impl::WatchForHangUp(Connection& connection,
   tcp::socket& socket = connection.stream.socket();
   socket.async_wait(tcp::socket::wait_read, [&connection, mailbox](error_code error) {
     if (error || mailbox->answered) return;
+    mailbox->client_gone = HasHungUp(connection.stream.socket());
     // Otherwise it is the next request already, which would wake this at once for ever: Generate
     // asks at every event.
-    if (!HasHungUp(connection.stream.socket())) return;
-    mailbox->client_gone = true;
-    mailbox->wake.cancel();
+    mailbox->unread = !mailbox->client_gone;
+    if (mailbox->client_gone) mailbox->wake.cancel();
   });
 }
 
@@ -565,7 +589,7 @@ class HttpServer::Impl::Running {
         // Raw pointers: the engine's loop must not be the one who lets go of a timer.
         ids_.push_back(
             server_.engine->Submit(std::move(request), [&server, box](const Event& event) {
-              asio::post(server.io, [&server, box, event] { server.Deliver(box, event); });
+              server.arrived.push_back({box, event});
             }));
         ++box->open;  // on this thread, as Deliver is
       }
@@ -626,7 +650,7 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
                        fmt::format("{}-{:08x}{:08x}", prefix, id_base, next_id++), card.name, Now(),
                        metrics);
   } catch (const Error& error) {
-    response = Refuse(static_cast<http::status>(openai::HttpStatus(error.code())), error.message());
+    response = Refuse(error);
   }
   if (response) co_return co_await Send(connection, *response, keep_alive);
 
@@ -646,14 +670,14 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
   Mailbox& mailbox = running->mailbox();
   std::string out = generation->Begin();
   while (!generation->finished()) {
-    if (error || stopping || mailbox.client_gone || HasHungUp(connection.stream.socket()))
+    if (error || stopping || mailbox.client_gone ||
+        (mailbox.unread && HasHungUp(connection.stream.socket())))
       running->Cancel();
     if (mailbox.events.empty()) {
       error_code ignored;  // the timer never fires, it is only ever cancelled
       co_await mailbox.wake.async_wait(asio::redirect_error(use_awaitable, ignored));
     }
-    for (; !mailbox.events.empty(); mailbox.events.pop_front()) {
-      Event& event = mailbox.events.front();
+    for (Event& event : mailbox.events) {
       const size_t choice = running->ChoiceOf(event);
       const bool is_last = event.kind == Event::Kind::kFinished;
       out += generation->Push(std::move(event), choice);
@@ -664,9 +688,15 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
         running->Stop(choice);
       }
     }
+    mailbox.events.clear();
     if (request.stream && !out.empty() && !running->cancelled()) {
-      connection.stream.expires_after(options.write_timeout);
-      error = co_await Write(connection.stream, out, chunked);
+      if (chunked) out = Chunk(out);
+      error = WriteNow(connection.stream.socket(), &out);
+      if (!error && !out.empty()) {
+        connection.stream.expires_after(options.write_timeout);
+        co_await asio::async_write(connection.stream, asio::buffer(out),
+                                   asio::redirect_error(use_awaitable, error));
+      }
       out.clear();
     }
   }

@@ -112,25 +112,29 @@ class Answer {
     int64_t characters = 0;
     Json prompt_logprobs;  // an array, if they are asked for and not sent yet
     int64_t cached_tokens = 0;
-    Json choice;  // not streaming: once it is finished
+    std::string choice;  // not streaming: once it is finished
   };
 
-  Json Envelope(Json choices) const;
-  Json Choice(size_t index, std::string_view text, Json finish_reason) const;
-  // The choice with all that is pending.
-  std::string Chunk(size_t index, std::string_view text, Json finish_reason);
+  // All of these are parts of JSON texts: an event for every token is put together from pieces,
+  // since a document would cost more than all else that is done for it.
+  std::string Envelope(std::string_view choices, std::string_view more) const;
+  std::string Content(std::string_view text) const;  // a choice's field that has the text
+  // With all that is pending of it.
+  std::string Choice(size_t index, std::string_view content, std::string_view finish_reason);
+  std::string Chunk(size_t index, std::string_view text, std::string_view finish_reason);
   void AddLogprobs(Part& part, int32_t token, std::optional<float> logprob,
                    std::vector<TokenLogprob> top);
-  Json TakeLogprobs(Part& part) const;
-  Json Usage() const;
+  std::string TakeLogprobs(Part& part) const;
+  static std::string TakePromptLogprobs(Part& part);  // a field, or nothing
+  std::string Usage() const;                          // a field
+  std::string StreamedUsage() const;                  // of every event; a field, or nothing
   std::string Body();
 
   Api api_;
   bool stream_, include_usage_, continuous_usage_, echo_;
   std::optional<int> alternatives_, prompt_alternatives_;
   int choices_per_prompt_;
-  std::string id_, model_;
-  int64_t created_;
+  std::string head_;  // the envelope up to its choices
   bool skip_special_tokens_;
   TokenText token_text_;
   int64_t prompt_tokens_ = 0, completion_tokens_ = 0;

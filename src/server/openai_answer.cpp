@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "io/json.h"
 #include "server/openai.h"
@@ -16,16 +18,17 @@ std::string Dump(const OrderedJson& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-std::string Sse(const OrderedJson& json) { return "data: " + Dump(json) + "\n\n"; }
+std::string Sse(std::string_view data) { return fmt::format("data: {}\n\n", data); }
 
+// As JSON.
 const char* Name(FinishReason reason) {
   switch (reason) {
     case FinishReason::kStop:
-      return "stop";
+      return R"("stop")";
     case FinishReason::kLength:
-      return "length";
+      return R"("length")";
     case FinishReason::kCancelled:
-      return "abort";
+      return R"("abort")";
     case FinishReason::kNone:
     case FinishReason::kError:
       break;
@@ -61,9 +64,6 @@ Answer::Answer(const CompletionRequest& request, std::string id, std::string mod
       alternatives_(request.logprobs),
       prompt_alternatives_(request.prompt_logprobs),
       choices_per_prompt_(request.n),
-      id_(std::move(id)),
-      model_(std::move(model)),
-      created_(created),
       skip_special_tokens_(request.skip_special_tokens),
       token_text_(std::move(token_text)) {
   for (const EncodedPrompt& prompt : prompts) {
@@ -74,33 +74,31 @@ Answer::Answer(const CompletionRequest& request, std::string id, std::string mod
     if (echo_ && alternatives_) AddLogprobs(part, prompt.tokens.front(), std::nullopt, {});
     parts_.insert(parts_.end(), request.n, part);
   }
-}
-
-Answer::Json Answer::Envelope(Json choices) const {
   const char* object = api_ == Api::kCompletions ? "text_completion"
                        : stream_                 ? "chat.completion.chunk"
                                                  : "chat.completion";
-  Json json = {{"id", id_},
-               {"object", object},
-               {"created", created_},
-               {"model", model_},
-               {"choices", std::move(choices)}};
-  if (stream_ && include_usage_) json["usage"] = continuous_usage_ ? Usage() : nullptr;
-  return json;
+  head_ = Dump({{"id", id}, {"object", object}, {"created", created}, {"model", model}});
+  head_.pop_back();  // more fields follow
 }
 
-Answer::Json Answer::Choice(size_t index, std::string_view text, Json finish_reason) const {
-  Json choice = {
-      {"index", index}, {"logprobs", nullptr}, {"finish_reason", std::move(finish_reason)}};
-  if (api_ == Api::kCompletions) {
-    choice["text"] = text;
-  } else if (!stream_) {
-    choice["message"] = {{"role", "assistant"}, {"content", text}};
-  } else {
-    choice["delta"] = Json::object();
-    if (!text.empty()) choice["delta"]["content"] = text;
-  }
-  return choice;
+std::string Answer::Envelope(std::string_view choices, std::string_view more) const {
+  return fmt::format(R"({},"choices":[{}]{}}})", head_, choices, more);
+}
+
+std::string Answer::Content(std::string_view text) const {
+  if (stream_ && api_ == Api::kChat && text.empty()) return R"("delta":{})";
+  const std::string quoted = Dump(text);
+  if (api_ == Api::kCompletions) return R"("text":)" + quoted;
+  if (stream_) return fmt::format(R"("delta":{{"content":{}}})", quoted);
+  return fmt::format(R"("message":{{"role":"assistant","content":{}}})", quoted);
+}
+
+std::string Answer::Choice(size_t index, std::string_view content, std::string_view finish_reason) {
+  Part& part = parts_[index];
+  std::string more;
+  if (api_ == Api::kCompletions) more = TakePromptLogprobs(part);
+  return fmt::format(R"({{"index":{},"logprobs":{},"finish_reason":{},{}{}}})", index,
+                     TakeLogprobs(part), finish_reason, content, more);
 }
 
 void Answer::AddLogprobs(Part& part, int32_t token, std::optional<float> logprob,
@@ -110,9 +108,14 @@ void Answer::AddLogprobs(Part& part, int32_t token, std::optional<float> logprob
   part.characters += Characters(token_text_(token, skip_special_tokens_));
 }
 
-Answer::Json Answer::TakeLogprobs(Part& part) const {
-  std::vector<TokenLogprobs> pending = std::exchange(part.pending, {});
-  if (pending.empty()) return nullptr;
+std::string Answer::TakePromptLogprobs(Part& part) {
+  if (part.prompt_logprobs.is_null()) return "";
+  return R"(,"prompt_logprobs":)" + Dump(std::exchange(part.prompt_logprobs, nullptr));
+}
+
+std::string Answer::TakeLogprobs(Part& part) const {
+  if (part.pending.empty()) return "null";
+  const std::vector<TokenLogprobs> pending = std::exchange(part.pending, {});
   if (api_ == Api::kChat) {
     Json content = Json::array();
     const auto entry = [](const std::string& text, float logprob) {
@@ -125,7 +128,7 @@ Answer::Json Answer::TakeLogprobs(Part& part) const {
       content.push_back(entry(token.text, *token.logprob));
       content.back()["top_logprobs"] = std::move(top);
     }
-    return {{"content", std::move(content)}};
+    return Dump({{"content", std::move(content)}});
   }
   Json result = {{"tokens", Json::array()},
                  {"token_logprobs", Json::array()},
@@ -144,10 +147,10 @@ Answer::Json Answer::TakeLogprobs(Part& part) const {
     }
     result["top_logprobs"].push_back(std::move(top));
   }
-  return result;
+  return Dump(result);
 }
 
-Answer::Json Answer::Usage() const {
+std::string Answer::Usage() const {
   int64_t cached = 0;
   for (size_t i = 0; i < parts_.size(); i += choices_per_prompt_) {
     int64_t of_prompt = 0;
@@ -155,19 +158,25 @@ Answer::Json Answer::Usage() const {
       of_prompt = std::max(of_prompt, parts_[i + n].cached_tokens);
     cached += of_prompt;
   }
-  return {{"prompt_tokens", prompt_tokens_},
-          {"completion_tokens", completion_tokens_},
-          {"total_tokens", prompt_tokens_ + completion_tokens_},
-          {"prompt_tokens_details", {{"cached_tokens", cached}}}};
+  return R"(,"usage":)" + Dump({{"prompt_tokens", prompt_tokens_},
+                                {"completion_tokens", completion_tokens_},
+                                {"total_tokens", prompt_tokens_ + completion_tokens_},
+                                {"prompt_tokens_details", {{"cached_tokens", cached}}}});
+}
+
+std::string Answer::StreamedUsage() const {
+  if (!include_usage_) return "";
+  return continuous_usage_ ? Usage() : R"(,"usage":null)";
 }
 
 std::string Answer::Begin() const {
   if (!stream_ || api_ != Api::kChat) return "";
   std::string out;
   for (size_t i = 0; i < parts_.size(); ++i) {
-    Json choice = Choice(i, "", nullptr);
-    choice["delta"] = {{"role", "assistant"}, {"content", ""}};
-    out += Sse(Envelope(Json::array({std::move(choice)})));
+    const std::string choice = fmt::format(
+        R"({{"index":{},"logprobs":null,"finish_reason":null,"delta":{{"role":"assistant","content":""}}}})",
+        i);
+    out += Sse(Envelope(choice, StreamedUsage()));
   }
   return out;
 }
@@ -188,17 +197,13 @@ void Answer::PromptToken(const Event& event, size_t choice) {
   part.prompt_logprobs.push_back(std::move(entry));
 }
 
-std::string Answer::Chunk(size_t index, std::string_view text, Json finish_reason) {
+std::string Answer::Chunk(size_t index, std::string_view text, std::string_view finish_reason) {
   Part& part = parts_[index];
-  Json choice = Choice(index, std::exchange(part.text, "") + std::string(text), finish_reason);
-  choice["logprobs"] = TakeLogprobs(part);
-  Json prompt_logprobs = std::exchange(part.prompt_logprobs, nullptr);
-  if (!prompt_logprobs.is_null() && api_ == Api::kCompletions)
-    choice["prompt_logprobs"] = std::move(prompt_logprobs);
-  Json envelope = Envelope(Json::array({std::move(choice)}));
-  if (!prompt_logprobs.is_null() && api_ == Api::kChat && index == 0)
-    envelope["prompt_logprobs"] = std::move(prompt_logprobs);
-  return Sse(envelope);
+  const std::string choice =
+      Choice(index, Content(std::exchange(part.text, "") + std::string(text)), finish_reason);
+  std::string more = StreamedUsage();
+  if (api_ == Api::kChat && index == 0) more += TakePromptLogprobs(part);
+  return Sse(Envelope(choice, more));
 }
 
 std::string Answer::Token(const Event& event, std::string_view text, size_t choice) {
@@ -210,7 +215,7 @@ std::string Answer::Token(const Event& event, std::string_view text, size_t choi
     return "";
   }
   if (text.empty() && part.pending.empty()) return "";  // a character that is not whole yet
-  return Chunk(choice, text, nullptr);
+  return Chunk(choice, text, "null");
 }
 
 std::string Answer::Finish(const Event& event, std::string_view text, size_t choice) {
@@ -222,30 +227,21 @@ std::string Answer::Finish(const Event& event, std::string_view text, size_t cho
     return "data: " + ErrorBody(500, event.error) + "\n\n" + (last ? "data: [DONE]\n\n" : "");
   }
   if (!stream_) {
-    part.choice = Choice(choice, part.text + std::string(text), Name(event.finish_reason));
-    part.choice["logprobs"] = TakeLogprobs(part);
-    if (prompt_alternatives_ && api_ == Api::kCompletions)
-      part.choice["prompt_logprobs"] = std::move(part.prompt_logprobs);
+    part.choice = Choice(choice, Content(part.text + std::string(text)), Name(event.finish_reason));
     return last ? Body() : "";
   }
   std::string out = Chunk(choice, text, Name(event.finish_reason));
   if (!last) return out;
-  if (include_usage_) {
-    Json usage = Envelope(Json::array());
-    usage["usage"] = Usage();
-    out += Sse(usage);
-  }
+  if (include_usage_) out += Sse(Envelope("", Usage()));
   return out + "data: [DONE]\n\n";
 }
 
 std::string Answer::Body() {
-  Json choices = Json::array();
-  for (Part& one : parts_) choices.push_back(std::move(one.choice));
-  Json body = Envelope(std::move(choices));
-  if (prompt_alternatives_ && api_ == Api::kChat)
-    body["prompt_logprobs"] = std::move(parts_[0].prompt_logprobs);
-  body["usage"] = Usage();
-  return Dump(body);
+  std::string choices;
+  for (const Part& one : parts_) choices += (choices.empty() ? "" : ",") + one.choice;
+  std::string more;
+  if (api_ == Api::kChat) more = TakePromptLogprobs(parts_[0]);
+  return Envelope(choices, more + Usage());
 }
 
 std::string TokenizeBody(std::span<const int32_t> tokens, int64_t max_model_len) {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdio>
 #include <filesystem>
 #include <functional>
@@ -50,6 +51,7 @@ class BenchServeTest : public ::testing::Test {
       outcome.text.append(buffer.data(), n);
     const int status = pclose(pipe);
     outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    EXPECT_EQ(outcome.text.find("Sanitizer"), std::string::npos) << outcome.text;
     if (fs::exists(result) && fs::file_size(result) > 0) outcome.json = ReadJsonFile(result);
     fs::remove(result);
     return outcome;
@@ -281,7 +283,7 @@ TEST_F(BenchServeTest, FailuresAreCountedAndTheFirstIsSaid) {
 }
 
 TEST_F(BenchServeTest, OthersCountWhereSomeFail) {
-  int asked = 0;
+  std::atomic<int> asked = 0;
   ScriptedServer server(WithModel([&](const auto&) {
     return ++asked % 2 ? Stream(std::string(kToken) + kToken + kDone)
                        : Whole("503 Service Unavailable", "full");
@@ -295,7 +297,7 @@ TEST_F(BenchServeTest, OthersCountWhereSomeFail) {
 }
 
 TEST_F(BenchServeTest, WaitsForAServerThatLoads) {
-  int asked = 0;
+  std::atomic<int> asked = 0;
   const auto model = WithModel([](const auto&) { return Stream(std::string(kToken) + kDone); });
   ScriptedServer server([&](const std::string& path) {
     return path == "/v1/models" && ++asked < 3 ? Whole("503 Service Unavailable", "loading")

@@ -39,6 +39,7 @@ class CliTest : public ::testing::Test {
     const int status = pclose(pipe);
     outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
     outcome.err = Read(err);
+    EXPECT_EQ(outcome.err.find("Sanitizer"), std::string::npos) << outcome.err;
     return outcome;
   }
 

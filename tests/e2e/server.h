@@ -2,18 +2,23 @@
 #pragma once
 
 #include <arpa/inet.h>
-#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
+#include <chrono>
+#include <exception>
+#include <iostream>
+#include <stdexcept>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "io/json.h"
@@ -21,6 +26,11 @@
 namespace octavo {
 
 constexpr int kPatienceMs = 60'000;  // a server that hangs fails the test, slowness does not
+#ifdef __SANITIZE_THREAD__
+constexpr bool kThreadSanitizer = true;  // about ten times slower
+#else
+constexpr bool kThreadSanitizer = false;
+#endif
 
 // A connection to 127.0.0.1.
 class Client {
@@ -52,13 +62,11 @@ class Client {
     return true;
   }
 
-  // More bytes of what the server sends; false at its end, or when patience is.
+  // More bytes of what the server sends; false at its end. Throws if it is silent, so that no test
+  // goes on asking.
   bool Receive(std::string* out) {
     pollfd wait{fd_, POLLIN, 0};
-    if (poll(&wait, 1, kPatienceMs) <= 0) {
-      ADD_FAILURE() << "the server is silent";
-      return false;
-    }
+    if (poll(&wait, 1, kPatienceMs) <= 0) throw std::runtime_error("the server is silent");
     std::array<char, 16384> buffer;
     const ssize_t n = recv(fd_, buffer.data(), buffer.size(), 0);
     if (n > 0) out->append(buffer.data(), static_cast<size_t>(n));
@@ -102,7 +110,7 @@ inline Reply ParseReply(const std::string& text) {
 
 inline Reply Exchange(int port, const std::string& bytes) {
   Client client(port);
-  EXPECT_TRUE(client.connected());
+  if (!client.connected()) throw std::runtime_error("the server is gone");
   client.Send(bytes);  // a server that refuses need not read it all
   std::string text;
   while (client.Receive(&text)) continue;
@@ -120,87 +128,111 @@ inline std::string Get(const std::string& path, const std::string& more = "") {
   return "GET " + path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + more + "\r\n";
 }
 
-// A server on a free port.
+// A server on a free port. Its log is a file, which a report of any length fits in; a test that
+// fails shows it.
 class Server {
  public:
-  explicit Server(const std::vector<std::string>& flags) {
-    int pipe_ends[2];
-    EXPECT_EQ(pipe2(pipe_ends, O_CLOEXEC), 0);
+  explicit Server(const std::vector<std::string>& flags)
+      : log_fd_(memfd_create("log", MFD_CLOEXEC)) {
+    std::vector<std::string> words = {OCTAVO_PROGRAM, "serve", "--port", "0", "--threads", "2"};
+    words.insert(words.end(), flags.begin(), flags.end());
+    std::vector<char*> arguments;
+    for (std::string& word : words) arguments.push_back(word.data());
+    arguments.push_back(nullptr);
     pid_ = fork();
     if (pid_ == 0) {
       prctl(PR_SET_PDEATHSIG, SIGKILL);
-      dup2(pipe_ends[1], STDERR_FILENO);
-      std::vector<std::string> words = {OCTAVO_PROGRAM, "serve", "--port", "0", "--threads", "2"};
-      words.insert(words.end(), flags.begin(), flags.end());
-      std::vector<char*> arguments;
-      for (std::string& word : words) arguments.push_back(word.data());
-      arguments.push_back(nullptr);
+      dup2(log_fd_, STDERR_FILENO);
       execv(OCTAVO_PROGRAM, arguments.data());
       _exit(127);
     }
-    close(pipe_ends[1]);
-    log_fd_ = pipe_ends[0];
     const std::string address = "http://127.0.0.1:";
-    while (ReadLog()) {
-      const size_t at = log_.find(address);
-      if (at == log_.npos || log_.find('\n', at) == log_.npos) continue;
-      port_ = std::stoi(log_.substr(at + address.size()));
-      break;
+    const std::string line = LineOfLog(address);
+    if (line.empty()) {
+      ADD_FAILURE() << "no server; its log:\n" << log();
+    } else {
+      port_ = std::stoi(line.substr(line.find(address) + address.size()));
     }
-    EXPECT_NE(port_, 0) << log_;
   }
 
   ~Server() {
-    if (pid_ > 0 && ::testing::Test::HasFailure()) {  // it may never drain
-      Signal(SIGKILL);
+    if (::testing::Test::HasFailure() || std::uncaught_exceptions() > 0) {
+      Signal(SIGKILL);  // it may never drain
       Wait();
-    } else if (pid_ > 0) {
+      std::cerr << "the server's log:\n" << log() << std::endl;
+    } else {
       Signal(SIGTERM);
-      EXPECT_EQ(Wait(), 0) << log_;
+      EXPECT_EQ(Wait(), 0) << log();
     }
     close(log_fd_);
   }
   Server(const Server&) = delete;
 
   int port() const { return port_; }
-  const std::string& log() const { return log_; }
 
-  void Signal(int signal) { kill(pid_, signal); }
+  std::string log() const {
+    std::string text;
+    std::array<char, 4096> buffer;
+    for (;;) {
+      const auto at = static_cast<off_t>(text.size());
+      const ssize_t n = pread(log_fd_, buffer.data(), buffer.size(), at);
+      if (n <= 0) return text;
+      text.append(buffer.data(), static_cast<size_t>(n));
+    }
+  }
+
+  void Signal(int signal) {
+    if (!Ended()) kill(pid_, signal);
+  }
 
   // Its exit code.
   int Wait() {
-    while (ReadLog()) continue;
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    pid_ = -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+    const Clock::time_point patience = Clock::now() + std::chrono::milliseconds(kPatienceMs);
+    while (!Ended()) {
+      if (Clock::now() > patience) {
+        ADD_FAILURE() << "the server hangs; its log:\n" << log();
+        Signal(SIGKILL);
+      }
+      std::this_thread::sleep_for(kPause);
+    }
+    return code_;
   }
 
-  bool WaitForLog(const std::string& line) {
-    while (log_.find(line) == log_.npos) {
-      if (!ReadLog()) return false;
-    }
-    return true;
-  }
+  bool WaitForLog(const std::string& text) { return !LineOfLog(text).empty(); }
 
  private:
-  bool ReadLog() {
-    pollfd wait{log_fd_, POLLIN, 0};
-    if (poll(&wait, 1, kPatienceMs) <= 0) {
-      ADD_FAILURE() << "the server hangs; its log:\n" << log_;
-      kill(pid_, SIGKILL);
-      return false;
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::milliseconds kPause{2};
+
+  bool Ended() {
+    int status = 0;
+    if (pid_ > 0 && waitpid(pid_, &status, WNOHANG) == pid_) {
+      code_ = WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+      pid_ = -1;
     }
-    std::array<char, 4096> buffer;
-    const ssize_t n = read(log_fd_, buffer.data(), buffer.size());
-    if (n > 0) log_.append(buffer.data(), static_cast<size_t>(n));
-    return n > 0;
+    return pid_ < 0;
   }
 
-  pid_t pid_ = -1;
-  int log_fd_ = -1;
+  // The first that has `text` in it, once it is there; empty if it never comes.
+  std::string LineOfLog(const std::string& text) {
+    const Clock::time_point patience = Clock::now() + std::chrono::milliseconds(kPatienceMs);
+    for (;;) {
+      const bool last = Ended() || Clock::now() > patience;
+      const std::string all = log();
+      const size_t at = all.find(text), end = all.find('\n', at);
+      if (at != all.npos && end != all.npos) {
+        const size_t begin = all.rfind('\n', at) + 1;  // npos + 1 is 0
+        return all.substr(begin, end - begin);
+      }
+      if (last) return "";
+      std::this_thread::sleep_for(kPause);
+    }
+  }
+
+  pid_t pid_ = -1;  // while it runs
+  int code_ = 0;
+  const int log_fd_;
   int port_ = 0;
-  std::string log_;
 };
 
 }  // namespace octavo
