@@ -85,7 +85,9 @@ def report(args):
     runs = [json.load(open(path)) for path in args.runs]
     bandwidth = next(run["read_bandwidth"] for run in runs if "read_bandwidth" in run)
     rows = [row for run in runs for row in run["rows"]]
-    rows.sort(key=lambda row: ("prefill", "decode", "append", "matmul").index(row["group"]))
+    groups = list(dict.fromkeys(["prefill", "decode"] + [row["group"] for row in rows]))
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    rows.sort(key=lambda row: (groups.index(row["group"]), names.index(row["name"])))
     lines = [f"{runs[0]['device']}, reads {bandwidth * 1e-9:.0f} GB/s in this run.", "",
              "| work | kernel | us | TFLOP/s | GB/s | % of read bandwidth |", "|---|---|---|---|---|---|"]
     for row in rows:
