@@ -10,6 +10,8 @@
 #include <fstream>
 #include <map>
 #include <mutex>
+#include <thread>
+#include <utility>
 
 #include "base/error.h"
 #include "engine/testing.h"
@@ -46,6 +48,32 @@ std::vector<std::vector<int32_t>> RunAll(const EngineOptions& options, bool toge
     out.push_back(result.tokens);
   }
   return out;
+}
+
+// The first request's first token submits the others, which run in the same steps from then on.
+TEST(EngineTest, AfterCallbacksFollowsEveryStepsEvents) {
+  auto engine = Engine::Create(Options());
+  std::vector<RequestId> pending;  // both on the loop
+  std::vector<std::vector<RequestId>> steps;
+  engine->AfterCallbacks([&] {
+    if (!pending.empty()) steps.push_back(std::exchange(pending, {}));
+  });
+  const auto request = [](int tokens) {
+    return Request{RandomPrompt(5, 1), {.max_tokens = tokens, .ignore_eos = true}};
+  };
+  const auto note = [&](const Event& event) { pending.push_back(event.request); };
+  engine->Submit(request(8), [&](const Event& event) {
+    note(event);
+    if (event.position == 5) {
+      for (int i = 0; i < 2; ++i) engine->Submit(request(4), note);
+    }
+  });
+  while (engine->stats().generated_tokens < 16) std::this_thread::yield();
+  engine.reset();
+  EXPECT_TRUE(pending.empty());
+  const std::vector<std::vector<RequestId>> expected = {
+      {1}, {1, 2, 3}, {1, 2, 3}, {1, 2, 3}, {1, 2, 2, 3, 3}, {1}, {1}, {1, 1}};
+  EXPECT_EQ(steps, expected);
 }
 
 class EngineFamilies : public ::testing::TestWithParam<const char*> {};
