@@ -5,6 +5,7 @@ ttft_plot.py RUN.json... --svg PATH
 """
 import argparse
 import html
+import itertools
 import json
 import pathlib
 
@@ -15,7 +16,7 @@ COLOURS = ["#d08030", "#4878a8", "#58a058", "#b05050"]
 def plot(runs):
     """runs: name -> seconds to the first token of each request."""
     slowest = max(max(ttfts) for ttfts in runs.values())
-    tick = next(t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if slowest / t <= 8)
+    tick = next(t for t in (m * 10.0 ** e for e in itertools.count(-3) for m in (1, 2, 5)) if slowest / t <= 8)
     out = []
     for i in range(int(slowest / tick) + 1):
         y = TOP + HEIGHT - i * tick / slowest * HEIGHT
@@ -24,7 +25,7 @@ def plot(runs):
     for percent in (0, 25, 50, 75, 99):
         x = LEFT + WIDTH * percent / 100
         out.append(f'<text x="{x:.1f}" y="{TOP + HEIGHT + 16}" text-anchor="middle">{percent} %</text>')
-    for (name, ttfts), colour in zip(runs.items(), COLOURS):
+    for (name, ttfts), colour in zip(runs.items(), itertools.cycle(COLOURS)):
         ttfts = sorted(ttfts)
         points = " ".join(f"{LEFT + WIDTH * i / len(ttfts):.1f},{TOP + HEIGHT * (1 - t / slowest):.1f}"
                           for i, t in enumerate(ttfts))
