@@ -32,11 +32,14 @@ struct Shared {
 };
 constexpr int kSharedBytes = sizeof(Shared) + 1024;  // the swizzle counts from multiples of 1024
 
+// What fills the stages: so many arrivals make one full, with so many registers per thread.
 // [experts, outs, k] of a tile's first and last 128 outputs.
 struct BFloat16Weights {
+  static constexpr int kArrivals = 1, kRegisters = 40;
   CUtensorMap first, second;
 };
 struct Mxfp4Weights {
+  static constexpr int kWarps = 4, kArrivals = 1 + kWarps, kRegisters = 56;
   const std::byte *first, *second;  // of expert 0
   int64_t stride;                   // from expert to expert, bytes
   int outs;
@@ -92,9 +95,6 @@ struct Steps {
 
 // ---- bfloat16: one thread
 
-constexpr int kFillArrivals(BFloat16Weights*) { return 1; }
-constexpr int kFillRegisters(BFloat16Weights*) { return 40; }
-
 __device__ void FillStages(const Product<BFloat16Weights>& product, const ExpertsParams& p,
                            Shared& shared) {
   if (threadIdx.x % 128 != 0) return;
@@ -115,7 +115,7 @@ __device__ void FillStages(const Product<BFloat16Weights>& product, const Expert
 
 // ---- MXFP4: a warp widens four of a stage's 16 tiles of 16 outputs
 
-constexpr int kFillWarps = 4, kWarpTiles = kOuts / mxfp4::kTileRows / kFillWarps;
+constexpr int kWarpTiles = kOuts / mxfp4::kTileRows / Mxfp4Weights::kWarps;
 constexpr int kPrefetchSteps = 4;
 static_assert(kStepK == mxfp4::kTileColumns);
 
@@ -132,9 +132,6 @@ __device__ __forceinline__ void PutWidened(const Mxfp4Piece& piece, std::byte* t
     *reinterpret_cast<uint4*>(at + 8 * kRowBytes) = piece.High(half);
   }
 }
-
-constexpr int kFillArrivals(Mxfp4Weights*) { return 1 + kFillWarps; }
-constexpr int kFillRegisters(Mxfp4Weights*) { return 56; }
 
 __device__ void FillStages(const Product<Mxfp4Weights>& product, const ExpertsParams& p,
                            Shared& shared) {
@@ -262,12 +259,11 @@ __global__ __launch_bounds__(kThreads, 1) void many_experts_kernel(
     const __grid_constant__ Product<Weights> product, const __grid_constant__ ExpertsParams p) {
   extern __shared__ uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>(AlignShared<1024>(memory));
-  constexpr Weights* kWeights = nullptr;
-  constexpr int kRegisters = kFillRegisters(kWeights);
+  constexpr int kRegisters = Weights::kRegisters;
   const int group = static_cast<int>(threadIdx.x / 128);
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
-      BarrierInit(&shared.full[i], kFillArrivals(kWeights));
+      BarrierInit(&shared.full[i], Weights::kArrivals);
       BarrierInit(&shared.empty[i], 4 * kConsumers);
     }
     BarrierInitFence();
