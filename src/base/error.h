@@ -44,6 +44,14 @@ std::string JoinValues(const Ts&... values) {
   return out.str();
 }
 }  // namespace internal
+
+// Throws Error unless `condition`: "name: expected ..., found ...".
+template <typename T>
+void Require(bool condition, const std::string& name, const std::string& expected, const T& found) {
+  if (condition) return;
+  throw Error(ErrorCode::kInvalidArgument,
+              name + ": expected " + expected + ", found" + internal::JoinValues(found));
+}
 }  // namespace octavo
 
 // OCTAVO_CHECK(a == b, a, b): aborts with file, line, condition and the values if the condition is

@@ -6,7 +6,7 @@
 namespace octavo::cli {
 
 int BenchDecode(const BenchDecodeOptions& options) {
-  const OutputFile json(options.json);
+  OutputFile json(options.json);
   const DecodeBenchReport report = octavo::BenchDecode(options.bench);
   fmt::print("{}", DecodeBenchTable(report));
   if (json) json.Write(DecodeBenchJson(report));

@@ -7,7 +7,7 @@
 namespace octavo::cli {
 
 int BenchLatency(const BenchLatencyOptions& options) {
-  const OutputFile json(options.json), html(options.html);
+  OutputFile json(options.json), html(options.html);
   const LatencyReport report = octavo::BenchLatency(options.bench, ProgressBar("requests"));
   fmt::print("{}", LatencyTable(report));
   if (json) json.Write(LatencyJson(report));

@@ -28,7 +28,7 @@ std::string ResultPath(const BenchServeOptions& options, const std::string& date
 
 int BenchServe(const BenchServeOptions& options) {
   const std::string date = fmt::format("{:%Y%m%d-%H%M%S}", fmt::localtime(std::time(nullptr)));
-  const OutputFile json(ResultPath(options, date));
+  OutputFile json(ResultPath(options, date));
   ServeBenchOptions bench = options.bench;
   if (bench.base_url.empty())
     bench.base_url = fmt::format("http://{}:{}", options.host, options.port);

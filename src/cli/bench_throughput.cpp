@@ -7,7 +7,7 @@
 namespace octavo::cli {
 
 int BenchThroughput(const BenchThroughputOptions& options) {
-  const OutputFile json(options.json);
+  OutputFile json(options.json);
   const ThroughputReport report = octavo::BenchThroughput(options.bench, ProgressBar("requests"));
   fmt::print("{}", ThroughputTable(report));
   if (json) json.Write(ThroughputJson(report));

@@ -6,7 +6,7 @@
 
 namespace octavo::cli {
 int EvalNeedle(const EvalNeedleOptions& options) {
-  const OutputFile json(options.json), html(options.html);
+  OutputFile json(options.json), html(options.html);
   const NeedleReport report = octavo::EvalNeedle(options.eval, ProgressBar("prompts"));
   fmt::print("{}", NeedleTable(report));
   if (json) json.Write(NeedleJson(report));

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
@@ -346,8 +347,24 @@ void AddBenchServeLoad(CLI::App* app, ServeBenchOptions& b) {
       ->capture_default_str()
       ->group(group);
   app->add_flag("--ignore-eos", b.ignore_eos, "answers go on to their full length")->group(group);
+  app->add_option("--extra-body", b.extra_body, "a JSON object of more fields for every request")
+      ->group(group);
   app->add_option("--temperature", b.temperature, "default: the server's")->group(group);
   app->add_option("--seed", b.seed, "of prompts and arrivals")->capture_default_str()->group(group);
+}
+
+// "ttft:200": a metric and its milliseconds.
+std::pair<std::string, double> GoodputLimit(const std::string& text) {
+  const size_t colon = text.find(':');
+  const std::string metric = text.substr(0, colon);
+  const char* const end = text.data() + text.size();
+  double ms = 0;
+  const bool known = metric == "ttft" || metric == "tpot" || metric == "e2el";
+  if (known && colon != text.npos) {
+    const auto [rest, error] = std::from_chars(text.data() + colon + 1, end, ms);
+    if (error == std::errc() && rest == end) return {metric, ms};
+  }
+  throw CLI::ValidationError("--goodput", "expected ttft:MS, tpot:MS or e2el:MS, found " + text);
 }
 
 void AddBenchServe(CLI::App& bench, int& code) {
@@ -364,7 +381,11 @@ void AddBenchServe(CLI::App& bench, int& code) {
   app->add_option("--base-url", b.base_url, "http://host[:port][/path]; default: --host, --port");
   app->add_option("--host", o->host)->capture_default_str();
   app->add_option("--port", o->port)->check(CLI::Range(1, 65535))->capture_default_str();
-  app->add_option("--endpoint", b.endpoint, "or /v1/chat/completions")->capture_default_str();
+  app->add_option("--backend", b.backend,
+                  "vllm or openai (completions) or openai-chat; default: by --endpoint")
+      ->check(CLI::IsMember({"vllm", "openai", "openai-chat"}));
+  auto* endpoint = app->add_option("--endpoint", b.endpoint,
+                                   "/v1/completions, or with openai-chat /v1/chat/completions");
   app->add_option("--api-key", b.api_key, "default: the environment's OPENAI_API_KEY")
       ->envname("OPENAI_API_KEY");
   app->add_option("--model", b.model, "default: the first of /v1/models");
@@ -388,6 +409,15 @@ void AddBenchServe(CLI::App& bench, int& code) {
       ->delimiter(',')
       ->capture_default_str()
       ->group(group);
+  app->add_option_function<std::vector<std::string>>(
+         "--goodput",
+         [&b](const std::vector<std::string>& limits) {
+           for (const std::string& limit : limits) b.goodput.insert(GoodputLimit(limit));
+         },
+         "also count the requests per second that keep within so many milliseconds, e.g. ttft:3000 "
+         "tpot:50 e2el:60000")
+      ->type_name("METRIC:MS")
+      ->group(group);
   auto* save = app->add_flag("--save-result", o->save_result, "write a JSON file")->group(group);
   app->add_flag("--save-detailed", o->save_detailed, "with every request in it")
       ->needs(save)
@@ -396,7 +426,24 @@ void AddBenchServe(CLI::App& bench, int& code) {
   app->add_option("--result-filename", o->result_filename, "default: named after load and time")
       ->needs(save)
       ->group(group);
-  app->callback([o, &code] { code = BenchServe(*o); });
+  app->add_option_function<std::vector<std::string>>(
+         "--metadata",
+         [&b](const std::vector<std::string>& fields) {
+           for (const std::string& field : fields) {
+             const size_t equals = field.find('=');
+             if (equals == field.npos)
+               throw CLI::ValidationError("--metadata", "expected KEY=VALUE, found " + field);
+             b.metadata.emplace_back(field.substr(0, equals), field.substr(equals + 1));
+           }
+         },
+         "fields for the JSON file")
+      ->type_name("KEY=VALUE")
+      ->needs(save)
+      ->group(group);
+  app->callback([o, endpoint, &code] {
+    if (o->bench.backend == "openai-chat" && !*endpoint) o->bench.endpoint = "/v1/chat/completions";
+    code = BenchServe(*o);
+  });
 }
 
 void AddBenchThroughput(CLI::App& bench, int& code) {

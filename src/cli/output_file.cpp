@@ -1,5 +1,6 @@
 #include "cli/output_file.h"
 
+#include <filesystem>
 #include <fstream>
 
 #include <fmt/core.h>
@@ -9,10 +10,19 @@
 namespace octavo::cli {
 
 OutputFile::OutputFile(std::string path) : path_(std::move(path)) {
-  if (!path_.empty() && !std::ofstream(path_, std::ios::app)) Write("");
+  if (path_.empty()) return;
+  std::error_code ignored;
+  placeholder_ = !std::filesystem::exists(path_, ignored);
+  if (!std::ofstream(path_, std::ios::app)) Write("");
 }
 
-void OutputFile::Write(const std::string& text) const {
+OutputFile::~OutputFile() {
+  std::error_code ignored;
+  if (placeholder_) std::filesystem::remove(path_, ignored);
+}
+
+void OutputFile::Write(const std::string& text) {
+  placeholder_ = false;
   std::ofstream file(path_, std::ios::binary);
   if (!(file << text).flush())
     throw Error(ErrorCode::kInvalidArgument, fmt::format("cannot write {}", path_));

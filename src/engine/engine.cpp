@@ -28,13 +28,6 @@ double SecondsSince(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-void Require(bool condition, const char* field, const std::string& expected, auto found) {
-  if (!condition) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("{}: expected {}, found {}", field, expected, found));
-  }
-}
-
 void CheckSampling(const SamplingParams& p, int64_t vocab) {
   Require(p.max_tokens >= 0, "max_tokens", "at least 0", p.max_tokens);
   Require(std::isfinite(p.temperature) && p.temperature >= 0, "temperature",

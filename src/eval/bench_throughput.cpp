@@ -24,13 +24,6 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kRandomPrompts = 64;
 
-void Require(bool condition, const char* flag, const std::string& expected, auto found) {
-  if (!condition) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("{}: expected {}, found {}", flag, expected, found));
-  }
-}
-
 Request MakeRequest(std::vector<int32_t> prompt, int output_len) {
   return {.prompt = std::move(prompt),
           .sampling = {.max_tokens = output_len, .temperature = 0, .ignore_eos = true}};
@@ -80,13 +73,13 @@ std::vector<Request> DatasetRequests(const ThroughputBenchOptions& options) {
       text = prompt.get<std::string>();
     }
     std::vector<int32_t> ids = tokenizer.Encode(text);
-    Require(!ids.empty(), where.c_str(), "a prompt of at least one token", "none");
+    Require(!ids.empty(), where, "a prompt of at least one token", "none");
     requests.push_back(MakeRequest(std::move(ids), options.output_len));
     if (std::ssize(requests) == options.num_prompts) break;
   }
   Require(!requests.empty() &&
               (options.num_prompts == 0 || std::ssize(requests) == options.num_prompts),
-          options.dataset.c_str(),
+          options.dataset,
           options.num_prompts ? fmt::format("{} prompts (--num-prompts)", options.num_prompts)
                               : "a prompt per line",
           requests.size());
@@ -179,7 +172,7 @@ std::vector<Request> ThroughputRequests(const ThroughputBenchOptions& options,
       options.dataset.empty() ? RandomRequests(options, spec.vocab) : DatasetRequests(options);
   Require(
       Longest(requests) <= spec.max_position_embeddings,
-      options.dataset.empty() ? "--input-len" : options.dataset.c_str(),
+      options.dataset.empty() ? "--input-len" : options.dataset,
       fmt::format("prompts that fit with --output-len in the model's max_position_embeddings, {}",
                   spec.max_position_embeddings),
       fmt::format("{} tokens", Longest(requests)));

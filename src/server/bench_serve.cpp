@@ -24,16 +24,12 @@ Clock::duration Duration(double seconds) {
   return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
 }
 
-void Require(bool condition, const char* flag, const char* expected, auto found) {
-  if (!condition) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("{}: expected {}, found {}", flag, expected, found));
-  }
-}
-
 void CheckOptions(const ServeBenchOptions& o) {
   Require(o.endpoint.starts_with('/'), "--endpoint", "a path that begins with /",
           Quote(o.endpoint));
+  Require(o.backend.empty() || (o.backend == "openai-chat") == o.is_chat(), "--backend",
+          o.is_chat() ? "openai-chat, for such an --endpoint" : "openai, for such an --endpoint",
+          Quote(o.backend));
   Require(o.random_range_ratio >= 0 && o.random_range_ratio < 1, "--random-range-ratio",
           "a number in [0, 1)", o.random_range_ratio);
   Require(o.request_rate >= 0.01, "--request-rate", "at least 0.01 per second, or inf",
@@ -46,6 +42,8 @@ void CheckOptions(const ServeBenchOptions& o) {
           "--request-timeout-sec", "seconds in (0, 1e6]", o.request_timeout_sec);
   for (const double p : o.metric_percentiles)
     Require(p >= 0 && p <= 100, "--metric-percentiles", "numbers in [0, 100]", p);
+  for (const auto& [metric, ms] : o.goodput)
+    Require(ms >= 0, "--goodput", metric + " in milliseconds, at least 0", ms);
 }
 
 // What a chat is sent for random ids without a tokenizer: words of a letter, about a token each.
@@ -58,7 +56,14 @@ std::string Letters(std::span<const int32_t> ids) {
   return text;
 }
 
-std::string RequestBody(const ServeBenchOptions& o, const std::string& model,
+Json ExtraBody(const ServeBenchOptions& o) {
+  if (o.extra_body.empty()) return Json::object();
+  const Json extra = ParseJson(o.extra_body, "--extra-body");
+  Require(extra.is_object(), "--extra-body", "a JSON object", extra.type_name());
+  return extra;
+}
+
+std::string RequestBody(const ServeBenchOptions& o, const Json& extra, const std::string& model,
                         const std::optional<Tokenizer>& tokenizer, const RandomPrompt& prompt) {
   Json body = {{"model", model},
                {"max_tokens", prompt.output_len},
@@ -72,6 +77,7 @@ std::string RequestBody(const ServeBenchOptions& o, const std::string& model,
   }
   if (o.temperature) body["temperature"] = *o.temperature;
   if (o.ignore_eos) body["ignore_eos"] = true;
+  body.update(extra);
   return body.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
@@ -256,6 +262,7 @@ int ServeReport::completed() const {
 
 ServeReport BenchServe(const ServeBenchOptions& options, const ServeProgress& progress) {
   CheckOptions(options);
+  const Json extra = ExtraBody(options);
   std::optional<Tokenizer> tokenizer;
   if (!options.tokenizer.empty()) tokenizer = Tokenizer::FromFolder(options.tokenizer);
   const std::vector<RandomPrompt> prompts =
@@ -268,7 +275,7 @@ ServeReport BenchServe(const ServeBenchOptions& options, const ServeProgress& pr
 
   std::vector<std::string> bodies;
   for (const RandomPrompt& prompt : prompts)
-    bodies.push_back(RequestBody(options, report.model, tokenizer, prompt));
+    bodies.push_back(RequestBody(options, extra, report.model, tokenizer, prompt));
   WarmUp(client, options, std::span(bodies).subspan(options.num_prompts));
   const std::optional<ServerCost> before = AskServerCost(client);
   Load load(client, options, std::span(bodies).first(options.num_prompts), due, progress);

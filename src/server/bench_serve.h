@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -19,6 +20,7 @@ namespace octavo {
 struct ServeBenchOptions {
   std::string base_url;                      // http://host[:port][/path]
   std::string endpoint = "/v1/completions";  // or one that ends in /chat/completions
+  std::string backend;  // as the result names it: vllm or openai, openai-chat; empty: by endpoint
   std::string api_key;
   std::string model;      // empty: the first of /v1/models
   std::string tokenizer;  // a folder with tokenizer.json; empty: ids below 256
@@ -31,11 +33,15 @@ struct ServeBenchOptions {
   int max_concurrency = 0;  // 0: no limit
   bool ignore_eos = false;
   std::optional<double> temperature;  // absent: the server's default
+  std::string extra_body;             // a JSON object of more fields for every request; or empty
   uint64_t seed = 0;
   double ready_check_timeout_sec = 600;
   double request_timeout_sec = 600;                                       // of silence
   std::vector<std::string> percentile_metrics = {"ttft", "tpot", "itl"};  // and e2el
   std::vector<double> metric_percentiles = {99};
+  // A request is good whose metrics (ttft, tpot, e2el) take at most so many milliseconds.
+  std::map<std::string, double> goodput;
+  std::vector<std::pair<std::string, std::string>> metadata;  // fields for the result
 
   bool is_chat() const { return endpoint.ends_with("/chat/completions"); }
 };

@@ -37,25 +37,42 @@ Totals TotalsOf(const ServeReport& report) {
   return totals;
 }
 
-// Milliseconds.
+// One request's, in milliseconds: itl has one per gap, tpot none for a single token.
+std::vector<double> Values(const ServedRequest& r, const std::string& metric) {
+  if (metric == "ttft") return {1e3 * r.ttft};
+  if (metric == "e2el") return {1e3 * r.latency};
+  if (metric == "itl") {
+    std::vector<double> gaps = r.itl;
+    for (double& gap : gaps) gap *= 1e3;
+    return gaps;
+  }
+  OCTAVO_CHECK(metric == "tpot", metric);
+  if (r.output_len <= 1) return {};
+  return {1e3 * (r.latency - r.ttft) / static_cast<double>(r.output_len - 1)};
+}
+
 std::vector<double> Values(const ServeReport& report, const std::string& metric) {
   std::vector<double> values;
   for (const ServedRequest& r : report.requests) {
     if (!r.error.empty()) continue;
-    if (metric == "ttft") {
-      values.push_back(1e3 * r.ttft);
-    } else if (metric == "e2el") {
-      values.push_back(1e3 * r.latency);
-    } else if (metric == "itl") {
-      for (const double gap : r.itl) values.push_back(1e3 * gap);
-    } else if (metric == "tpot") {
-      if (r.output_len > 1)
-        values.push_back(1e3 * (r.latency - r.ttft) / static_cast<double>(r.output_len - 1));
-    } else {
-      OCTAVO_CHECK(false, metric);
-    }
+    const std::vector<double> more = Values(r, metric);
+    values.insert(values.end(), more.begin(), more.end());
   }
   return values;
+}
+
+// Good requests per second.
+double Goodput(const ServeReport& report) {
+  const auto good = [&](const ServedRequest& r) {
+    return r.error.empty() && std::all_of(report.options.goodput.begin(),
+                                          report.options.goodput.end(), [&](const auto& limit) {
+                                            const std::vector<double> values =
+                                                Values(r, limit.first);
+                                            return values.empty() || values.front() <= limit.second;
+                                          });
+  };
+  return static_cast<double>(std::count_if(report.requests.begin(), report.requests.end(), good)) /
+         report.duration;
 }
 
 const std::map<std::string, std::string> kTitles = {{"ttft", "Time to First Token"},
@@ -134,6 +151,7 @@ std::string ServeTable(const ServeReport& report) {
   out += Row("Total input tokens", totals.input);
   out += Row("Total generated tokens", totals.output);
   out += Row("Request throughput (req/s)", completed / report.duration);
+  if (!o.goodput.empty()) out += Row("Request goodput (req/s)", Goodput(report));
   out += Row("Output token throughput (tok/s)", output / report.duration);
   out += Row("Peak output token throughput (tok/s)", totals.peak_output);
   out += Row("Peak concurrent requests", int64_t{report.max_concurrent});
@@ -168,7 +186,9 @@ std::string ServeJson(const ServeReport& report, const std::string& date, bool d
   const double input = static_cast<double>(totals.input);
   const double output = static_cast<double>(totals.output);
   const int completed = report.completed();
-  const char* backend = o.is_chat() ? "openai-chat" : "openai";
+  const std::string backend = !o.backend.empty() ? o.backend
+                              : o.is_chat()      ? "openai-chat"
+                                                 : "openai";
   OrderedJson json = {
       {"date", date},
       {"endpoint_type", backend},
@@ -187,7 +207,7 @@ std::string ServeJson(const ServeReport& report, const std::string& date, bool d
       {"total_input_tokens", totals.input},
       {"total_output_tokens", totals.output},
       {"request_throughput", completed / report.duration},
-      {"request_goodput", nullptr},
+      {"request_goodput", o.goodput.empty() ? OrderedJson() : OrderedJson(Goodput(report))},
       {"output_throughput", output / report.duration},
       {"total_token_throughput", (input + output) / report.duration},
       {"max_output_tokens_per_s", totals.peak_output},
@@ -201,6 +221,7 @@ std::string ServeJson(const ServeReport& report, const std::string& date, bool d
     for (size_t i = 0; i < summary.percentiles.size(); ++i)
       json[fmt::format("p{}_{}_ms", o.metric_percentiles[i], metric)] = summary.percentiles[i];
   }
+  for (const auto& [key, value] : o.metadata) json[key] = value;
   if (detailed) AddRequests(json, report);
   if (const auto& cost = report.cost) {
     json["octavo_steps"] = static_cast<int64_t>(cost->steps);

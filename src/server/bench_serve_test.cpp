@@ -148,6 +148,7 @@ TEST(ServeReportTest, FiguresOfTheJson) {
       {"total_input_tokens", 30},
       {"total_output_tokens", 4},
       {"request_throughput", 0.5},
+      {"request_goodput", nullptr},
       {"output_throughput", 1.0},
       {"total_token_throughput", 8.5},
       // In the second from 1 to 2 come two tokens of the first answer and one of the last.
@@ -177,6 +178,23 @@ TEST(ServeReportTest, FiguresOfTheJson) {
   const Json brief = Json::parse(ServeJson(report, "", /*detailed=*/false));
   for (const char* key : {"mean_itl_ms", "errors", "octavo_steps"})
     EXPECT_FALSE(brief.contains(key)) << key;
+}
+
+// Of two answers in four seconds: one of three tokens (ttft 250, tpot 250), one of one (ttft 750).
+TEST(ServeReportTest, GoodputCountsWhoKeepsEveryLimit) {
+  for (const auto& [limits, goodput] :
+       std::vector<std::pair<std::map<std::string, double>, double>>{
+           {{{"ttft", 750}}, 0.5},
+           {{{"ttft", 749}}, 0.25},
+           {{{"tpot", 249}}, 0.25},  // a single token has none to exceed
+           {{{"e2el", 750}, {"tpot", 250}}, 0.5},
+           {{{"e2el", 750}, {"ttft", 249}}, 0}}) {
+    ServeReport report = TwoOfThree();
+    report.options.goodput = limits;
+    EXPECT_EQ(Json::parse(ServeJson(report, "", false))["request_goodput"], goodput)
+        << testing::PrintToString(limits);
+    EXPECT_THAT(ServeTable(report), HasSubstr("Request goodput (req/s):"));
+  }
 }
 
 TEST(ServeReportTest, TheTableSaysTheSame) {

@@ -52,7 +52,7 @@ class BenchServeTest : public ::testing::Test {
     const int status = pclose(pipe);
     outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
     EXPECT_EQ(outcome.text.find("Sanitizer"), std::string::npos) << outcome.text;
-    if (fs::exists(result) && fs::file_size(result) > 0) outcome.json = ReadJsonFile(result);
+    if (fs::exists(result)) outcome.json = ReadJsonFile(result);
     fs::remove(result);
     return outcome;
   }
@@ -151,8 +151,9 @@ TEST_F(BenchServeTest, ClosedLoopHasAllFieldsAndItsTokensAddUp) {
 TEST_F(BenchServeTest, OpenLoopOfChatsKeepsItsSchedule) {
   Server server({"--api-key", "secret"});
   const std::string flags =
-      "--endpoint /v1/chat/completions --num-prompts 10 --num-warmups 2 --request-rate 50 "
+      "--backend openai-chat --num-prompts 10 --num-warmups 2 --request-rate 50 "
       "--burstiness 0.5 --random-input-len 30 --random-output-len 4 --ignore-eos --temperature 0 "
+      "--extra-body '{\"max_tokens\": 3}' --metadata chip=none rule=a=b --goodput e2el:1e9 "
       "--seed 5 --tokenizer " OCTAVO_SOURCE_DIR "/checkpoints/needle";
   const Outcome refused = Run(server.port(), flags);
   EXPECT_EQ(refused.code, 2) << refused.text;
@@ -161,8 +162,12 @@ TEST_F(BenchServeTest, OpenLoopOfChatsKeepsItsSchedule) {
   const Outcome run = Run(server.port(), flags + " --api-key secret");
   ASSERT_EQ(run.code, 0) << run.text;
   EXPECT_EQ(run.json["completed"], 10);
-  EXPECT_EQ(run.json["total_output_tokens"], 40);
+  EXPECT_EQ(run.json["total_output_tokens"], 30);  // max_tokens is the extra body's
   EXPECT_GT(run.json["total_input_tokens"], 0);
+  EXPECT_EQ(run.json["backend"], "openai-chat");
+  EXPECT_EQ(run.json["chip"], "none");
+  EXPECT_EQ(run.json["rule"], "a=b");
+  EXPECT_EQ(run.json["request_goodput"], run.json["request_throughput"]);
   const std::vector<double> starts = run.json["start_times"];
   EXPECT_TRUE(std::is_sorted(starts.begin(), starts.end()));
   EXPECT_GE(starts.back(), 10 / 50.0 - 1e-6);  // never early
@@ -319,12 +324,22 @@ TEST_F(BenchServeTest, RefusesInOneLine) {
            {1, "--base-url http://x:70000", "--base-url: expected"},
            {1, "--random-range-ratio 1", "--random-range-ratio: expected a number in [0, 1)"},
            {1, "--request-rate 0", "--request-rate: expected at least 0.01 per second, or inf"},
+           {1, "--goodput ttft:20 itl:3",
+            "--goodput: expected ttft:MS, tpot:MS or e2el:MS, found itl:3"},
+           {1, "--backend openai-chat --endpoint /v1/completions",
+            "--backend: expected openai, for such an --endpoint, found 'openai-chat'"},
+           {1, "--extra-body [1]", "--extra-body: expected a JSON object, found array"},
+           {1, "--extra-body {", "--extra-body: "},
+           {1, "--metadata chip", "--metadata: expected KEY=VALUE, found chip"},
+           {1, "--goodput e2el:1s", "found e2el:1s"},
+           {1, "--goodput tpot:nan", "--goodput: expected tpot in milliseconds, at least 0, found"},
            {1, "--burstiness nan", "--burstiness: expected a number in [0.01, 1e6]"},
            {1, "--random-input-len 0", "--random-input-len: expected lengths"},
            {1, "--dataset-name sharegpt", "--dataset-name"},
            {1, "--tokenizer /nowhere", "/nowhere"}}) {
     const Outcome run = Run(port, flags);
     EXPECT_EQ(run.code, 2) << flags << "\n" << run.text;
+    EXPECT_TRUE(run.json.is_null()) << run.json;  // nor an empty file
     EXPECT_EQ(std::count(run.text.begin(), run.text.end(), '\n'), 1) << run.text;
     EXPECT_NE(run.text.find(message), std::string::npos) << message << "\n" << run.text;
   }
