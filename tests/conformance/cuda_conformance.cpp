@@ -1,9 +1,9 @@
 // Conformance of the CUDA kernels on the machine's GPU: scripts/build-cuda-tests builds it with
 // nvcc and a C++ compiler alone.
 //
-// cuda_conformance [--quick] [append] [attention] [accuracy] [ops]: everything, or the named parts;
-// --quick is a short list for compute-sanitizer. One line per failure, a summary last, exit code 1
-// if any failed, 77 where there is no GPU.
+// cuda_conformance [--quick] [append] [attention] [accuracy] [accumulator] [ops]: everything, or
+// the named parts; --quick is a short list for compute-sanitizer. One line per failure, a summary
+// last, exit code 1 if any failed, 77 where there is no GPU.
 #include <chrono>
 #include <cstring>
 #include <set>
@@ -32,6 +32,7 @@ int main(int argc, char** argv) {
   } checks[] = {{"append", CheckAppend},
                 {"attention", CheckAttention},
                 {"accuracy", CheckAccuracy},
+                {"accumulator", CheckAccumulator},
                 {"ops", CheckOps}};
   for (const auto& [name, check] : checks) {
     if (!parts.empty() && !parts.contains(name)) continue;

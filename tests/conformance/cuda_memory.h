@@ -92,6 +92,7 @@ class Tally {
 void CheckAppend(bool quick, Tally& tally);
 void CheckAttention(bool quick, Tally& tally);
 void CheckAccuracy(bool quick, Tally& tally);
+void CheckAccumulator(bool quick, Tally& tally);
 void CheckOps(bool quick, Tally& tally);
 
 }  // namespace octavo::conformance
