@@ -376,9 +376,11 @@ RequestId Engine::Submit(Request request, Callback callback) {
             "prompt: {} tokens and room for an answer do not fit in max_model_len, which is {}",
             length, executor.max_model_len()));
   }
-  for (int32_t id : request.prompt) {
-    Require(id >= 0 && id < executor.spec().vocab, "prompt",
-            fmt::format("token ids in [0, {})", executor.spec().vocab), id);
+  const auto unknown =
+      std::find_if(request.prompt.begin(), request.prompt.end(),
+                   [vocab = executor.spec().vocab](int32_t id) { return id < 0 || id >= vocab; });
+  if (unknown != request.prompt.end()) {
+    Require(false, "prompt", fmt::format("token ids in [0, {})", executor.spec().vocab), *unknown);
   }
 
   std::lock_guard lock(impl_->mutex);

@@ -112,7 +112,8 @@ template <WgmmaType kType>
 void Report(const char* name, int least, Tally& tally) {
   const Accumulator<kType> sum;
   std::printf(
-      "accumulator %s: %d fraction bits; of 1.75 units of the last bit %g are left, of 0.875 %g, of "
+      "accumulator %s: %d fraction bits; of 1.75 units of the last bit %g are left, of 0.875 %g, "
+      "of "
       "-0.875 %g, of 0.5 added at every k %g; a start of 20 bits is %s; ones add up to %.0f\n",
       name, sum.bits(), sum.OfLarge(), sum.OfSmall(), sum.OfNegative(), sum.OfMany(),
       sum.KeepsStart() ? "kept" : "cut", sum.Ones());
