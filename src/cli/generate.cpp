@@ -1,5 +1,4 @@
 #include <cstdio>
-#include <fstream>
 #include <future>
 #include <iostream>
 #include <iterator>
@@ -9,20 +8,16 @@
 
 #include "base/error.h"
 #include "cli/commands.h"
+#include "io/mapped_file.h"
 
 namespace octavo::cli {
 namespace {
 
 std::string ReadPrompt(const GenerateOptions& options) {
   if (options.prompt_file.empty()) return options.prompt;
-  std::ifstream file;
-  if (options.prompt_file != "-") file.open(options.prompt_file, std::ios::binary);
-  std::istream& in = options.prompt_file == "-" ? std::cin : file;
-  std::string text(std::istreambuf_iterator<char>(in), {});
-  if (in.bad() || (&in == &file && !file.is_open())) {
-    throw Error(ErrorCode::kNotFound,
-                fmt::format("--prompt-file: cannot read {}", options.prompt_file));
-  }
+  if (options.prompt_file != "-") return std::string(MappedFile(options.prompt_file).bytes());
+  std::string text(std::istreambuf_iterator<char>(std::cin), {});
+  if (std::cin.bad()) throw Error(ErrorCode::kNotFound, "--prompt-file: cannot read stdin");
   return text;
 }
 

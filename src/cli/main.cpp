@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
@@ -19,11 +20,40 @@
 namespace octavo::cli {
 namespace {
 
+// A number with a unit behind it; CLI11 takes digits beyond its type for the largest there is.
+CLI::Validator Whole(const CLI::Validator& unit) {
+  const auto check = [unit](std::string& text) -> std::string {
+    const size_t digits = std::min(text.find_first_not_of("0123456789"), text.size());
+    return digits > 18 ? "a number that large is not known: " + text : unit(text);
+  };
+  return CLI::Validator(check, unit.get_description());
+}
 // "32k" or "32768".
 CLI::Validator Tokens() {
-  return CLI::AsNumberWithUnit(std::map<std::string, int64_t>{{"k", 1024}, {"m", 1 << 20}});
+  return Whole(CLI::AsNumberWithUnit(std::map<std::string, int64_t>{{"k", 1024}, {"m", 1 << 20}}));
 }
-CLI::Validator Bytes() { return CLI::AsSizeValue(/*kb_is_1000=*/false); }
+CLI::Validator Bytes() { return Whole(CLI::AsSizeValue(/*kb_is_1000=*/false)); }
+
+CLI::Validator Seed() {
+  const auto check = [](const std::string& text) -> std::string {
+    uint64_t seed = 0;
+    const char* const end = text.data() + text.size();
+    const auto [rest, error] = std::from_chars(text.data(), end, seed);
+    return error == std::errc() && rest == end ? "" : "expected 0 to 2^64 - 1, found " + text;
+  };
+  return CLI::Validator(check, "");
+}
+
+CLI::Validator Positive() {
+  const auto check = [](const std::string& text) -> std::string {
+    double x = 0;
+    const char* const end = text.data() + text.size();
+    const auto [rest, error] = std::from_chars(text.data(), end, x);
+    const bool whole = error == std::errc() && rest == end;
+    return whole && x > 0 && std::isfinite(x) ? "" : "expected a number above 0, found " + text;
+  };
+  return CLI::Validator(check, "");
+}
 
 // The shipped model, wherever the program was started from or installed.
 std::string ShippedModel() {
@@ -41,8 +71,6 @@ std::string ShippedModel() {
 
 void AddCacheFlags(CLI::App* app, EngineOptions& o) {
   const std::string group = "KV cache";
-  app->add_option("--kv-cache-dtype-k", o.kv_cache_dtype_k, "format of K alone")->group(group);
-  app->add_option("--kv-cache-dtype-v", o.kv_cache_dtype_v, "format of V alone")->group(group);
   app->add_option("--kv-cache-dtype-skip-layers", o.kv_cache_dtype_skip_layers,
                   "layers kept in the model's 16-bit type: sliding_window, full_attention, 3, 0-3, "
                   "first:2, last:2; "
@@ -91,6 +119,10 @@ void AddEngineFlags(CLI::App* app, EngineOptions& o, bool one_format = true) {
                     "int8_per_token_head, fp32")
         ->capture_default_str()
         ->group("KV cache");
+    app->add_option("--kv-cache-dtype-k", o.kv_cache_dtype_k, "format of K alone")
+        ->group("KV cache");
+    app->add_option("--kv-cache-dtype-v", o.kv_cache_dtype_v, "format of V alone")
+        ->group("KV cache");
   }
   AddCacheFlags(app, o);
 }
@@ -125,10 +157,15 @@ void AddGenerate(CLI::App& root, int& code) {
       ->capture_default_str();
   app->add_option("--temperature", o->sampling.temperature, "0: greedy")->capture_default_str();
   app->add_option("--top-k", o->sampling.top_k, "0: all")->capture_default_str();
-  app->add_option("--top-p", o->sampling.top_p)->capture_default_str();
-  app->add_option("--min-p", o->sampling.min_p)->capture_default_str();
-  app->add_option("--repetition-penalty", o->sampling.repetition_penalty)->capture_default_str();
-  app->add_option("--seed", o->sampling.seed, "same seed, same text");
+  app->add_option("--top-p", o->sampling.top_p,
+                  "of the likeliest tokens, those that reach this sum")
+      ->capture_default_str();
+  app->add_option("--min-p", o->sampling.min_p, "no token below this share of the likeliest")
+      ->capture_default_str();
+  app->add_option("--repetition-penalty", o->sampling.repetition_penalty,
+                  "of tokens that were there; 1: none")
+      ->capture_default_str();
+  app->add_option("--seed", o->sampling.seed, "same seed, same text")->check(Seed());
   app->add_flag("--ignore-eos", o->sampling.ignore_eos, "go on past the model's end token");
   app->add_flag("--stats", o->stats, "print policy, speed and cache health to stderr");
   app->callback([o, &code] { code = Generate(*o); });
@@ -172,7 +209,8 @@ void AddServe(CLI::App& root, int& code) {
                   "generation_config.json), vllm (OpenAI's defaults), or a folder")
       ->capture_default_str();
   app->add_option("--seed", o->engine.seed,
-                  "of requests that bring none; default: another each time");
+                  "of requests that bring none; default: another each time")
+      ->check(Seed());
   app->add_flag("--enable-prefix-caching,!--no-enable-prefix-caching",
                 o->engine.enable_prefix_caching,
                 "whether prompts that begin alike share pages; default: they do")
@@ -183,7 +221,7 @@ void AddServe(CLI::App& root, int& code) {
                   "longest sequence in tokens, e.g. 32k; 0: the model's")
       ->transform(Tokens());
   app->add_option("--max-requests", o->server.max_requests,
-                  "requests running and waiting; more are answered 503")
+                  "requests running and waiting, each choice counted; more are answered 503")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   app->callback([o, &code] { code = Serve(*o); });
@@ -199,13 +237,13 @@ void AddVerify(CLI::App& root, int& code) {
       "token must agree to the bit. Exit code 1 above the tolerance.\n"
       "tools/make_golden.py makes a reference file from any model.\n"
       "Example:\n  octavo verify tests/golden/llama --dtype float32 --kv-cache-dtype fp8");
-  AddEngineFlags(app, o->engine);
   o->engine.dtype = "float32";
+  AddEngineFlags(app, o->engine);
   app->add_option("--golden", o->golden,
                   "the reference file; default: golden.safetensors in the model's folder");
   app->add_option("--tolerance", o->tolerance,
                   "largest relative L2 error; default: by dtype and format")
-      ->check(CLI::PositiveNumber);
+      ->check(Positive());
   app->add_flag("--bfloat16-rope", o->bfloat16_rope,
                 "the reference was made with model.to(torch.bfloat16), which rounds the RoPE "
                 "frequencies too");
@@ -220,7 +258,8 @@ void AddInspect(CLI::App& root, int& code) {
       "Needs config.json only.\nExample:\n  octavo inspect ~/models/Llama-3.1-8B --memory 40GiB "
       "--length 128k");
   o->model = ShippedModel();
-  app->add_option("model", o->model, "a folder with config.json");
+  app->add_option("model", o->model,
+                  "a folder with config.json; default: the shipped needle model");
   app->add_option("--memory", o->memory_bytes, "memory for the cache")
       ->transform(Bytes())
       ->default_str("16GiB");
@@ -253,16 +292,18 @@ void AddEval(CLI::App& root, int& code) {
          "--kv-cache-dtypes", e.formats,
          "what to compare: FORMAT[:MATH][/SKIP], e.g. bf16,fp8,fp8:16bit,fp8/sliding_window")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->capture_default_str();
   app->add_option("--lengths", e.lengths, "prompt lengths in tokens")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->transform(Tokens())
       ->default_str("4k,16k,32k");
   app->add_option("--needles", e.needles,
                   "needles in a haystack, which is also the number of depths")
       ->capture_default_str();
   app->add_option("--samples", e.samples, "haystacks per length")->capture_default_str();
-  app->add_option("--seed", e.seed, "of the haystacks")->capture_default_str();
+  app->add_option("--seed", e.seed, "of the haystacks")->check(Seed())->capture_default_str();
   app->add_option("--haystack", e.haystack_file,
                   "a text file to hide the needles in, instead of generated text");
   app->add_flag("--attention-error", e.attention_error,
@@ -279,6 +320,7 @@ void AddVariants(CLI::App* app, std::vector<std::string>& variants) {
                   "what to compare with the first: FORMAT[:MATH][/SKIP], e.g. "
                   "bf16,fp8,fp8/sliding_window")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->capture_default_str();
 }
 
@@ -297,12 +339,13 @@ void AddBenchLatency(CLI::App& bench, int& code) {
   AddVariants(app, b.variants);
   app->add_option("--input-lens", b.input_lens, "prompt lengths in tokens")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->transform(Tokens())
       ->default_str("256,1k,4k,16k,32k,64k,125000");
   app->add_option("--output-len", b.output_len, "tokens generated per request")
       ->capture_default_str();
   app->add_option("--repeats", b.repeats, "requests per variant and length")->capture_default_str();
-  app->add_option("--seed", b.seed, "of the prompts")->capture_default_str();
+  app->add_option("--seed", b.seed, "of the prompts")->check(Seed())->capture_default_str();
   app->add_option("--json", o->json, "write the results here");
   app->add_option("--html", o->html, "write a report with plots here (one self-contained file)");
   app->callback([o, &code] { code = BenchLatency(*o); });
@@ -350,7 +393,10 @@ void AddBenchServeLoad(CLI::App* app, ServeBenchOptions& b) {
   app->add_option("--extra-body", b.extra_body, "a JSON object of more fields for every request")
       ->group(group);
   app->add_option("--temperature", b.temperature, "default: the server's")->group(group);
-  app->add_option("--seed", b.seed, "of prompts and arrivals")->capture_default_str()->group(group);
+  app->add_option("--seed", b.seed, "of prompts and arrivals")
+      ->check(Seed())
+      ->capture_default_str()
+      ->group(group);
 }
 
 // "ttft:200": a metric and its milliseconds.
@@ -402,11 +448,13 @@ void AddBenchServe(CLI::App& bench, int& code) {
   const std::string group = "Result";
   app->add_option("--percentile-metrics", b.percentile_metrics, "of ttft, tpot, itl, e2el")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->check(CLI::IsMember({"ttft", "tpot", "itl", "e2el"}))
       ->capture_default_str()
       ->group(group);
   app->add_option("--metric-percentiles", b.metric_percentiles)
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->capture_default_str()
       ->group(group);
   app->add_option_function<std::vector<std::string>>(
@@ -481,7 +529,7 @@ void AddBenchThroughput(CLI::App& bench, int& code) {
                   "r in [0, 1): lengths are drawn from (1 - r) to (1 + r) times those given")
       ->excludes(dataset)
       ->capture_default_str();
-  app->add_option("--seed", b.seed, "of the random prompts")->capture_default_str();
+  app->add_option("--seed", b.seed, "of the random prompts")->check(Seed())->capture_default_str();
   app->add_option("--json", o->json, "write the results here");
   app->callback([o, &code] { code = BenchThroughput(*o); });
 }
@@ -505,6 +553,7 @@ void AddBench(CLI::App& root, int& code) {
                   "a Hugging Face folder; default: the shipped needle model");
   app->add_option("--contexts", o->bench.contexts)
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->transform(Tokens())
       ->default_str("1k,4k,16k,32k,64k");
   app->add_option("--kv-cache-dtypes", o->bench.formats)->delimiter(',')->capture_default_str();

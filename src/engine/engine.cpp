@@ -63,8 +63,8 @@ struct Engine::Impl {
       : executor(options, model...),
         scheduler(executor.pool(), {options.max_num_seqs, options.max_num_batched_tokens,
                                     options.enable_prefix_caching}),
-        batch(executor.MakeBatch()) {
-    const std::filesystem::path model_folder = options.model;
+        batch(executor.MakeBatch()),
+        model_folder(options.model) {
     std::error_code
         ignored;  // a link that leads nowhere is there, and FromFolder says what is wrong with it
     if (!options.tokenizer.empty()) {
@@ -89,7 +89,8 @@ struct Engine::Impl {
 
   const Tokenizer& RequireTokenizer() const {
     if (!tokenizer)
-      throw Error(ErrorCode::kUnsupported, "this model's folder has no tokenizer.json");
+      throw Error(ErrorCode::kUnsupported,
+                  fmt::format("{}: no tokenizer.json", model_folder.string()));
     return *tokenizer;
   }
 
@@ -115,6 +116,7 @@ struct Engine::Impl {
     RequestId id;
     bool is_prompt;
   };
+  const std::filesystem::path model_folder;
   std::vector<Row> rows;  // whom each sample of the batch belongs to
 
   struct Submission {
@@ -373,9 +375,16 @@ RequestId Engine::Submit(Request request, Callback callback) {
     throw Error(
         ErrorCode::kResourceExhausted,
         fmt::format(
-            "prompt: {} tokens and room for an answer do not fit in max_model_len, which is {}",
-            length, executor.max_model_len()));
+            "prompt: {} tokens and room for an answer do not fit in max_model_len, which is {}{}",
+            length, executor.max_model_len(),
+            executor.bound_by_cache()
+                ? ", as many as the cache holds; raise --kv-cache-memory-bytes"
+                : ""));
   }
+  const int64_t room = executor.max_model_len() - length;
+  Require(request.sampling.min_tokens <= room, "min_tokens",
+          fmt::format("at most the {} that max_model_len leaves", room),
+          request.sampling.min_tokens);
   const auto unknown =
       std::find_if(request.prompt.begin(), request.prompt.end(),
                    [vocab = executor.spec().vocab](int32_t id) { return id < 0 || id >= vocab; });

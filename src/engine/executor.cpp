@@ -244,6 +244,7 @@ std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
                               max_model_len_, MiB(bytes), fit));
     }
     max_model_len_ = fit;
+    bound_by_cache_ = true;
   }
 
   std::vector<float> scales;

@@ -55,6 +55,7 @@ class Executor {
   std::shared_ptr<const LoadedModel> model() const { return model_; }
   const ModelSpec& spec() const { return model_->spec; }
   int64_t max_model_len() const { return max_model_len_; }
+  bool bound_by_cache() const { return bound_by_cache_; }  // max_model_len, which nobody set
   BlockPool& pool() { return *pool_; }
   int groups() const { return static_cast<int>(geometry_.groups.size()); }
 
@@ -99,6 +100,7 @@ class Executor {
   KvPolicy policy_;
   KvScales scales_;
   int64_t max_model_len_ = 0;
+  bool bound_by_cache_ = false;
   int max_num_seqs_ = 0, max_num_batched_tokens_ = 0;
   bool enforce_eager_ = false;
   GroupGeometry geometry_;

@@ -245,10 +245,11 @@ DecodeBenchReport BenchDecode(const DecodeBenchOptions& options) {
                               kPageSize, most, context));
     }
   }
-  if (formats.empty() || std::set(options.contexts.begin(), options.contexts.end()).size() < 2) {
-    throw Error(ErrorCode::kInvalidArgument,
-                "bench decode: a slope needs at least one format and two --contexts");
-  }
+  Require(!formats.empty(), "--kv-cache-dtypes", "at least one", "none");
+  const auto contexts = std::set(options.contexts.begin(), options.contexts.end()).size();
+  Require(contexts >= 2, "--contexts", "two at least, for a slope", contexts);
+  Require(options.seconds > 0 && options.seconds <= 3600, "--seconds", "a number in (0, 3600]",
+          options.seconds);
   ThreadPool pool(options.threads);
   DecodeBenchReport report{.threads = pool.threads()};
   std::vector<double> reads = {cpu::ReadBandwidth(pool, options.seconds) / 1e9};

@@ -174,8 +174,6 @@ std::vector<Needle> HaystackGenerator::DrawNeedles(Random& random, int count) co
 }
 
 Haystack HaystackGenerator::Make(size_t bytes, int needles, uint64_t seed) const {
-  // Far fewer than there are keys, so that drawing keys anew ends soon.
-  constexpr int kMaxNeedles = 256;
   if (needles < 1 || needles > kMaxNeedles) {
     throw Error(ErrorCode::kInvalidArgument,
                 fmt::format("a haystack has 1 to {} needles, not {}", kMaxNeedles, needles));

@@ -32,6 +32,8 @@
 
 namespace octavo {
 
+inline constexpr int kMaxNeedles = 256;  // far fewer than keys: drawing them anew ends soon
+
 struct Needle {
   std::string key, value;
   double depth;  // where it stands: 0 = the first byte of the text, 1 = the last

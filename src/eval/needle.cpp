@@ -4,7 +4,6 @@
 #include <chrono>
 #include <condition_variable>
 #include <exception>
-#include <fstream>
 #include <mutex>
 #include <span>
 #include <sstream>
@@ -14,7 +13,9 @@
 #include "base/error.h"
 #include "eval/haystack.h"
 #include "eval/variant.h"
+#include "io/mapped_file.h"
 #include "models/config.h"
+#include "text/unicode.h"
 
 namespace octavo {
 namespace {
@@ -229,10 +230,12 @@ void AddAttentionErrors(const NeedleEvalOptions& options,
 
 std::string ReadText(const std::string& path) {
   if (path.empty()) return {};
-  std::ifstream file(path, std::ios::binary);
-  std::string text(std::istreambuf_iterator<char>(file), {});
-  if (!file.is_open() || file.bad())
-    throw Error(ErrorCode::kNotFound, fmt::format("--haystack: cannot read {}", path));
+  std::string text(MappedFile(path).bytes());
+  if (const size_t valid = ValidUtf8Length(text); text.empty() || valid != text.size()) {
+    throw Error(ErrorCode::kInvalidArgument,
+                text.empty() ? fmt::format("{}: an empty haystack", path)
+                             : fmt::format("{}: not UTF-8 at byte {}", path, valid));
+  }
   return text;
 }
 
@@ -249,11 +252,11 @@ NeedleCell NeedleRow::Total() const {
 }
 
 NeedleReport EvalNeedle(const NeedleEvalOptions& options, const NeedleProgress& progress) {
-  if (options.formats.empty() || options.lengths.empty() || options.needles < 1 ||
-      options.samples < 1) {
-    throw Error(ErrorCode::kInvalidArgument,
-                "eval needle: expected at least one format, length, needle and sample");
-  }
+  Require(!options.formats.empty(), "--kv-cache-dtypes", "at least one", "none");
+  Require(!options.lengths.empty(), "--lengths", "at least one", "none");
+  Require(options.needles >= 1 && options.needles <= kMaxNeedles, "--needles",
+          fmt::format("1 to {}", kMaxNeedles), options.needles);
+  Require(options.samples >= 1, "--samples", "at least 1", options.samples);
   const int64_t most = ReadModelSpec(options.engine.model).max_position_embeddings;
   for (int64_t length : options.lengths) {
     if (length < kShortestPrompt || length > most) {

@@ -23,6 +23,8 @@ int64_t PagesFor(int64_t tokens) { return (tokens + kPageSize - 1) / kPageSize; 
 // Consecutive tokens touch one page more than they fill, if they do not begin at its start.
 int64_t WindowPages(int64_t window) { return (window + 2 * kPageSize - 2) / kPageSize; }
 
+double Product(int64_t a, int64_t b) { return static_cast<double>(a) * static_cast<double>(b); }
+
 CacheCost CostOf(const CacheReport& report, KvFormat format, KvFormat window_format) {
   CacheCost cost{.format = format, .window_format = window_format, .tokens = {}};
   int64_t full_page_bytes = 0, window_page_bytes = 0;
@@ -33,18 +35,19 @@ CacheCost CostOf(const CacheReport& report, KvFormat format, KvFormat window_for
     }
     const int64_t page_bytes = PageBytes(group, window_format);
     window_page_bytes += page_bytes;
-    cost.window_bytes += WindowPages(group.window) * page_bytes;
+    cost.window_bytes += Product(WindowPages(group.window), page_bytes);
     cost.sequence_bytes +=
-        std::min(WindowPages(group.window), PagesFor(report.length)) * page_bytes;
+        Product(std::min(WindowPages(group.window), PagesFor(report.length)), page_bytes);
   }
   cost.bytes_per_token = static_cast<double>(full_page_bytes) / kPageSize;
-  cost.sequence_bytes += PagesFor(report.length) * full_page_bytes;
-  cost.sequences = report.memory_bytes / cost.sequence_bytes;
-  const int64_t left = report.memory_bytes - cost.window_bytes;
+  cost.sequence_bytes += Product(PagesFor(report.length), full_page_bytes);
+  const auto memory = static_cast<double>(report.memory_bytes);
+  cost.sequences = static_cast<int64_t>(memory / cost.sequence_bytes);
+  const double left = memory - cost.window_bytes;
   if (left < 0) {  // not even the windows fit: all layers grow alike
     cost.tokens = report.memory_bytes / (full_page_bytes + window_page_bytes) * kPageSize;
   } else if (full_page_bytes > 0) {
-    cost.tokens = left / full_page_bytes * kPageSize;
+    cost.tokens = static_cast<int64_t>(left) / full_page_bytes * kPageSize;
   }
   return cost;
 }
@@ -65,11 +68,11 @@ WeightReport InspectWeights(const ModelSpec& spec) {
   const int64_t hidden = spec.hidden;
   WeightReport report;
   const auto add = [&](int64_t bytes) {
-    report.bytes += bytes;
-    report.bytes_per_token += bytes;
+    report.bytes += static_cast<double>(bytes);
+    report.bytes_per_token += static_cast<double>(bytes);
   };
   add(bf16(spec.vocab, hidden));  // lm_head; of the embedding, a token reads a row
-  if (!spec.tie_word_embeddings) report.bytes += bf16(spec.vocab, hidden);
+  if (!spec.tie_word_embeddings) report.bytes += static_cast<double>(bf16(spec.vocab, hidden));
   for (const LayerSpec& layer : spec.layers) {
     const FfnSpec& ffn = layer.ffn;
     add(bf16(int64_t{layer.head_dim} * 2 * (layer.heads + layer.kv_heads), hidden));
@@ -80,16 +83,15 @@ WeightReport InspectWeights(const ModelSpec& spec) {
     add(bf16(ffn.experts, hidden));
     const int64_t expert =
         2 * expert_matrix(ffn.intermediate, hidden) + expert_matrix(hidden, ffn.intermediate);
-    report.bytes += ffn.experts * expert;
-    report.bytes_per_token += ffn.top_k * expert;
+    report.bytes += Product(ffn.experts, expert);
+    report.bytes_per_token += Product(ffn.top_k, expert);
   }
   return report;
 }
 
 std::string ToText(const WeightReport& report) {
-  return fmt::format("weights on a GPU: {}, of which a token reads {}\n",
-                     Bytes(static_cast<double>(report.bytes)),
-                     Bytes(static_cast<double>(report.bytes_per_token)));
+  return fmt::format("weights on a GPU: {}, of which a token reads {}\n", Bytes(report.bytes),
+                     Bytes(report.bytes_per_token));
 }
 
 CacheReport InspectCache(const ModelSpec& spec, int64_t memory_bytes, int64_t length) {
@@ -137,8 +139,7 @@ std::string ToText(const CacheReport& report) {
     if (cost.window_format != cost.format)
       name += fmt::format(", windows {}", Name(cost.window_format));
     text += fmt::format("{:<36}{:>14}{:>14}{:>14}{:>12}{:>14}\n", name, Bytes(cost.bytes_per_token),
-                        Bytes(static_cast<double>(cost.window_bytes)),
-                        Bytes(static_cast<double>(cost.sequence_bytes)), cost.sequences,
+                        Bytes(cost.window_bytes), Bytes(cost.sequence_bytes), cost.sequences,
                         cost.tokens ? fmt::format("{}", *cost.tokens) : "no bound");
   }
   return text;

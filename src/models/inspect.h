@@ -25,9 +25,9 @@ struct CacheCost {
   KvFormat format = KvFormat::kBF16;         // of the full layers
   KvFormat window_format = KvFormat::kBF16;  // of the window layers
   double bytes_per_token = 0;                // of all full layers: this grows with the context
-  int64_t window_bytes =
-      0;  // of all window layers of one sequence: at most this, however long it is
-  int64_t sequence_bytes = 0;     // of one sequence of the report's length
+  // Of one sequence: all its window layers, at most this, however long it is; of the report's
+  // length. Double, as sums of bytes here may exceed 2^63.
+  double window_bytes = 0, sequence_bytes = 0;
   int64_t sequences = 0;          // of that length that fit
   std::optional<int64_t> tokens;  // of one sequence that fit; none: no bound (windows only)
 };
@@ -41,8 +41,8 @@ struct CacheReport {
 
 // The matrices as a GPU keeps them, in bytes; norms and biases are left out.
 struct WeightReport {
-  int64_t bytes = 0;
-  int64_t bytes_per_token = 0;  // that a decode step of one token reads: of experts, those it uses
+  double bytes = 0;
+  double bytes_per_token = 0;  // that a decode step of one token reads: of experts, those it uses
 };
 
 WeightReport InspectWeights(const ModelSpec& spec);

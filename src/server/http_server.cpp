@@ -52,6 +52,8 @@ using asio::ip::tcp;
 using boost::system::error_code;
 
 using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::seconds kHealthInterval{1};  // how often saturation is looked for
 using HttpRequest = http::request<http::string_body>;
 using HttpResponse = http::response<http::string_body>;
 
@@ -193,7 +195,8 @@ struct HttpServer::Impl {
   std::string no_chat_template;  // why
   SamplingParams sampling_defaults;
   Metrics metrics;
-  std::vector<LayerCacheReport> seen_health;  // when saturation was last looked for
+  std::vector<LayerCacheReport> seen_health;  // when saturation was last looked for:
+  Clock::time_point health_seen{};
 
   asio::io_context io{1};
   asio::thread_pool worker{1};
@@ -201,7 +204,7 @@ struct HttpServer::Impl {
   tcp::acceptor acceptor{io};
   asio::signal_set signals{io, SIGTERM, SIGINT};
   std::set<Connection*> connections;
-  int requests = 0;  // in the worker and the engine
+  int requests = 0, choices = 0;  // in the worker; in the engine
   // Until the engine's final event, however the coroutine that reads them ends.
   std::map<Mailbox*, std::shared_ptr<Mailbox>> mailboxes;
   std::vector<Arrival> arrived;             // the engine's loop's, until the end of a step
@@ -253,12 +256,13 @@ class WorkerTime {
 
 class Counted {
  public:
-  explicit Counted(int& count) : count_(count) { ++count_; }
-  ~Counted() { --count_; }
+  Counted(int& count, int more) : count_(count), more_(more) { count_ += more_; }
+  ~Counted() { count_ -= more_; }
   Counted(const Counted&) = delete;
 
  private:
   int& count_;
+  const int more_;
 };
 
 }  // namespace
@@ -337,6 +341,9 @@ std::optional<HttpResponse> HttpServer::Impl::CheckHeader(
         Refuse(http::status::unauthorized, "the Authorization header does not hold the API key");
     response.set(http::field::www_authenticate, "Bearer");
     return response;
+  }
+  if (header.find(http::field::transfer_encoding) != header.end() && !parser.chunked()) {
+    return Refuse(http::status::not_implemented, "a Transfer-Encoding other than chunked");
   }
   const bool gets = is_one_of({"/", "/health", "/version", "/v1/models", "/metrics"});
   const bool posts =
@@ -539,17 +546,27 @@ awaitable<bool> HttpServer::Impl::ServeCompletion(Connection& connection,
                                                   const HttpRequest& message, openai::Api api) {
   std::optional<HttpResponse> refusal;
   Prepared prepared;
-  const bool full = requests >= options.max_requests;
-  const Counted counted(requests);
-  if (full) {
-    refusal = Refuse(http::status::service_unavailable,
-                     fmt::format("{} requests are waiting already", options.max_requests));
-    refusal->set(http::field::retry_after, "1");
-  } else {
+  const auto full = [&] {
+    HttpResponse response =
+        Refuse(http::status::service_unavailable,
+               fmt::format("{} requests and choices are waiting already", requests + choices));
+    response.set(http::field::retry_after, "1");
+    return response;
+  };
+  if (requests + choices >= options.max_requests) {
+    refusal = full();
+    co_return co_await Send(connection, *refusal, KeepAlive(message));
+  }
+  {
+    const Counted counted(requests, 1);
     auto job = OnWorker([&] { prepared = Prepare(api, message.body()); });
     refusal = co_await asio::co_spawn(worker, std::move(job), use_awaitable);
   }
+  const int more = static_cast<int>(prepared.prompts.size()) * prepared.request.n;
+  // Whoever is alone may have more than that.
+  if (!refusal && choices > 0 && choices + more > options.max_requests) refusal = full();
   if (refusal) co_return co_await Send(connection, *refusal, KeepAlive(message));
+  const Counted counted(choices, more);
   co_return co_await Generate(connection, message, prepared);
 }
 
@@ -669,6 +686,7 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
 
   Mailbox& mailbox = running->mailbox();
   std::string out = generation->Begin();
+  bool look_at_health = false;
   while (!generation->finished()) {
     if (error || stopping || mailbox.client_gone ||
         (mailbox.unread && HasHungUp(connection.stream.socket())))
@@ -681,12 +699,15 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
       const size_t choice = running->ChoiceOf(event);
       const bool is_last = event.kind == Event::Kind::kFinished;
       out += generation->Push(std::move(event), choice);
-      if (is_last) {
-        for (const std::string& line : SaturationWarnings(seen_health, engine->CacheReport()))
-          Log(LogLevel::kWarning, line);
-      } else if (generation->stopped(choice)) {
-        running->Stop(choice);
-      }
+      look_at_health |= is_last;
+      if (!is_last && generation->stopped(choice)) running->Stop(choice);
+    }
+    const Clock::time_point now = Clock::now();
+    if (look_at_health || now - health_seen >= kHealthInterval) {
+      for (const std::string& line : SaturationWarnings(seen_health, engine->CacheReport()))
+        Log(LogLevel::kWarning, line);
+      health_seen = now;
+      look_at_health = false;
     }
     mailbox.events.clear();
     if (request.stream && !out.empty() && !running->cancelled()) {

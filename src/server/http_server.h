@@ -39,7 +39,8 @@ struct ServerOptions {
   uint32_t max_header_bytes = 16 << 10;
   uint64_t max_body_bytes = 8 << 20;
   int max_connections = 1024;
-  int max_requests = 512;  // in the engine, waiting ones included; more are answered 503
+  // In the engine, waiting ones included, each choice of each prompt; more are answered 503.
+  int max_requests = 512;
   std::chrono::seconds read_timeout{30};  // for a header, from the end of the last answer on
   std::chrono::seconds body_timeout{60};
   std::chrono::seconds write_timeout{30};

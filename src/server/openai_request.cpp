@@ -246,14 +246,17 @@ Conversation ReadConversation(const Fields& fields) {
 
 // One text, or several.
 void ReadStop(const Fields& fields, CompletionRequest& request) {
-  constexpr size_t kMost = 16;
+  constexpr size_t kMost = 16, kMostBytes = 4096;
   const Json* stop = fields.Find("stop");
   if (!stop) return;
   const Json list = stop->is_array() ? *stop : Json::array({*stop});
   if (list.size() > kMost) Wrong("stop", fmt::format("at most {} texts", kMost), *stop);
   for (const Json& one : list) {
     if (!one.is_string()) Wrong("stop", "a text or an array of texts", *stop);
-    if (!one.get<std::string>().empty()) request.stop.push_back(one.get<std::string>());
+    const auto& text = one.get_ref<const std::string&>();
+    if (text.size() > kMostBytes)
+      Wrong("stop", fmt::format("texts of at most {} bytes", kMostBytes), text.size());
+    if (!text.empty()) request.stop.push_back(text);
   }
 }
 

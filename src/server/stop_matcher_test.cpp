@@ -37,10 +37,12 @@ TEST(StopMatcher, EqualsSearchingTheWholeText) {
   std::mt19937 random(1);
   for (int round = 0; round < 20000; ++round) {
     std::string text;
-    for (int i = 0; i < 12; ++i) text += static_cast<char>('a' + random() % 3);
+    const unsigned letters = 2 + random() % 2;
+    for (int i = 0; i < 20; ++i) text += static_cast<char>('a' + random() % letters);
     std::vector<std::string> stops(1 + random() % 2);
     for (std::string& stop : stops) {
-      for (size_t n = 1 + random() % 4; n > 0; --n) stop += static_cast<char>('a' + random() % 3);
+      for (size_t n = 1 + random() % 7; n > 0; --n)
+        stop += static_cast<char>('a' + random() % letters);
     }
     size_t first = std::string::npos;
     for (const std::string& stop : stops) first = std::min(first, text.find(stop));

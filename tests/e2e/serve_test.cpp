@@ -294,6 +294,23 @@ TEST(ServeTest, WhoeverHangsUpGivesHisPlaceBack) {
   }
 }
 
+TEST(ServeTest, EveryChoiceCountsAsARequest) {
+  Server server({"--max-num-seqs", "4", "--max-requests", "4"});
+  const Reply alone = Exchange(server.port(), Post("/v1/completions", Completion({{"n", 8}})));
+  EXPECT_EQ(alone.status, 200) << alone.body;  // more than that is for whoever is alone
+  Client client(server.port());
+  ASSERT_TRUE(client.Send(Post(
+      "/v1/completions",
+      Completion({{"n", 3}, {"max_tokens", 100000}, {"ignore_eos", true}, {"stream", true}}))));
+  std::string text;
+  ASSERT_TRUE(client.Receive(&text));
+  const auto status = [&](int n) {
+    return Exchange(server.port(), Post("/v1/completions", Completion({{"n", n}}))).status;
+  };
+  EXPECT_EQ(status(2), 503);
+  EXPECT_EQ(status(1), 200);
+}
+
 TEST(ServeTest, BadRequestsAreNamedAndTheNextIsServed) {
   Server server({"--max-model-len", "1k"});
   const int port = server.port();
@@ -317,11 +334,15 @@ TEST(ServeTest, BadRequestsAreNamedAndTheNextIsServed) {
   completion(R"({"prompt": "x", "top_p": 0})", 400, "top_p");
   completion(R"({"prompt": "x", "temperature": -1})", 400, "temperature");
   completion(R"({"prompt": "x", "n": 0})", 400, "n");
+  completion(R"({"prompt": "x", "stop": ")" + std::string(5000, 'a') + "\"}", 400, "stop");
+  completion(R"({"prompt": "x", "max_tokens": 9999, "min_tokens": 2000})", 400, "min_tokens");
   completion(R"({"prompt": "x", "model": "gpt-9"})", 404, "model");
   completion(std::string((8 << 20) + 1, ' '), 413, nullptr);
   expect(Post("/v1/chat/completions", R"({"messages": "x"})"), 400, "messages");
   expect("POST /v1/completions HTTP/1.1\r\nContent-Length: 200000000\r\n\r\n{", 413, nullptr);
   expect("POST /v1/completions HTTP/1.1\r\nContent-Length: -1\r\n\r\n{", 400, nullptr);
+  expect("POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+         501, nullptr);
   expect("what?\r\n\r\n", 400, nullptr);
   expect(Get("/nowhere"), 404, nullptr);
   expect(Get("/v1/completions"), 405, nullptr);

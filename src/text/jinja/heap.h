@@ -16,7 +16,7 @@ namespace octavo::jinja {
 
 struct Limits {
   size_t max_source_bytes = 1 << 20;
-  uint64_t max_work = 1'000'000'000;  // about one per node evaluated or 16 bytes touched
+  uint64_t max_work = 300'000'000;  // about one per node evaluated or 4 bytes touched; 2 to 4 s
   size_t max_live_bytes = size_t{512} << 20;
   size_t max_output_bytes = size_t{128} << 20;
 };
@@ -72,7 +72,7 @@ class Heap {
     work_ += units;
     if (work_ > limits_.max_work) FailWork();
   }
-  void WorkOnBytes(size_t bytes) { Work(1 + bytes / 16); }
+  void WorkOnBytes(size_t bytes) { Work(1 + bytes / 4); }
 
   // Throws before anything of that size is made.
   void Reserve(size_t bytes) const {

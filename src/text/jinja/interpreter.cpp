@@ -9,6 +9,7 @@
 #include "text/jinja/builtins.h"
 #include "text/jinja/iterators.h"
 #include "text/jinja/operators.h"
+#include "text/jinja/python_text.h"
 
 namespace octavo::jinja {
 
@@ -517,7 +518,7 @@ bool Interpreter::Contains(const Value& container, const Value& item) {
             fmt::format("'in <string>' requires string as left operand, not {}", TypeName(item)));
       }
       heap_.WorkOnBytes(container.text().size());
-      return container.text().find(item.text()) != std::string::npos;
+      return jinja::Find(container.text(), item.text()) != std::string::npos;
     case Kind::kDict:
       heap_.Work(item.weight());
       return container.As<Dict>().Find(item) != nullptr;

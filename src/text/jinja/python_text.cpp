@@ -4,6 +4,7 @@
 #include <utf8proc.h>
 
 #include <algorithm>
+#include <cstring>
 #include <iterator>
 
 #include "text/jinja/special_casing.h"
@@ -408,11 +409,25 @@ std::vector<std::string_view> SplitSpaceFromRight(std::string_view text, int64_t
   return parts;
 }
 
+size_t Find(std::string_view text, std::string_view part, size_t from) {
+  if (from > text.size()) return text.npos;
+  // glibc's is the two-way algorithm.
+  const void* at = memmem(text.data() + from, text.size() - from, part.data(), part.size());
+  return at ? static_cast<const char*>(at) - text.data() : text.npos;
+}
+
+size_t FindFromRight(std::string_view text, std::string_view part) {
+  const std::string backwards(text.rbegin(), text.rend()),
+      part_backwards(part.rbegin(), part.rend());
+  const size_t at = Find(backwards, part_backwards);
+  return at == text.npos ? at : text.size() - at - part.size();
+}
+
 std::vector<std::string_view> Split(std::string_view text, std::string_view separator,
                                     int64_t most) {
   std::vector<std::string_view> parts;
   while (most < 0 || static_cast<int64_t>(parts.size()) < most) {
-    const size_t at = text.find(separator);
+    const size_t at = Find(text, separator);
     if (at == text.npos) break;
     parts.push_back(text.substr(0, at));
     text.remove_prefix(at + separator.size());
@@ -424,13 +439,16 @@ std::vector<std::string_view> Split(std::string_view text, std::string_view sepa
 std::vector<std::string_view> SplitFromRight(std::string_view text, std::string_view separator,
                                              int64_t most) {
   std::vector<std::string_view> parts;
+  const std::string backwards(text.rbegin(), text.rend());
+  const std::string separator_backwards(separator.rbegin(), separator.rend());
+  size_t done = 0;  // bytes, from the right
   while (most < 0 || static_cast<int64_t>(parts.size()) < most) {
-    const size_t at = text.rfind(separator);
+    const size_t at = Find(backwards, separator_backwards, done);
     if (at == text.npos) break;
-    parts.push_back(text.substr(at + separator.size()));
-    text = text.substr(0, at);
+    parts.push_back(text.substr(text.size() - at, at - done));
+    done = at + separator.size();
   }
-  parts.push_back(text);
+  parts.push_back(text.substr(0, text.size() - done));
   std::ranges::reverse(parts);
   return parts;
 }
@@ -455,7 +473,7 @@ size_t Count(std::string_view text, std::string_view part) {
     return 1 + std::ranges::count_if(text, [](char c) { return (c & 0xC0) != 0x80; });
   }
   size_t count = 0;
-  for (size_t at = text.find(part); at != text.npos; at = text.find(part, at + part.size())) {
+  for (size_t at = Find(text, part); at != text.npos; at = Find(text, part, at + part.size())) {
     ++count;
   }
   return count;
@@ -484,7 +502,7 @@ std::string Replace(std::string_view text, std::string_view from, std::string_vi
   }
   size_t begin = 0;
   for (int64_t done = 0; most < 0 || done < most; ++done) {
-    const size_t at = text.find(from, begin);
+    const size_t at = Find(text, from, begin);
     if (at == text.npos) break;
     out += text.substr(begin, at - begin);
     out += to;

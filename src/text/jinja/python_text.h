@@ -50,6 +50,11 @@ enum class TextClass {
 bool IsAll(TextClass what, std::string_view text);
 
 // str.split without and with a separator (not empty); at most `most` splits, or all if negative.
+// string_view's find and rfind, in time that grows with the lengths' sum and not their product:
+// both texts are a stranger's.
+size_t Find(std::string_view text, std::string_view part, size_t from = 0);
+size_t FindFromRight(std::string_view text, std::string_view part);
+
 std::vector<std::string_view> SplitSpace(std::string_view text, int64_t most);
 std::vector<std::string_view> Split(std::string_view text, std::string_view separator,
                                     int64_t most);

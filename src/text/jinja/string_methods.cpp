@@ -122,7 +122,7 @@ int64_t FindPart(Interpreter& interpreter, const Value& self, const Arguments& a
   interpreter.heap().WorkOnBytes(self.text().size());
   const Window window = WindowOf(self, given, 1);
   if (!window.valid) return -1;
-  const size_t at = from_right ? window.text.rfind(part) : window.text.find(part);
+  const size_t at = from_right ? FindFromRight(window.text, part) : jinja::Find(window.text, part);
   return at == window.text.npos ? -1 : window.begin + CodePoints(window.text.substr(0, at));
 }
 
@@ -205,7 +205,7 @@ Value Partition(Interpreter& interpreter, const Value& self, Arguments& argument
   const std::string& separator = TextOf("", Positional(name, arguments, 1, 1)[0]);
   if (separator.empty()) ThrowValueError("empty separator");
   const std::string_view text = self.text();
-  const size_t at = from_right ? text.rfind(separator) : text.find(separator);
+  const size_t at = from_right ? FindFromRight(text, separator) : jinja::Find(text, separator);
   std::string_view parts[3] = {};
   if (at == text.npos) {
     parts[from_right ? 2 : 0] = text;

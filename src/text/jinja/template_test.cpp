@@ -7,10 +7,12 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <random>
 #include <sstream>
 #include <thread>
 
 #include "base/error.h"
+#include "text/jinja/python_text.h"
 
 namespace octavo::jinja {
 namespace {
@@ -328,6 +330,32 @@ TEST(TemplateLimitsTest, Work) {
         "{% set l = range(10**5)|list %}{% for i in l %}{{ l == l + [] }}{% endfor %}"}) {
     EXPECT_THAT(ErrorOf(source, Json::object(), limits), HasSubstr("did not finish within"))
         << source;
+  }
+}
+
+TEST(PythonTextTest, SearchesAsTheStandardLibraryDoes) {
+  std::mt19937 random(5);
+  const auto text_of = [&](size_t most) {
+    std::string text;
+    for (size_t n = random() % (most + 1); n > 0; --n)
+      text += static_cast<char>('a' + random() % 2);
+    return text;
+  };
+  for (int round = 0; round < 20000; ++round) {
+    const std::string text = text_of(30), part = text_of(5);
+    const size_t from = random() % 32;
+    EXPECT_EQ(Find(text, part, from), text.find(part, from)) << text << " " << part << " " << from;
+    EXPECT_EQ(FindFromRight(text, part), text.rfind(part)) << text << " " << part;
+    if (part.empty()) continue;
+    const auto most = static_cast<int64_t>(random() % 5) - 1;
+    std::vector<std::string_view> expected;
+    std::string_view rest = text;
+    for (size_t at; std::ssize(expected) != most && (at = rest.rfind(part)) != rest.npos;) {
+      expected.insert(expected.begin(), rest.substr(at + part.size()));
+      rest = rest.substr(0, at);
+    }
+    expected.insert(expected.begin(), rest);
+    EXPECT_EQ(SplitFromRight(text, part, most), expected) << text << " " << part << " " << most;
   }
 }
 
