@@ -95,7 +95,10 @@ void AddEngineFlags(CLI::App* app, EngineOptions& o, bool one_format = true) {
   app->add_option("--load-format", o.load_format,
                   "auto (= safetensors), or dummy: noise for weights, which needs config.json only")
       ->capture_default_str();
-  app->add_option("--dtype", o.dtype, "arithmetic: bfloat16 or float32")->capture_default_str();
+  app->add_option("--dtype", o.dtype, "arithmetic: bfloat16 (= auto) or float32")
+      ->transform(CLI::Transformer(std::map<std::string, std::string>{{"auto", "bfloat16"}})
+                      .description(""))
+      ->capture_default_str();
   app->add_option("--device", o.device, "cpu, cuda, or auto: a GPU where there is one")
       ->capture_default_str();
   app->add_option("--threads", o.threads, "CPU threads; 0: all")
@@ -234,7 +237,8 @@ void AddVerify(CLI::App& root, int& code) {
   app->footer(
       "Per prompt: relative L2 error, largest error, top-1 agreement, KL divergence; whole prompt, "
       "chunks of 7 and token by\n"
-      "token must agree to the bit. Exit code 1 above the tolerance.\n"
+      "token must agree to the bit. Exit code 1 above the tolerance. The cache is float32 in "
+      "float32, bf16 in bfloat16,\nunless --kv-cache-dtype says otherwise.\n"
       "tools/make_golden.py makes a reference file from any model.\n"
       "Example:\n  octavo verify tests/golden/llama --dtype float32 --kv-cache-dtype fp8");
   o->engine.dtype = "float32";

@@ -122,6 +122,21 @@ TEST_F(CliTest, WrongCommandLines) {
   ExpectRefused("bench decode --contexts 100", {"--contexts", "100"});
   ExpectRefused("generate --prompt-file /nonexistent.txt", {"/nonexistent.txt"});
   ExpectRefused("generate " + model + " --prompt hello", {"tokenizer.json"});
+  ExpectRefused("generate --prompt-file /tmp", {"/tmp", "not a regular file"});
+  ExpectRefused("generate --prompt x --seed -1", {"--seed", "-1"});
+  ExpectRefused("generate --prompt x --seed 18446744073709551616", {"--seed"});
+  ExpectRefused("generate --prompt " + std::string(5000, 'x') + " --kv-cache-memory-bytes 1MiB",
+                {"--kv-cache-memory-bytes", "5001 tokens"});
+  ExpectRefused("inspect " + model + " --memory 99999999999999999999", {"--memory"});
+  ExpectRefused("verify " + model + " --tolerance nan", {"--tolerance", "nan"});
+  ExpectRefused("verify " + model + " --tolerance 0", {"--tolerance"});
+  ExpectRefused("bench decode --seconds inf", {"--seconds", "inf"});
+  ExpectRefused("eval needle --lengths 1k --haystack /dev/zero", {"/dev/zero"});
+  ExpectRefused("eval needle --lengths 1k --haystack /dev/null", {"/dev/null"});
+  ExpectRefused("eval needle --lengths 1k --needles 257", {"--needles", "257"});
+  ExpectRefused("eval needle --lengths 1k --kv-cache-dtype-k fp8", {"--kv-cache-dtype-k"});
+  // A list takes one word; what follows is the model.
+  ExpectRefused("eval needle --lengths 1k,2k /nonexistent", {"/nonexistent/config.json"});
   ExpectRefused("serve /nonexistent", {"/nonexistent"});
   ExpectRefused("serve --host 192.0.2.1", {"--host", "192.0.2.1"});
   ExpectRefused("serve --port 65536", {"--port"});
