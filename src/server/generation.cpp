@@ -20,6 +20,7 @@ Generation::Generation(const Engine& engine, const Prepared& prepared, std::stri
     : metrics_(metrics),
       stream_(prepared.request.stream),
       min_tokens_(prepared.request.sampling.min_tokens),
+      max_tokens_(prepared.request.sampling.max_tokens),
       answer_(prepared.request, std::move(id), std::move(model), created, prepared.prompts,
               [&engine](int32_t token, bool skip_special) {
                 return engine.Decode({&token, 1}, skip_special);
@@ -30,9 +31,11 @@ Generation::Generation(const Engine& engine, const Prepared& prepared, std::stri
       choices_.push_back({.text = engine.MakeTextStream(request.skip_special_tokens),
                           .stops = StopMatcher(request.stop, request.include_stop_str_in_output),
                           .prompt_tokens = std::ssize(prompt.tokens),
+                          .first_token = arrival_,
                           .last_token = arrival_});
     }
   }
+  metrics_.Asked(request.n);
 }
 
 std::string Generation::Push(Event event, size_t index) {
@@ -45,7 +48,12 @@ std::string Generation::Push(Event event, size_t index) {
   if (choice.stops.stopped()) return "";
   const Clock::time_point now = Clock::now();
   const std::chrono::duration<double> waited = now - std::exchange(choice.last_token, now);
-  choice.tokens++ == 0 ? metrics_.FirstToken(waited.count()) : metrics_.NextToken(waited.count());
+  if (choice.tokens++ == 0) {
+    choice.first_token = now;
+    metrics_.FirstToken(waited.count());
+  } else {
+    metrics_.NextToken(waited.count());
+  }
   std::string text = choice.text->Push(event.token);
   text = choice.tokens > min_tokens_ ? choice.stops.Push(text) : choice.stops.Flush() + text;
   return answer_.Token(event, text, index);
@@ -60,8 +68,14 @@ std::string Generation::Finish(Event event, size_t index) {
                        : event.finish_reason == FinishReason::kLength ? "length"
                        : event.finish_reason == FinishReason::kError  ? "error"
                                                                       : "abort";
-  metrics_.Finished(reason, std::chrono::duration<double>(Clock::now() - arrival_).count(),
-                    choice.prompt_tokens, choice.tokens);
+  const std::chrono::duration<double> all = Clock::now() - arrival_,
+                                      decode = choice.last_token - choice.first_token;
+  metrics_.Count({.reason = reason,
+                  .seconds = all.count(),
+                  .decode_seconds = decode.count(),
+                  .prompt_tokens = choice.prompt_tokens,
+                  .output_tokens = choice.tokens,
+                  .max_tokens = max_tokens_});
   if (event.finish_reason == FinishReason::kError && !stream_) error_ = event.error;
   if (!error_.empty()) return "";
   const std::string rest =

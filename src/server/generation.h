@@ -41,7 +41,7 @@ class Generation {
     std::unique_ptr<TextStream> text;
     StopMatcher stops;
     int64_t prompt_tokens = 0;
-    Clock::time_point last_token;
+    Clock::time_point first_token, last_token;
     int64_t tokens = 0;
   };
   std::string Finish(Event event, size_t index);
@@ -49,7 +49,7 @@ class Generation {
   Metrics& metrics_;
   const Clock::time_point arrival_ = Clock::now();
   bool stream_;
-  int min_tokens_;
+  int min_tokens_, max_tokens_;
   openai::Answer answer_;
   std::vector<Choice> choices_;
   size_t finished_ = 0;

@@ -77,16 +77,23 @@ std::string Histogram::Text(const std::string& name, const std::string& help,
 Metrics::Metrics()
     : ttft_(kSeconds),
       itl_(kTokenSeconds),
+      tpot_(kTokenSeconds),
       e2e_(kSeconds),
+      decode_(kSeconds),
       prompt_tokens_(kTokens),
-      output_tokens_(kTokens) {}
+      output_tokens_(kTokens),
+      max_tokens_(kTokens),
+      choices_({1, 2, 5, 10, 20}) {}
 
-void Metrics::Finished(const std::string& reason, double seconds, int64_t prompt_tokens,
-                       int64_t output_tokens) {
-  ++finished_[reason];
-  e2e_.Observe(seconds);
-  prompt_tokens_.Observe(static_cast<double>(prompt_tokens));
-  output_tokens_.Observe(static_cast<double>(output_tokens));
+void Metrics::Count(const Finished& request) {
+  const auto output = static_cast<double>(request.output_tokens);
+  ++finished_[request.reason];
+  e2e_.Observe(request.seconds);
+  decode_.Observe(request.decode_seconds);
+  if (output > 1) tpot_.Observe(request.decode_seconds / (output - 1));
+  prompt_tokens_.Observe(static_cast<double>(request.prompt_tokens));
+  output_tokens_.Observe(output);
+  max_tokens_.Observe(static_cast<double>(request.max_tokens));
 }
 
 std::string Metrics::Text(const std::string& model_name, const EngineStats& stats,
@@ -103,7 +110,10 @@ std::string Metrics::Text(const std::string& model_name, const EngineStats& stat
       stats.cache_bytes > 0 ? count(stats.cache_bytes_used) / count(stats.cache_bytes) : 0);
   one("vllm:num_preemptions_total", "counter", "Requests put back to be recomputed.",
       count(stats.preemptions));
-  one("vllm:prompt_tokens_total", "counter", "Prompt tokens computed.", count(stats.prompt_tokens));
+  one("vllm:prompt_tokens_total", "counter", "Prompt tokens, computed or cached.",
+      count(stats.prompt_tokens + stats.cached_tokens));
+  one("vllm:prompt_tokens_cached_total", "counter", "Prompt tokens that the prefix cache had.",
+      count(stats.cached_tokens));
   one("vllm:generation_tokens_total", "counter", "Tokens generated.",
       count(stats.generated_tokens));
   one("vllm:prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache.",
@@ -124,10 +134,16 @@ std::string Metrics::Text(const std::string& model_name, const EngineStats& stat
   }
   out += ttft_.Text("vllm:time_to_first_token_seconds", "Time to the first token.", labels);
   out += itl_.Text("vllm:inter_token_latency_seconds", "Time between tokens.", labels);
+  out += tpot_.Text("vllm:request_time_per_output_token_seconds",
+                    "A request's mean time between tokens.", labels);
   out += e2e_.Text("vllm:e2e_request_latency_seconds", "Time to the last token.", labels);
+  out +=
+      decode_.Text("vllm:request_decode_time_seconds", "From the first token to the last.", labels);
   out += prompt_tokens_.Text("vllm:request_prompt_tokens", "Prompt tokens of a request.", labels);
   out +=
       output_tokens_.Text("vllm:request_generation_tokens", "Output tokens of a request.", labels);
+  out += max_tokens_.Text("vllm:request_params_max_tokens", "max_tokens of a request.", labels);
+  out += choices_.Text("vllm:request_params_n", "n of a request.", labels);
 
   const auto per_operand = [&](const char* name, const char* type, const char* help,
                                const auto& value) {

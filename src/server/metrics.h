@@ -29,12 +29,20 @@ class Histogram {
   double sum_ = 0;
 };
 
+// A request of the engine that has ended: one choice of one prompt.
+struct Finished {
+  std::string reason;
+  double seconds = 0;         // since it arrived
+  double decode_seconds = 0;  // from its first token to its last
+  int64_t prompt_tokens = 0, output_tokens = 0;
+  int64_t max_tokens = 0;  // as asked for
+};
+
 class Metrics {
  public:
   Metrics();
-  // A request's end; seconds since it arrived.
-  void Finished(const std::string& reason, double seconds, int64_t prompt_tokens,
-                int64_t output_tokens);
+  void Count(const Finished& request);
+  void Asked(int choices) { choices_.Observe(choices); }  // by one request of a client
   void FirstToken(double seconds) { ttft_.Observe(seconds); }
   void NextToken(double seconds) { itl_.Observe(seconds); }
   // Processor time of the server beside the engine.
@@ -44,9 +52,11 @@ class Metrics {
                    std::span<const LayerCacheReport> layers) const;
 
  private:
-  std::map<std::string, uint64_t> finished_;
+  std::map<std::string, uint64_t> finished_ = {
+      {"abort", 0}, {"error", 0}, {"length", 0}, {"stop", 0}};
   double cpu_seconds_ = 0;
-  Histogram ttft_, itl_, e2e_, prompt_tokens_, output_tokens_;
+  Histogram ttft_, itl_, tpot_, e2e_, decode_, prompt_tokens_, output_tokens_, max_tokens_,
+      choices_;
 };
 
 // Layers in which elements have saturated that had not in `before`: a line for each, which says

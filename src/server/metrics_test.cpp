@@ -19,7 +19,13 @@ TEST(Metrics, HistogramsAreCumulative) {
 
 TEST(Metrics, NamesOfVllmAndTheCachesHealth) {
   Metrics metrics;
-  metrics.Finished("stop", 0.5, 10, 3);
+  metrics.Count({.reason = "stop",
+                 .seconds = 0.5,
+                 .decode_seconds = 0.25,
+                 .prompt_tokens = 10,
+                 .output_tokens = 3,
+                 .max_tokens = 5});
+  metrics.Asked(2);
   metrics.SetCpuSeconds(0.125);
   const EngineStats stats{.steps = 12345678,
                           .prompt_tokens = 90,
@@ -45,7 +51,14 @@ TEST(Metrics, NamesOfVllmAndTheCachesHealth) {
         "octavo:engine_loop_seconds_total{model_name=\"m\"} 0.5\n",
         "octavo:server_cpu_seconds_total{model_name=\"m\"} 0.125\n",
         "vllm:request_success_total{model_name=\"m\",finished_reason=\"stop\"} 1\n",
+        "vllm:request_success_total{model_name=\"m\",finished_reason=\"abort\"} 0\n",
+        "vllm:prompt_tokens_total{model_name=\"m\"} 100\n",
+        "vllm:prompt_tokens_cached_total{model_name=\"m\"} 10\n",
         "vllm:e2e_request_latency_seconds_bucket{model_name=\"m\",le=\"0.5\"} 1\n",
+        "vllm:request_decode_time_seconds_sum{model_name=\"m\"} 0.25\n",
+        "vllm:request_time_per_output_token_seconds_sum{model_name=\"m\"} 0.125\n",
+        "vllm:request_params_max_tokens_sum{model_name=\"m\"} 5\n",
+        "vllm:request_params_n_sum{model_name=\"m\"} 2\n",
         "octavo:kv_cache_saturated_elements_total{model_name=\"m\",layer=\"0\",operand=\"k\","
         "kv_cache_dtype=\"fp8_e4m3\"} 7\n",
         "kv_cache_dtype=\"fp8_e4m3\"} 448\n", "source=\"default \\\"1.0\\\"\"} 1\n"}) {

@@ -48,6 +48,9 @@ std::string StopMatcher::Push(std::string_view text) {
   return out;
 }
 
-std::string StopMatcher::Flush() { return stopped_ ? "" : std::exchange(held_, {}); }
+std::string StopMatcher::Flush() {
+  for (Stop& stop : stops_) stop.matched = 0;
+  return stopped_ ? "" : std::exchange(held_, {});
+}
 
 }  // namespace octavo

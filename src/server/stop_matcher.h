@@ -17,7 +17,7 @@ class StopMatcher {
 
   // What is certain now. Once a stop string is found, what is before it, and nothing ever after.
   std::string Push(std::string_view text);
-  std::string Flush();  // the rest: the text ends here
+  std::string Flush();  // the rest: no stop string goes on from here
   bool stopped() const { return stopped_; }
 
  private:

@@ -23,6 +23,7 @@ TEST(StopMatcher, WhatOnlyBeganLikeOneComesInTheEnd) {
   StopMatcher matcher({"END"});
   EXPECT_EQ(matcher.Push("the EN"), "the ");
   EXPECT_EQ(matcher.Flush(), "EN");
+  EXPECT_EQ(matcher.Push("D"), "D");
   EXPECT_FALSE(matcher.stopped());
 }
 
