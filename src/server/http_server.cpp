@@ -76,8 +76,9 @@ struct Connection {
 
   beast::tcp_stream stream;
   beast::flat_buffer buffer;
-  bool busy = false;                 // a request has been read and its answer is not complete
-  std::shared_ptr<Mailbox> mailbox;  // while the engine works for it
+  bool busy = false;  // a request has been read and its answer is not complete
+  Clock::time_point idle_since = Clock::now();  // while it is not
+  std::shared_ptr<Mailbox> mailbox;             // while the engine works for it
 };
 
 using Prepared = Generation::Prepared;
@@ -162,6 +163,7 @@ struct HttpServer::Impl {
   }
 
   awaitable<void> Accept();
+  bool CloseAnIdleOne();
   awaitable<void> HandleSignals();
   awaitable<void> Serve(tcp::socket socket);
   awaitable<bool> ServeOne(Connection& connection);  // whether another request may follow
@@ -279,11 +281,25 @@ awaitable<void> HttpServer::Impl::Accept() {
       if (draining) co_return;
       continue;
     }
-    if (static_cast<int>(connections.size()) >= options.max_connections) continue;  // closes it
+    if (static_cast<int>(connections.size()) >= options.max_connections && !CloseAnIdleOne())
+      continue;                                     // closes the new one
     socket.set_option(tcp::no_delay(true), error);  // of a client that is gone: reading will tell
     socket.non_blocking(true, error);
     asio::co_spawn(io, Serve(std::move(socket)), LogFailure());
   }
+}
+
+// The connection that has been waiting for a header the longest; false if none does.
+bool HttpServer::Impl::CloseAnIdleOne() {
+  Connection* idle = nullptr;
+  for (Connection* connection : connections) {
+    if (!connection->busy && (!idle || connection->idle_since < idle->idle_since))
+      idle = connection;
+  }
+  if (!idle) return false;
+  idle->busy = true;  // with its end
+  idle->stream.cancel();
+  return true;
 }
 
 awaitable<void> HttpServer::Impl::HandleSignals() {
@@ -420,6 +436,7 @@ awaitable<bool> HttpServer::Impl::ServeOne(Connection& connection) {
   parser.header_limit(options.max_header_bytes);
   parser.body_limit(options.max_body_bytes);
   error_code error;
+  connection.idle_since = Clock::now();
   connection.stream.expires_after(options.read_timeout);
   co_await http::async_read_header(connection.stream, connection.buffer, parser,
                                    asio::redirect_error(use_awaitable, error));

@@ -19,7 +19,7 @@ namespace {
 // In this process, for the sake of its options.
 class HastyServer {
  public:
-  explicit HastyServer(std::chrono::seconds patience)
+  explicit HastyServer(std::chrono::seconds patience, int max_connections = 1024)
       : server_(Engine::Create({.model = std::string(OCTAVO_SOURCE_DIR) + "/checkpoints/needle",
                                 .device = "cpu",
                                 .threads = 2}),
@@ -27,6 +27,7 @@ class HastyServer {
                  .tokenizer_folder = std::string(OCTAVO_SOURCE_DIR) + "/checkpoints/needle",
                  .model_name = "needle",
                  .version = "test",
+                 .max_connections = max_connections,
                  .read_timeout = patience,
                  .body_timeout = patience,
                  .write_timeout = patience}),
@@ -113,6 +114,23 @@ TEST(SlowClientsTest, WhoReadsNothingIsCutOffAndHisRequestEnds) {
     ASSERT_LT(std::chrono::steady_clock::now(), patience);
   EXPECT_EQ(Metric(server.port(), "vllm:num_requests_running"), 0);
   ExpectServes(server.port());
+}
+
+// Connections that say nothing, more than there may be: the oldest make room.
+TEST(SlowClientsTest, WhoSaysNothingLocksNobodyOut) {
+  HastyServer server(std::chrono::seconds(600), /*max_connections=*/20);
+  std::vector<std::unique_ptr<Client>> silent;
+  for (int i = 0; i < 50; ++i) {
+    silent.push_back(std::make_unique<Client>(server.port()));
+    ASSERT_TRUE(silent.back()->connected());
+  }
+  ExpectServes(server.port());
+  std::string text;
+  EXPECT_FALSE(silent.front()->Receive(&text));  // closed
+  EXPECT_EQ(text, "");
+  ASSERT_TRUE(silent.back()->Send(Get("/health")));
+  while (silent.back()->Receive(&text)) continue;
+  EXPECT_EQ(ParseReply(text).status, 200);
 }
 
 // A byte at a time: of a header, of a body, of nothing at all.
