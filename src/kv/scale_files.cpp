@@ -64,6 +64,7 @@ std::vector<LayerScales> ReadRanks(const Json& json, const std::string& file,
   const Json& dtype = Member(cache, "dtype", where);
   if (dtype != Json("float8_e4m3fn")) Fail(where + ".dtype", "\"float8_e4m3fn\"", dtype);
   const Json& ranks = Object(cache, "scaling_factor", where);
+  if (ranks.empty()) Fail(where + ".scaling_factor", "a rank at least", ranks);
   const int count = static_cast<int>(ranks.size());
   std::vector<LayerScales> layers(facts.size());
   std::vector<int> seen(facts.size());  // by layer: ranks that have it
@@ -139,7 +140,9 @@ std::vector<LayerScales> ReadOwn(const Json& json, const std::string& file,
     if (!value.is_string()) Fail(file + ": model", "a string", value);
   }
   std::vector<LayerScales> layers(facts.size());
-  for (const auto& [key, entry] : Object(json, "layers", file).items()) {
+  const Json& entries = Object(json, "layers", file);
+  if (entries.empty()) Fail(file + ": layers", "a layer at least", entries);
+  for (const auto& [key, entry] : entries.items()) {
     const int layer = Index(key, static_cast<int>(facts.size()), file + ": layers");
     const std::string where = fmt::format("{}: layers.{}", file, layer);
     if (!entry.is_object()) Fail(where, "an object", entry);

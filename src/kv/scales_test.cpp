@@ -317,6 +317,7 @@ TEST_F(KvScalesTest, BadFiles) {
            {R"({"octavo_kv_scales": 1, "layers": []})",
             "layers: expected an object, found an array"},
            {R"({"octavo_kv_scales": 1, "layers": {}, "scale": 1})", "found 'scale'"},
+           {R"({"octavo_kv_scales": 1, "layers": {}})", "layers: expected a layer at least"},
            {R"({"octavo_kv_scales": 1, "layers": {}, "model": 1})", "model: expected a string"},
            {R"({"octavo_kv_scales": 1, "layers": {"2": {"k": 1}}})",
             "expected a key from 0 to 1, found '2'"},
