@@ -24,7 +24,7 @@ namespace {
 CLI::Validator Whole(const CLI::Validator& unit) {
   const auto check = [unit](std::string& text) -> std::string {
     const size_t digits = std::min(text.find_first_not_of("0123456789"), text.size());
-    return digits > 18 ? "a number that large is not known: " + text : unit(text);
+    return digits > 18 ? "expected at most 18 digits, found " + text : unit(text);
   };
   return CLI::Validator(check, unit.get_description());
 }
@@ -555,12 +555,16 @@ void AddBench(CLI::App& root, int& code) {
   o->bench.model = ShippedModel();
   app->add_option("model", o->bench.model,
                   "a Hugging Face folder; default: the shipped needle model");
-  app->add_option("--contexts", o->bench.contexts)
+  app->add_option("--contexts", o->bench.contexts, "tokens that a step attends to")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->transform(Tokens())
       ->default_str("1k,4k,16k,32k,64k");
-  app->add_option("--kv-cache-dtypes", o->bench.formats)->delimiter(',')->capture_default_str();
+  app->add_option("--kv-cache-dtypes", o->bench.formats,
+                  "formats to measure; slopes are compared with the first")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->capture_default_str();
   app->add_option("--threads", o->bench.threads, "0: all")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();

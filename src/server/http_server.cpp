@@ -281,8 +281,8 @@ awaitable<void> HttpServer::Impl::Accept() {
       if (draining) co_return;
       continue;
     }
-    if (static_cast<int>(connections.size()) >= options.max_connections && !CloseAnIdleOne())
-      continue;                                     // closes the new one
+    const bool full = static_cast<int>(connections.size()) >= options.max_connections;
+    if (full && !CloseAnIdleOne()) continue;        // closes the new one
     socket.set_option(tcp::no_delay(true), error);  // of a client that is gone: reading will tell
     socket.non_blocking(true, error);
     asio::co_spawn(io, Serve(std::move(socket)), LogFailure());
