@@ -11,7 +11,9 @@
 #include <map>
 #include <memory>
 #include <new>
+#include <optional>
 #include <string>
+#include <string_view>
 
 #include "base/error.h"
 #include "cli/commands.h"
@@ -34,23 +36,26 @@ CLI::Validator Tokens() {
 }
 CLI::Validator Bytes() { return Whole(CLI::AsSizeValue(/*kb_is_1000=*/false)); }
 
+// The number that all of `text` is, within T's range.
+template <class T>
+std::optional<T> Parse(std::string_view text) {
+  T x{};
+  const char* const end = text.data() + text.size();
+  const auto [rest, error] = std::from_chars(text.data(), end, x);
+  return error == std::errc() && rest == end ? std::optional(x) : std::nullopt;
+}
+
 CLI::Validator Seed() {
   const auto check = [](const std::string& text) -> std::string {
-    uint64_t seed = 0;
-    const char* const end = text.data() + text.size();
-    const auto [rest, error] = std::from_chars(text.data(), end, seed);
-    return error == std::errc() && rest == end ? "" : "expected 0 to 2^64 - 1, found " + text;
+    return Parse<uint64_t>(text) ? "" : "expected 0 to 2^64 - 1, found " + text;
   };
   return CLI::Validator(check, "");
 }
 
 CLI::Validator Positive() {
   const auto check = [](const std::string& text) -> std::string {
-    double x = 0;
-    const char* const end = text.data() + text.size();
-    const auto [rest, error] = std::from_chars(text.data(), end, x);
-    const bool whole = error == std::errc() && rest == end;
-    return whole && x > 0 && std::isfinite(x) ? "" : "expected a number above 0, found " + text;
+    const double x = Parse<double>(text).value_or(0);
+    return x > 0 && std::isfinite(x) ? "" : "expected a number above 0, found " + text;
   };
   return CLI::Validator(check, "");
 }
@@ -407,12 +412,9 @@ void AddBenchServeLoad(CLI::App* app, ServeBenchOptions& b) {
 std::pair<std::string, double> GoodputLimit(const std::string& text) {
   const size_t colon = text.find(':');
   const std::string metric = text.substr(0, colon);
-  const char* const end = text.data() + text.size();
-  double ms = 0;
-  const bool known = metric == "ttft" || metric == "tpot" || metric == "e2el";
-  if (known && colon != text.npos) {
-    const auto [rest, error] = std::from_chars(text.data() + colon + 1, end, ms);
-    if (error == std::errc() && rest == end) return {metric, ms};
+  if (colon != text.npos && (metric == "ttft" || metric == "tpot" || metric == "e2el")) {
+    if (const auto ms = Parse<double>(std::string_view(text).substr(colon + 1)))
+      return {metric, *ms};
   }
   throw CLI::ValidationError("--goodput", "expected ttft:MS, tpot:MS or e2el:MS, found " + text);
 }

@@ -197,6 +197,22 @@ TEST(ServeTest, MetricsCountWhatWasServed) {
             448);
 }
 
+TEST(ServeTest, SaturationIsSaidWhileARequestRuns) {
+  const std::string file = testing::TempDir() + "octavo_scales.json";
+  std::ofstream(file) << R"({"octavo_kv_scales": 1, "layers": {"0": {"k": 1e-4, "v": 1e-4},
+      "1": {"k": 1, "v": 1}, "2": {"k": 1, "v": 1}, "3": {"k": 1, "v": 1}}})";
+  Server server({"--kv-cache-dtype", "fp8", "--kv-cache-scales", file});
+  Client client(server.port());
+  ASSERT_TRUE(client.Send(
+      Post("/v1/completions",
+           Completion({{"max_tokens", 100000}, {"ignore_eos", true}, {"stream", true}}))));
+  std::string text;
+  while (server.log().find("layer 0: K saturates") == std::string::npos)
+    ASSERT_TRUE(client.Receive(&text)) << server.log();
+  EXPECT_EQ(text.find("[DONE]"), std::string::npos);
+  std::remove(file.c_str());
+}
+
 TEST(ServeTest, ThePageAsksNobodyElse) {
   Server server({"--api-key", "secret"});
   const Reply reply = Exchange(server.port(), Get("/"));
