@@ -26,8 +26,10 @@ constexpr int kFixedPieces = 16;
 constexpr int kFixedPiecePages = 32;
 // Prefill: K and V of the heads worked on together, in bytes; L2 holds 50 MB and more.
 constexpr int64_t kHeadGroupBytes = 32 << 20;
-// Prefill: no smaller pieces than this many tiles.
-constexpr int kMinPieceTiles = 8;
+// Prefill: the smallest pieces in tiles, for adding up has its price: these of a short step and of
+// one that is longer, and this part of an equal share.
+constexpr int kMinPieceTiles = 8, kGoodPieceTiles = 32;
+constexpr int kPiecesOfShare = 12;
 
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -72,7 +74,7 @@ Planner::Planner(const PlanConfig& config) : config_(config) {
     // Every sequence may end with a block that is not full.
     const int block_tokens = config_.prefill_rows / prefill_pack();
     prefill_blocks_ = (limits.tokens / block_tokens + sequences) * (shape.heads / prefill_pack());
-    if (!config_.deterministic) prefill_pieces_ = 2 * config_.workers;
+    if (!config_.deterministic) prefill_pieces_ = 4 * config_.workers;
     prefill_partial_rows_ = prefill_pieces_ * config_.prefill_rows;
   }
 
@@ -337,14 +339,18 @@ void Planner::WritePrefills(std::span<const int32_t> q_begin, std::span<const in
   };
   const auto tiles_of = [&](const Block& b) { return CeilDiv(b.end - b.begin, tile); };
 
-  // Cut only what is longer than an equal share of everything.
-  int64_t all_tiles = 0;
+  // Cut only what is longer than an equal share of everything that is not yet written: what comes
+  // last must keep everybody busy to the end.
+  int64_t tiles_left = 0;
   for (const int s : prefills_) {
     for (int first = 0; first < q_begin[s + 1] - q_begin[s]; first += block_tokens) {
-      all_tiles += tiles_of(block_of(s, first)) * kv_heads * items_per_head;
+      tiles_left += tiles_of(block_of(s, first)) * kv_heads * items_per_head;
     }
   }
-  const int64_t share = std::max<int64_t>(kMinPieceTiles, CeilDiv(all_tiles, config_.workers));
+  const int64_t equal_share = CeilDiv(tiles_left, config_.workers);
+  const int64_t smallest =
+      std::max({int64_t{kMinPieceTiles}, std::min(equal_share, int64_t{kGoodPieceTiles}),
+                equal_share / kPiecesOfShare});
 
   auto* items = ArrayAt<WorkItem>(upload, layout_.prefill_items);
   auto* combines = ArrayAt<CombineItem>(upload, layout_.prefill_combines);
@@ -353,6 +359,8 @@ void Planner::WritePrefills(std::span<const int32_t> q_begin, std::span<const in
 
   const auto write = [&](const Block& b, int head) {
     const int64_t tiles = tiles_of(b);
+    const int64_t share = std::max(smallest, CeilDiv(tiles_left, config_.workers));
+    tiles_left -= tiles;
     int64_t pieces = std::min(CeilDiv(tiles, share), pieces_left);
     if (pieces < 2) pieces = 1;
     WorkItem item{.sequence = b.sequence,

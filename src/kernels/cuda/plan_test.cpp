@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
+#include <queue>
 #include <random>
 #include <set>
 #include <tuple>
@@ -330,11 +331,38 @@ TEST(CudaPlanTest, PrefillWorksOnHeadsThatFitInL2LongestFirst) {
       EXPECT_EQ(head_group, last_group + 1);
       last_pages = 1 << 30;
     }
+    last_group = head_group;
+    if (item.partial >= 0) continue;
     EXPECT_LE(item.page_end - item.page_begin, last_pages);
     last_pages = item.page_end - item.page_begin;
-    last_group = head_group;
   }
   EXPECT_EQ(last_group, 3);
+}
+
+// Items go to whoever is free first.
+TEST(CudaPlanTest, PrefillKeepsAllWorkersBusyToTheEnd) {
+  for (const int rows : {128, 192}) {
+    PlanConfig config = Config(32, 8);
+    config.prefill_rows = rows;
+    Planner planner(config);
+    for (const auto& [tokens, length] :
+         {std::pair(256, 65536), {512, 65536}, {1024, 65536}, {2048, 65536}, {8192, 16384}}) {
+      Batch batch;
+      batch.Add(tokens, length);
+      const Made made(planner, batch);
+      std::priority_queue<int, std::vector<int>, std::greater<>> busy_until(
+          std::greater<>(), std::vector<int>(config.workers));
+      int all = 0, end = 0;
+      for (const WorkItem& item : made.prefill) {
+        const int pages = item.page_end - item.page_begin, done = busy_until.top() + pages;
+        busy_until.pop();
+        busy_until.push(done);
+        all += pages;
+        end = std::max(end, done);
+      }
+      EXPECT_LE(end * config.workers, 1.12 * all) << tokens << " of " << length << ", " << rows;
+    }
+  }
 }
 
 TEST(CudaPlanTest, OneLongPrefillBlockIsCut) {

@@ -52,9 +52,13 @@ struct Prefill16BitConfig
   using Producer = ProducerOf<kHeadDim, kTileTokens, kStages, kKeys, kValues>;
   using Tiles = PrefillTiles<kHeadDim, 2, kConsumers, kTileTokens, kStages, kHeadDim, Producer>;
   static constexpr WgmmaType kKey = TypeOf(kKeys), kValue = TypeOf(kValues);
-  static constexpr bool kSoftCap = kConsumers == 2;
+  // Three warpgroups and tiles of 128 tokens leave no registers for it.
+  static constexpr bool kSoftCap = kConsumers == 2 || kTileTokens == 64;
   static constexpr bool kWidenKeys = kKeys == Operand::kWiden;
   static constexpr bool kWidenValues = kValues == Operand::kWiden;
+  // Queries in registers spare shared memory a third of what Q K reads of it, where there is room.
+  static constexpr bool kQueryRegisters =
+      kHeadDim == 64 ? kSoftCap : kHeadDim == 128 && kConsumers == 2;
 };
 
 // 1 - 2 / (e^2x + 1): absolute error near 1e-7, where tanh.approx has 5e-4.
@@ -73,6 +77,7 @@ struct Consumer16Bit {
   float scores[C::kTileTokens / 2];
   float out[C::kHeadDim / 2];
   uint32_t probabilities[C::kTileTokens / 4];
+  uint32_t queries[C::kQueryRegisters ? C::kHeadDim / 4 : 1];
 
   __device__ Consumer16Bit(typename C::Shared& shared, int warpgroup)
       : shared(shared),
@@ -86,9 +91,13 @@ struct Consumer16Bit {
 #pragma unroll
     for (int step = 0; step < C::kHeadDim / 16; ++step) {
       const int panel = step / 4, within = step % 4 * 32;
-      ScoreProduct::SS(scores, q.At(panel * C::kRows * 128 + within),
-                       k.At(stage * C::kTileBytes + panel * C::kTileTokens * 128 + within),
-                       step > 0);
+      const uint64_t keys = k.At(stage * C::kTileBytes + panel * C::kTileTokens * 128 + within);
+      if constexpr (C::kQueryRegisters) {
+        const uint32_t* a = queries + 4 * step;
+        ScoreProduct::RS(scores, a[0], a[1], a[2], a[3], keys, step > 0);
+      } else {
+        ScoreProduct::SS(scores, q.At(panel * C::kRows * 128 + within), keys, step > 0);
+      }
     }
     WgmmaCommit();
   }
@@ -123,12 +132,15 @@ struct Consumer16Bit {
     for (float& s : scores) s = out * SoftCapTanh(s * in);
   }
 
+  static __device__ __forceinline__ uint32_t ToF16(uint32_t two_bf16) {
+    return PackF16(__uint_as_float(two_bf16 << 16), __uint_as_float(two_bf16 & 0xFFFF0000u));
+  }
   // This warpgroup's queries from bfloat16 to float16, where they lie.
   __device__ __forceinline__ void QueriesToF16() {
     for (int panel = 0; panel < C::kPanels; ++panel) {
       auto* rows = reinterpret_cast<uint32_t*>(shared.q[panel][64 * warpgroup]);
       for (int i = threadIdx.x % 128; i < 64 * C::kPanel / 4; i += 128) {
-        rows[i] = PackF16(__uint_as_float(rows[i] << 16), __uint_as_float(rows[i] & 0xFFFF0000u));
+        rows[i] = ToF16(rows[i]);
       }
     }
     FenceProxyAsync();
@@ -169,7 +181,15 @@ __device__ void Consume16Bit(const PrefillParams& p, typename C::Shared& shared)
     const TileRange tiles = TilesOf<C::kTileTokens>(p, item, warpgroup);
 #pragma unroll
     for (int i = 0; i < C::kHeadDim / 2; ++i) consumer.out[i] = 0;
-    if constexpr (C::kKey == WgmmaType::kF16) consumer.QueriesToF16();
+    if constexpr (C::kQueryRegisters) {
+      ReadQueries<C>(shared, warpgroup, consumer.queries);
+      if constexpr (C::kKey == WgmmaType::kF16) {
+#pragma unroll
+        for (uint32_t& two : consumer.queries) two = Consumer16Bit<C>::ToF16(two);
+      }
+    } else if constexpr (C::kKey == WgmmaType::kF16) {
+      consumer.QueriesToF16();
+    }
 
     int tile = tiles.end - 1;
     const auto scores_done = [&](int stage) {

@@ -5,7 +5,12 @@ namespace {
 
 template <Operand kKeys, Operand kValues>
 KernelEntry Entry() {
-  return Prefill16BitEntry<128, 2, 128, 2, kKeys, kValues>();
+  // What is widened should serve many rows.
+  if constexpr (kKeys == Operand::kWiden || kValues == Operand::kWiden) {
+    return Prefill16BitEntry<128, 3, 64, 4, kKeys, kValues>();
+  } else {
+    return Prefill16BitEntry<128, 2, 128, 2, kKeys, kValues>();
+  }
 }
 
 }  // namespace

@@ -24,10 +24,10 @@ KernelEntry Entry() {
 std::vector<KernelEntry> PrefillFp8Kernels() {
   return {
       Entry<PrefillFp8Config<64, 3, 192, 4, 1, true, true>>(),
-      Entry<PrefillFp8Config<128, 2, 192, 4, 2, true, true>>(),
+      Entry<PrefillFp8Config<128, 3, 128, 5, 1, true, true>>(),
       Entry<PrefillFp8Config<256, 2, 128, 3, 2, false, true>>(),
       Entry<PrefillFp8Config<64, 3, 128, 4, 1, false, false>>(),
-      Entry<PrefillFp8Config<128, 2, 192, 4, 1, false, false>>(),
+      Entry<PrefillFp8Config<128, 3, 128, 5, 1, false, false>>(),
       Entry<PrefillFp8Config<256, 2, 128, 3, 1, false, false>>(),
   };
 }
