@@ -44,8 +44,10 @@ using ProducerOf =
                                         kValues == Operand::kWiden>,
                        PlainProducer>;
 
-template <int kHeadDim, int kConsumers, int kTileTokens, int kStages, Operand kKeys,
-          Operand kValues>
+// kQuerySteps: steps of Q K whose queries are in registers, as many as there is room for. They
+// spare shared memory, which bounds these products, a third to a half of what a step reads of it.
+template <int kHeadDim, int kConsumers, int kTileTokens, int kStages, int kQuerySteps_,
+          Operand kKeys, Operand kValues>
 struct Prefill16BitConfig
     : PrefillTiles<kHeadDim, 2, kConsumers, kTileTokens, kStages, kHeadDim,
                    ProducerOf<kHeadDim, kTileTokens, kStages, kKeys, kValues>> {
@@ -56,9 +58,7 @@ struct Prefill16BitConfig
   static constexpr bool kSoftCap = kConsumers == 2 || kTileTokens == 64;
   static constexpr bool kWidenKeys = kKeys == Operand::kWiden;
   static constexpr bool kWidenValues = kValues == Operand::kWiden;
-  // Queries in registers spare shared memory a third of what Q K reads of it, where there is room.
-  static constexpr bool kQueryRegisters =
-      kHeadDim == 64 ? kSoftCap : kHeadDim == 128 && kConsumers == 2;
+  static constexpr int kQuerySteps = kQuerySteps_;
 };
 
 // 1 - 2 / (e^2x + 1): absolute error near 1e-7, where tanh.approx has 5e-4.
@@ -77,7 +77,7 @@ struct Consumer16Bit {
   float scores[C::kTileTokens / 2];
   float out[C::kHeadDim / 2];
   uint32_t probabilities[C::kTileTokens / 4];
-  uint32_t queries[C::kQueryRegisters ? C::kHeadDim / 4 : 1];
+  uint32_t queries[4 * C::kQuerySteps + 1];
 
   __device__ Consumer16Bit(typename C::Shared& shared, int warpgroup)
       : shared(shared),
@@ -92,7 +92,7 @@ struct Consumer16Bit {
     for (int step = 0; step < C::kHeadDim / 16; ++step) {
       const int panel = step / 4, within = step % 4 * 32;
       const uint64_t keys = k.At(stage * C::kTileBytes + panel * C::kTileTokens * 128 + within);
-      if constexpr (C::kQueryRegisters) {
+      if (step < C::kQuerySteps) {
         const uint32_t* a = queries + 4 * step;
         ScoreProduct::RS(scores, a[0], a[1], a[2], a[3], keys, step > 0);
       } else {
@@ -132,19 +132,29 @@ struct Consumer16Bit {
     for (float& s : scores) s = out * SoftCapTanh(s * in);
   }
 
-  static __device__ __forceinline__ uint32_t ToF16(uint32_t two_bf16) {
-    return PackF16(__uint_as_float(two_bf16 << 16), __uint_as_float(two_bf16 & 0xFFFF0000u));
-  }
   // This warpgroup's queries from bfloat16 to float16, where they lie.
   __device__ __forceinline__ void QueriesToF16() {
     for (int panel = 0; panel < C::kPanels; ++panel) {
       auto* rows = reinterpret_cast<uint32_t*>(shared.q[panel][64 * warpgroup]);
       for (int i = threadIdx.x % 128; i < 64 * C::kPanel / 4; i += 128) {
-        rows[i] = ToF16(rows[i]);
+        rows[i] = PackF16(__uint_as_float(rows[i] << 16), __uint_as_float(rows[i] & 0xFFFF0000u));
       }
     }
     FenceProxyAsync();
     NamedBarrierSync(1 + warpgroup, 128);
+  }
+
+  // Queries as the A operand stands in registers: word i is 16 bytes * (i / 2) further, eight rows
+  // lower where i is odd.
+  __device__ __forceinline__ void ReadQueries() {
+    const int thread = static_cast<int>(threadIdx.x) % 128, row = thread % 32 / 4;
+    const uint8_t* rows = shared.q[0][64 * warpgroup + thread / 32 * 16 + row] + thread % 4 * 4;
+#pragma unroll
+    for (int i = 0; i < 4 * C::kQuerySteps; ++i) {
+      const int chunk = i / 2 % 8, panel = i / 16;
+      queries[i] = *reinterpret_cast<const uint32_t*>(rows + panel * C::kRows * 128 +
+                                                      i % 2 * 8 * 128 + (chunk ^ row) * 16);
+    }
   }
 
   __device__ __forceinline__ void Pack() {
@@ -181,15 +191,8 @@ __device__ void Consume16Bit(const PrefillParams& p, typename C::Shared& shared)
     const TileRange tiles = TilesOf<C::kTileTokens>(p, item, warpgroup);
 #pragma unroll
     for (int i = 0; i < C::kHeadDim / 2; ++i) consumer.out[i] = 0;
-    if constexpr (C::kQueryRegisters) {
-      ReadQueries<C>(shared, warpgroup, consumer.queries);
-      if constexpr (C::kKey == WgmmaType::kF16) {
-#pragma unroll
-        for (uint32_t& two : consumer.queries) two = Consumer16Bit<C>::ToF16(two);
-      }
-    } else if constexpr (C::kKey == WgmmaType::kF16) {
-      consumer.QueriesToF16();
-    }
+    if constexpr (C::kKey == WgmmaType::kF16) consumer.QueriesToF16();
+    consumer.ReadQueries();
 
     int tile = tiles.end - 1;
     const auto scores_done = [&](int stage) {
@@ -277,10 +280,11 @@ constexpr std::optional<KvFormat> FormatOf(Operand operand) {
   return operand == Operand::kBF16 ? KvFormat::kBF16 : KvFormat::kF16;
 }
 
-template <int kHeadDim, int kConsumers, int kTileTokens, int kStages, Operand kKeys,
-          Operand kValues>
+template <int kHeadDim, int kConsumers, int kTileTokens, int kStages, int kQuerySteps,
+          Operand kKeys, Operand kValues>
 KernelEntry Prefill16BitEntry() {
-  using Config = Prefill16BitConfig<kHeadDim, kConsumers, kTileTokens, kStages, kKeys, kValues>;
+  using Config =
+      Prefill16BitConfig<kHeadDim, kConsumers, kTileTokens, kStages, kQuerySteps, kKeys, kValues>;
   return {.phase = Phase::kPrefill,
           .head_dim = kHeadDim,
           .k = FormatOf(kKeys),

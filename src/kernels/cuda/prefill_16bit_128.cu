@@ -7,9 +7,9 @@ template <Operand kKeys, Operand kValues>
 KernelEntry Entry() {
   // What is widened should serve many rows.
   if constexpr (kKeys == Operand::kWiden || kValues == Operand::kWiden) {
-    return Prefill16BitEntry<128, 3, 64, 4, kKeys, kValues>();
+    return Prefill16BitEntry<128, 3, 64, 4, 0, kKeys, kValues>();
   } else {
-    return Prefill16BitEntry<128, 2, 128, 2, kKeys, kValues>();
+    return Prefill16BitEntry<128, 2, 128, 2, 8, kKeys, kValues>();
   }
 }
 

@@ -5,7 +5,7 @@ namespace {
 
 template <Operand kKeys, Operand kValues>
 KernelEntry Entry() {
-  return Prefill16BitEntry<256, 2, 64, 2, kKeys, kValues>();
+  return Prefill16BitEntry<256, 2, 64, 2, 0, kKeys, kValues>();
 }
 
 }  // namespace

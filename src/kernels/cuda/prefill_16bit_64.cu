@@ -7,9 +7,9 @@ template <Operand kKeys, Operand kValues>
 KernelEntry Entry() {
   // What is widened should serve many rows.
   if constexpr (kKeys == Operand::kWiden || kValues == Operand::kWiden) {
-    return Prefill16BitEntry<64, 3, 64, 4, kKeys, kValues>();
+    return Prefill16BitEntry<64, 3, 64, 4, 4, kKeys, kValues>();
   } else {
-    return Prefill16BitEntry<64, 2, 128, 4, kKeys, kValues>();
+    return Prefill16BitEntry<64, 2, 128, 4, 4, kKeys, kValues>();
   }
 }
 
@@ -18,7 +18,7 @@ KernelEntry Entry() {
 std::vector<KernelEntry> Prefill16BitKernels64() {
   return {
       // Without a soft cap there are registers for three warpgroups.
-      Prefill16BitEntry<64, 3, 128, 4, Operand::kBF16, Operand::kBF16>(),
+      Prefill16BitEntry<64, 3, 128, 4, 0, Operand::kBF16, Operand::kBF16>(),
       Entry<Operand::kBF16, Operand::kBF16>(),
       Entry<Operand::kF16, Operand::kF16>(),
       Entry<Operand::kBF16, Operand::kWiden>(),

@@ -90,22 +90,6 @@ struct PrefillTiles {
   }
 };
 
-// A warpgroup's queries as the A operand stands in registers: word i is 16 bytes * (i / 2) further,
-// eight rows lower where i is odd.
-template <class Tiles>
-__device__ __forceinline__ void ReadQueries(const typename Tiles::Shared& shared, int warpgroup,
-                                            uint32_t (&words)[Tiles::kRowBytes / 8]) {
-  static_assert(Tiles::kPanel == 128);
-  const int thread = static_cast<int>(threadIdx.x) % 128, row = thread % 32 / 4;
-  const uint8_t* rows = shared.q[0][64 * warpgroup + thread / 32 * 16 + row] + thread % 4 * 4;
-#pragma unroll
-  for (int i = 0; i < Tiles::kRowBytes / 8; ++i) {
-    const int chunk = i / 2 % 8, panel = i / 16;
-    words[i] = *reinterpret_cast<const uint32_t*>(rows + panel * Tiles::kRows * 128 +
-                                                  i % 2 * 8 * 128 + (chunk ^ row) * 16);
-  }
-}
-
 // A place in the ring of stages.
 template <int kStages>
 struct Ring {
