@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "engine/executor.h"
 #include "engine/scheduler.h"
+#include "io/mapped_file.h"
 #include "text/detokenizer.h"
 #include "text/tokenizer.h"
 
@@ -65,12 +66,9 @@ struct Engine::Impl {
                                     options.enable_prefix_caching}),
         batch(executor.MakeBatch()),
         model_folder(options.model) {
-    std::error_code
-        ignored;  // a link that leads nowhere is there, and FromFolder says what is wrong with it
     if (!options.tokenizer.empty()) {
       tokenizer = Tokenizer::FromFolder(options.tokenizer);
-    } else if (std::filesystem::symlink_status(model_folder / "tokenizer.json", ignored).type() !=
-               std::filesystem::file_type::not_found) {
+    } else if (IsThere(model_folder / "tokenizer.json")) {
       tokenizer = Tokenizer::FromFolder(model_folder);
     }
     PublishStats();

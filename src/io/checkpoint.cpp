@@ -185,14 +185,9 @@ Checkpoint::~Checkpoint() = default;
 Checkpoint Checkpoint::Open(const fs::path& folder) {
   Checkpoint checkpoint;
   checkpoint.path_ = folder;
-  // A dangling link (a purged cache) counts as there, so that the message names it.
-  const auto is_there = [&](const char* name) {
-    std::error_code error;
-    return fs::symlink_status(folder / name, error).type() > fs::file_type::not_found;
-  };
-  if (is_there("model.safetensors")) {
+  if (IsThere(folder / "model.safetensors")) {
     checkpoint.AddFile(folder / "model.safetensors");
-  } else if (is_there("model.safetensors.index.json")) {
+  } else if (IsThere(folder / "model.safetensors.index.json")) {
     checkpoint.AddShards(folder / "model.safetensors.index.json");
   } else {
     throw Error(

@@ -50,4 +50,10 @@ MappedFile::~MappedFile() {
   if (data_) munmap(data_, size_);
 }
 
+bool IsThere(const std::filesystem::path& path) {
+  std::error_code error;
+  return std::filesystem::symlink_status(path, error).type() !=
+         std::filesystem::file_type::not_found;
+}
+
 }  // namespace octavo

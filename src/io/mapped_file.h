@@ -22,4 +22,8 @@ class MappedFile {
   size_t size_ = 0;
 };
 
+// Whether a folder has an entry of that name. A link that leads nowhere (a purged cache), or a
+// folder that may not be read, counts as yes: whoever opens it then says what is wrong.
+bool IsThere(const std::filesystem::path& path);
+
 }  // namespace octavo

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "io/mapped_file.h"
 #include "models/config_reader.h"
 #include "models/families/family.h"
 #include "models/quantization.h"
@@ -293,14 +294,10 @@ ModelSpec ParseConfig(const Json& json, const std::string& source) {
 
 ModelSpec ReadModelSpec(const std::filesystem::path& folder) {
   const auto read = [&](const char* name) { return ReadJsonFile(folder / name); };
-  const auto is_there = [&](const char* name) {
-    std::error_code error;
-    return std::filesystem::exists(folder / name, error);
-  };
   const Json config = read("config.json");
   ModelSpec spec = ParseConfig(config, (folder / "config.json").string());
 
-  if (is_there("hf_quant_config.json")) {
+  if (IsThere(folder / "hf_quant_config.json")) {
     const Json json = read("hf_quant_config.json");
     const ConfigReader file(json, (folder / "hf_quant_config.json").string());
     const Quantization quantization = ReadModelOptFile(file);
@@ -311,7 +308,7 @@ ModelSpec ReadModelSpec(const std::filesystem::path& folder) {
     }
     SetQuantization(file, quantization, spec);
   }
-  if (is_there("generation_config.json")) {
+  if (IsThere(folder / "generation_config.json")) {
     const Json json = read("generation_config.json");
     AddEosIds(ConfigReader(json, (folder / "generation_config.json").string()), spec.vocab,
               spec.eos_token_ids);

@@ -145,9 +145,7 @@ Tokenizer Tokenizer::FromFolder(const std::filesystem::path& folder) {
   const std::string path = (folder / "tokenizer.json").string();
   auto impl = std::make_unique<Impl>(ReadTokenizerJson(MappedFile(path).bytes(), path), path);
   const std::string config_path = (folder / "tokenizer_config.json").string();
-  std::error_code ignored;  // a link that leads nowhere is opened, and its error names it
-  if (std::filesystem::symlink_status(config_path, ignored).type() !=
-      std::filesystem::file_type::not_found) {
+  if (IsThere(config_path)) {
     TokenizerConfig config = ReadTokenizerConfig(MappedFile(config_path).bytes(), config_path);
     for (AddedToken& token : config.added_tokens) impl->AddToken(std::move(token), config_path);
     impl->bos_id = impl->IdOf(config.bos_token);
