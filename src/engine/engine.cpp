@@ -67,9 +67,9 @@ struct Engine::Impl {
         batch(executor.MakeBatch()),
         model_folder(options.model) {
     if (!options.tokenizer.empty()) {
-      tokenizer = Tokenizer::FromFolder(options.tokenizer);
+      LoadTokenizer(options.tokenizer);
     } else if (IsThere(model_folder / "tokenizer.json")) {
-      tokenizer = Tokenizer::FromFolder(model_folder);
+      LoadTokenizer(model_folder);
     }
     PublishStats();
     fresh_seed.seed(options.seed ? *options.seed : std::random_device{}());
@@ -83,6 +83,14 @@ struct Engine::Impl {
     }
     wake.notify_one();
     loop.join();
+  }
+
+  void LoadTokenizer(const std::filesystem::path& folder) {
+    tokenizer = Tokenizer::FromFolder(folder);
+    Require(tokenizer->text_vocab_size() <= executor.spec().vocab,
+            (folder / "tokenizer.json").string() + ": model.vocab",
+            fmt::format("token ids below the model's vocab_size {}", executor.spec().vocab),
+            tokenizer->text_vocab_size() - 1);
   }
 
   const Tokenizer& RequireTokenizer() const {

@@ -184,6 +184,13 @@ std::string Tokenizer::Decode(std::span<const int32_t> ids, bool skip_special_to
 }
 
 int32_t Tokenizer::vocab_size() const { return impl_->vocab_size; }
+int32_t Tokenizer::text_vocab_size() const {
+  int32_t size = impl_->bpe.vocabulary().size();
+  for (const std::vector<int32_t>* ids : {&impl_->prefix_ids, &impl_->suffix_ids}) {
+    for (const int32_t id : *ids) size = std::max(size, id + 1);
+  }
+  return size;
+}
 std::optional<int32_t> Tokenizer::IdOf(std::string_view token) const { return impl_->IdOf(token); }
 std::string_view Tokenizer::TokenOf(int32_t id) const { return impl_->TokenOf(id); }
 
