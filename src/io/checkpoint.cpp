@@ -216,6 +216,11 @@ const Tensor* Checkpoint::Find(std::string_view name) const {
   return it == tensors_.end() ? nullptr : &it->second;
 }
 
+const fs::path& Checkpoint::FileOf(std::string_view name) const {
+  const auto it = holders_.find(name);
+  return it == holders_.end() ? path_ : it->second->path();
+}
+
 std::vector<std::string> Checkpoint::AddFile(const fs::path& path) {
   files_.push_back(std::make_unique<MappedFile>(path));
   std::vector<std::string> names;
@@ -230,6 +235,7 @@ std::vector<std::string> Checkpoint::AddFile(const fs::path& path) {
     if (!tensors_.emplace(entry.name, tensor).second) {
       Fail(path.string(), fmt::format("tensor {}: also in another shard", Quote(entry.name)));
     }
+    holders_.emplace(entry.name, files_.back().get());
     names.push_back(std::move(entry.name));
   }
   return names;

@@ -15,9 +15,11 @@ class MappedFile {
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
 
+  const std::filesystem::path& path() const { return path_; }
   std::string_view bytes() const { return {static_cast<const char*>(data_), size_}; }
 
  private:
+  std::filesystem::path path_;
   void* data_ = nullptr;
   size_t size_ = 0;
 };

@@ -118,8 +118,8 @@ class Loader {
 
   [[noreturn]] void Fail(const std::string& tensor, const std::string& what,
                          ErrorCode code = ErrorCode::kInvalidArgument) const {
-    throw Error(code,
-                fmt::format("{}: tensor {}: {}", checkpoint_.path().string(), Quote(tensor), what));
+    throw Error(code, fmt::format("{}: tensor {}: {}", checkpoint_.FileOf(tensor).string(),
+                                  Quote(tensor), what));
   }
 
   // Text models stand alone, or inside a multimodal model under either of two names.

@@ -332,10 +332,33 @@ TEST(Weights, BadTensors) {
     Model model(c.family);
     c.change(model);
     const std::string message = model.Message();
-    EXPECT_TRUE(message.starts_with(model.path().string() + ": ")) << message;
+    const bool missing = message.find("': missing") != message.npos;
+    EXPECT_TRUE(
+        message.starts_with(model.path().string() + (missing ? ": " : "/model.safetensors: ")))
+        << message;
     EXPECT_NE(message.find(c.message), message.npos) << c.message << " -> " << message;
     EXPECT_EQ(message.find('\n'), message.npos) << message;
   }
+}
+
+TEST(Weights, ErrorsNameTheShard) {
+  Model model("llama");
+  model.Put(Bf16Tensor("model.norm.weight", {63}));
+  std::vector<TestTensor> first, second;
+  Json map;
+  for (const auto& [name, tensor] : model.tensors()) {
+    const bool is_norm = name == "model.norm.weight";
+    (is_norm ? second : first).push_back(tensor);
+    map[name] = is_norm ? "b.safetensors" : "a.safetensors";
+  }
+  const TempFolder folder;
+  folder.Write("a.safetensors", SafetensorsFile(first));
+  folder.Write("b.safetensors", SafetensorsFile(second));
+  folder.Write("model.safetensors.index.json", Json({{"weight_map", map}}).dump());
+  const Checkpoint checkpoint = Checkpoint::Open(folder.path());
+  EXPECT_EQ(ErrorMessage([&] { LoadWeights(ParseConfig(model.config(), ""), checkpoint); }),
+            (folder.path() / "b.safetensors").string() +
+                ": tensor 'model.norm.weight': expected [64], found [63] bfloat16");
 }
 
 TEST(Weights, HarmlessTensors) {
