@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "io/json.h"
+#include "io/testing.h"
 
 namespace octavo {
 namespace {
