@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 #include <random>
 
@@ -65,6 +66,31 @@ TYPED_TEST(Fp8Test, MidpointsTieToEven) {
     EXPECT_EQ(TypeParam::Encode(std::nextafter(middle, 0.0f)), code);
     EXPECT_EQ(TypeParam::Encode(std::nextafter(middle, 1e9f)), code + 1);
     EXPECT_EQ(TypeParam::Encode(-middle), 0x80 | (code + code % 2));
+  }
+}
+
+// Both formats as the OCP's paper on 8-bit floats defines them, spelled out: mantissas of E4M3's
+// exponent 15 but the last are numbers, E5M2's exponent 31 is infinity and NaN.
+TEST(FloatBitsTest, EveryCodeOfEightBitsIsWhatThePaperSays) {
+  for (int code = 0; code < 256; ++code) {
+    const double sign = code < 128 ? 1 : -1;
+    const auto expect = [&](float found, double magnitude) {
+      if (std::isnan(magnitude)) {
+        EXPECT_TRUE(std::isnan(found)) << code;
+        return;
+      }
+      EXPECT_EQ(found, static_cast<float>(sign * magnitude)) << code;
+      EXPECT_EQ(std::signbit(found), code >= 128) << code;  // zeros too
+    };
+    const int e4 = code / 8 % 16, m3 = code % 8;
+    expect(Fp8E4M3::Decode(code), e4 == 15 && m3 == 7 ? NAN
+                                  : e4 == 0           ? std::ldexp(m3 / 8.0, -6)
+                                                      : std::ldexp(1 + m3 / 8.0, e4 - 7));
+    const int e5 = code / 4 % 32, m2 = code % 4;
+    expect(Fp8E5M2::Decode(code), e5 == 31 && m2 > 0 ? NAN
+                                  : e5 == 31         ? INFINITY
+                                  : e5 == 0          ? std::ldexp(m2 / 4.0, -14)
+                                                     : std::ldexp(1 + m2 / 4.0, e5 - 15));
   }
 }
 

@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "engine/executor.h"
 #include "engine/scheduler.h"
+#include "io/mapped_file.h"
 #include "text/detokenizer.h"
 #include "text/tokenizer.h"
 
@@ -65,13 +66,10 @@ struct Engine::Impl {
                                     options.enable_prefix_caching}),
         batch(executor.MakeBatch()),
         model_folder(options.model) {
-    std::error_code
-        ignored;  // a link that leads nowhere is there, and FromFolder says what is wrong with it
     if (!options.tokenizer.empty()) {
-      tokenizer = Tokenizer::FromFolder(options.tokenizer);
-    } else if (std::filesystem::symlink_status(model_folder / "tokenizer.json", ignored).type() !=
-               std::filesystem::file_type::not_found) {
-      tokenizer = Tokenizer::FromFolder(model_folder);
+      LoadTokenizer(options.tokenizer);
+    } else if (IsThere(model_folder / "tokenizer.json")) {
+      LoadTokenizer(model_folder);
     }
     PublishStats();
     fresh_seed.seed(options.seed ? *options.seed : std::random_device{}());
@@ -85,6 +83,14 @@ struct Engine::Impl {
     }
     wake.notify_one();
     loop.join();
+  }
+
+  void LoadTokenizer(const std::filesystem::path& folder) {
+    tokenizer = Tokenizer::FromFolder(folder);
+    Require(tokenizer->text_vocab_size() <= executor.spec().vocab,
+            (folder / "tokenizer.json").string() + ": model.vocab",
+            fmt::format("token ids below the model's vocab_size {}", executor.spec().vocab),
+            tokenizer->text_vocab_size() - 1);
   }
 
   const Tokenizer& RequireTokenizer() const {

@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "engine/testing.h"
 #include "io/checkpoint.h"
+#include "io/testing.h"
 
 namespace octavo {
 namespace {
@@ -51,6 +52,27 @@ std::vector<std::vector<int32_t>> RunAll(const EngineOptions& options, bool toge
 }
 
 // The first request's first token submits the others, which run in the same steps from then on.
+// Ids beyond the embedding are found before the first request; control tokens may have such.
+TEST(EngineTest, TheTokenizerMustFitTheModel) {
+  const TempFolder folder;
+  const auto write = [&](int id) {
+    const Json file = {
+        {"model", {{"vocab", {{"a", 0}, {"b", id}}}, {"merges", Json::array()}}},
+        {"added_tokens", {{{"id", 300}, {"content", "<image>"}, {"special", true}}}}};
+    folder.Write("tokenizer.json", file.dump());
+  };
+  EngineOptions options = Options();
+  options.tokenizer = folder.path().string();
+  write(256);
+  EXPECT_EQ(ErrorMessage([&] { Engine::Create(options); }),
+            (folder.path() / "tokenizer.json").string() +
+                ": model.vocab: expected token ids below the model's vocab_size 256, found 256");
+  write(255);
+  const auto engine = Engine::Create(options);
+  EXPECT_EQ(engine->Encode("b<image>"), (std::vector<int32_t>{255, 300}));
+  EXPECT_THROW(engine->Submit({.prompt = {300}, .sampling = {}}, [](const Event&) {}), Error);
+}
+
 TEST(EngineTest, AfterCallbacksFollowsEveryStepsEvents) {
   auto engine = Engine::Create(Options());
   std::vector<RequestId> pending;  // both on the loop

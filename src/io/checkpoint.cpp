@@ -185,14 +185,9 @@ Checkpoint::~Checkpoint() = default;
 Checkpoint Checkpoint::Open(const fs::path& folder) {
   Checkpoint checkpoint;
   checkpoint.path_ = folder;
-  // A dangling link (a purged cache) counts as there, so that the message names it.
-  const auto is_there = [&](const char* name) {
-    std::error_code error;
-    return fs::symlink_status(folder / name, error).type() > fs::file_type::not_found;
-  };
-  if (is_there("model.safetensors")) {
+  if (IsThere(folder / "model.safetensors")) {
     checkpoint.AddFile(folder / "model.safetensors");
-  } else if (is_there("model.safetensors.index.json")) {
+  } else if (IsThere(folder / "model.safetensors.index.json")) {
     checkpoint.AddShards(folder / "model.safetensors.index.json");
   } else {
     throw Error(
@@ -221,6 +216,11 @@ const Tensor* Checkpoint::Find(std::string_view name) const {
   return it == tensors_.end() ? nullptr : &it->second;
 }
 
+const fs::path& Checkpoint::FileOf(std::string_view name) const {
+  const auto it = holders_.find(name);
+  return it == holders_.end() ? path_ : it->second->path();
+}
+
 std::vector<std::string> Checkpoint::AddFile(const fs::path& path) {
   files_.push_back(std::make_unique<MappedFile>(path));
   std::vector<std::string> names;
@@ -235,6 +235,7 @@ std::vector<std::string> Checkpoint::AddFile(const fs::path& path) {
     if (!tensors_.emplace(entry.name, tensor).second) {
       Fail(path.string(), fmt::format("tensor {}: also in another shard", Quote(entry.name)));
     }
+    holders_.emplace(entry.name, files_.back().get());
     names.push_back(std::move(entry.name));
   }
   return names;

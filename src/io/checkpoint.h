@@ -34,6 +34,8 @@ class Checkpoint {
   // In name order. Scalars have shape [1].
   const std::map<std::string, Tensor, std::less<>>& tensors() const { return tensors_; }
   const Tensor* Find(std::string_view name) const;  // null: not there
+  // Where a tensor is; without such a tensor, path(). For messages.
+  const std::filesystem::path& FileOf(std::string_view name) const;
 
  private:
   Checkpoint();
@@ -44,6 +46,7 @@ class Checkpoint {
   std::vector<std::unique_ptr<MappedFile>> files_;
   std::vector<Buffer> aligned_copies_;
   std::map<std::string, Tensor, std::less<>> tensors_;
+  std::map<std::string, const MappedFile*, std::less<>> holders_;
 };
 
 // The header of a safetensors file whose bytes these are, checked. Used by Checkpoint and by the

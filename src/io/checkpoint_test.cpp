@@ -90,9 +90,20 @@ TEST(Checkpoint, ShardsAreTheSameAsOneFile) {
     const Tensor* other = b.Find(name);
     ASSERT_NE(other, nullptr) << name;
     EXPECT_EQ(ShapeString(tensor), ShapeString(*other));
+    EXPECT_EQ(a.FileOf(name), one.path() / "model.safetensors");
     EXPECT_EQ(std::memcmp(tensor.data, other->data, tensor.size() * SizeOf(tensor.dtype)), 0)
         << name;
   }
+}
+
+TEST(Checkpoint, TensorsKnowTheirFile) {
+  const TempFolder folder;
+  WriteShards(folder);
+  folder.Write("model.safetensors.index.json", kIndex);
+  const Checkpoint checkpoint = Checkpoint::Open(folder.path());
+  EXPECT_EQ(checkpoint.FileOf("matrix"), folder.path() / "model-00001-of-00002.safetensors");
+  EXPECT_EQ(checkpoint.FileOf("codes"), folder.path() / "model-00002-of-00002.safetensors");
+  EXPECT_EQ(checkpoint.FileOf("none"), folder.path());
 }
 
 TEST(Checkpoint, IndexAndShardsMustAgree) {

@@ -17,6 +17,7 @@ namespace {
 constexpr std::string_view kFormatWords =
     "auto, bf16 (bfloat16), fp16 (float16), fp32 (float32), fp8 (fp8_e4m3), fp8_e5m2, "
     "fp8_per_token_head, int8_per_token_head";
+static_assert(std::size(kOfferedFormats) == static_cast<size_t>(KvFormat::kInt8PerTokenHead) + 1);
 constexpr std::string_view kSkipFlag = "--kv-cache-dtype-skip-layers";
 
 // Windows shorter than this hold so little that 8 bits do not pay for the conversion (vLLM's
@@ -32,8 +33,6 @@ struct Choice {
 bool IsEightBit(LayerFormat format) {
   return ElementSize(format.k) == 1 || ElementSize(format.v) == 1;
 }
-
-KvFormat SixteenBit(DType dtype) { return dtype == DType::kF16 ? KvFormat::kF16 : KvFormat::kBF16; }
 
 // Words of vLLM that name a format Octavo does not have.
 bool IsForeignFormat(std::string_view word) {
@@ -181,6 +180,8 @@ void AddAdvice(const KvPolicyOptions& options, const KvModelFacts& model, LayerF
 }
 
 }  // namespace
+
+KvFormat SixteenBit(DType dtype) { return dtype == DType::kF16 ? KvFormat::kF16 : KvFormat::kBF16; }
 
 bool HasStaticScale(KvFormat format) {
   return format == KvFormat::kFp8E4M3 || format == KvFormat::kFp8E5M2;

@@ -34,6 +34,18 @@
 
 namespace octavo {
 
+// Every format that --kv-cache-dtype offers, in the order in which people read of them.
+inline constexpr KvFormat kOfferedFormats[] = {KvFormat::kBF16,
+                                               KvFormat::kF16,
+                                               KvFormat::kF32,
+                                               KvFormat::kFp8E4M3,
+                                               KvFormat::kFp8E5M2,
+                                               KvFormat::kFp8PerTokenHead,
+                                               KvFormat::kInt8PerTokenHead};
+
+// What a skipped layer is stored in.
+KvFormat SixteenBit(DType model_dtype);
+
 struct KvPolicyOptions {
   std::string kv_cache_dtype = "auto";
   std::optional<std::string> kv_cache_dtype_k;

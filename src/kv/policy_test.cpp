@@ -219,6 +219,11 @@ TEST(KvPolicy, Errors) {
   }
   KvPolicyOptions options;
   options.kv_cache_dtype_v = "fp7";
+  for (const KvFormat format : kOfferedFormats) {  // all are named where a word is not known
+    EXPECT_THAT([&] { ResolveKvPolicy(options, Alternating()); },
+                testing::Throws<Error>(
+                    testing::Property(&Error::message, HasSubstr(std::string(Name(format))))));
+  }
   EXPECT_THAT([&] { ResolveKvPolicy(options, Alternating()); },
               testing::Throws<Error>(testing::Property(&Error::message, HasSubstr("-dtype-v: "))));
 }

@@ -115,7 +115,8 @@ KvScales ReadCheckpoint(const Checkpoint& checkpoint, std::span<const KvLayerFac
       unused.unknown.push_back(name);
     } else {
       const int kv_heads = layers[parsed.layer].kv_heads;
-      const KvScale scale = ReadTensorScale(where, name, tensor, kv_heads);
+      const KvScale scale =
+          ReadTensorScale(checkpoint.FileOf(name).string(), name, tensor, kv_heads);
       LayerScales& layer = scales.layers[parsed.layer];
       if (parsed.role != ScaleRole::kV) Place(scale, where, &layer.k);
       if (parsed.role != ScaleRole::kK) Place(scale, where, &layer.v);

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "io/mapped_file.h"
 #include "models/config_reader.h"
 #include "models/families/family.h"
 #include "models/quantization.h"
@@ -204,11 +205,69 @@ void ReadTokenIds(const ConfigReader& outer, const ConfigReader& text,
 void SetQuantization(const ConfigReader& config, const Quantization& quantization,
                      ModelSpec& spec) {
   if (quantization.weights == WeightQuant::kMxfp4 && spec.family != kGptOss.model_type) {
-    config.Fail("quantization_config.quant_method", "'mxfp4' is supported for gpt_oss only",
-                ErrorCode::kUnsupported);
+    config.Fail("quant_method", "'mxfp4' is supported for gpt_oss only", ErrorCode::kUnsupported);
   }
   spec.weight_quant = quantization.weights;
   spec.kv_cache_format = quantization.kv_cache_format;
+}
+
+// compression_config is what compressed-tensors called it at first.
+void ReadQuantization(const ConfigReader& outer, const ConfigReader& text, ModelSpec& spec) {
+  std::optional<Quantization> found;
+  for (const char* key : {"quantization_config", "compression_config"}) {
+    const ConfigReader& config = ReaderOf(key, outer, text);
+    const auto object = config.Object(key);
+    if (!object) continue;
+    const Quantization quantization = ReadQuantizationConfig(*object);
+    if (found && *found != quantization) config.Fail(key, "contradicts quantization_config");
+    found = quantization;
+    SetQuantization(*object, quantization, spec);
+  }
+  const ConfigReader& mlx = ReaderOf("quantization", outer, text);
+  if (mlx.Has("quantization")) {
+    mlx.Fail("quantization", "weights in MLX's formats are not supported", ErrorCode::kUnsupported);
+  }
+}
+
+// A field by which some family, or another engine's reading of this one, computes something else.
+struct Trait {
+  const char *key, *nothing;  // `nothing`: the value that changes nothing, besides null
+  bool (*changes_nothing)(const ConfigReader& config, const Json& value);
+};
+bool IsFalse(const ConfigReader&, const Json& value) { return value == Json(false); }
+bool IsTrue(const ConfigReader&, const Json& value) { return value == Json(true); }
+bool IsNull(const ConfigReader&, const Json& value) { return value.is_null(); }
+bool IsFullAttention(const ConfigReader&, const Json& value) {
+  return value.is_array() && std::all_of(value.begin(), value.end(),
+                                         [](const Json& type) { return type == "full_attention"; });
+}
+bool IsUnusedWindow(const ConfigReader& config, const Json&) {
+  return config.Has("use_sliding_window") && !config.Bool("use_sliding_window", false);
+}
+constexpr Trait kTraits[] = {
+    {"attention_bias", "false", IsFalse},
+    {"mlp_bias", "false", IsFalse},
+    {"is_causal", "true", IsTrue},
+    {"use_bidirectional_attention", "false", IsFalse},
+    {"layer_types", "full_attention alone", IsFullAttention},
+    {"sliding_window", "null", IsUnusedWindow},
+    {"attn_logit_softcapping", "null", IsNull},
+    {"final_logit_softcapping", "null", IsNull},
+    {"query_pre_attn_scalar", "null", IsNull},
+    {"swiglu_limit", "null", IsNull},
+};
+
+// transformers ignores such fields outside their families. Whoever wrote one there meant something.
+void RefuseUnreadTraits(const ConfigReader& config, const Family& family) {
+  for (const Trait& trait : kTraits) {
+    if (config.WasAsked(trait.key) || !config.Has(trait.key)) continue;
+    const Json& value = *config.Find(trait.key);
+    if (trait.changes_nothing(config, value)) continue;
+    config.Fail(trait.key,
+                fmt::format("{} is not supported for {} ({} is)", Describe(value),
+                            family.model_type, trait.nothing),
+                ErrorCode::kUnsupported);
+  }
 }
 
 }  // namespace
@@ -242,6 +301,17 @@ void SetWindows(const ConfigReader& config, std::optional<int64_t> window,
       config.Fail("sliding_window", fmt::format("layer {} has a window, and none is given", i));
     }
     spec.layers[i].window = slides ? static_cast<int>(*window) : 0;
+  }
+}
+
+void SetOneWindow(const ConfigReader& config, std::optional<int64_t> window, ModelSpec& spec) {
+  SetWindows(
+      config, window, [&](int) { return window.has_value(); }, spec);
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    if (window && spec.layers[i].window == 0) {
+      config.Fail("layer_types", fmt::format("layer {} has none of the window {} of all {} layers",
+                                             i, *window, spec.family));
+    }
   }
 }
 
@@ -281,26 +351,20 @@ ModelSpec ParseConfig(const Json& json, const std::string& source) {
   }
   ModelSpec spec = ReadCommon(text, family);
   family.parse(text, spec);
+  RefuseUnreadTraits(text, family);
   spec.dtype = ReadDType(outer, text);
   spec.tie_word_embeddings = ReadTied(outer, text, family.defaults.tie_word_embeddings);
   ReadTokenIds(outer, text, family.defaults, spec);
-  const ConfigReader& quantized = ReaderOf("quantization_config", outer, text);
-  if (const auto quantization = quantized.Object("quantization_config")) {
-    SetQuantization(quantized, ReadQuantizationConfig(*quantization), spec);
-  }
+  ReadQuantization(outer, text, spec);
   return spec;
 }
 
 ModelSpec ReadModelSpec(const std::filesystem::path& folder) {
   const auto read = [&](const char* name) { return ReadJsonFile(folder / name); };
-  const auto is_there = [&](const char* name) {
-    std::error_code error;
-    return std::filesystem::exists(folder / name, error);
-  };
   const Json config = read("config.json");
   ModelSpec spec = ParseConfig(config, (folder / "config.json").string());
 
-  if (is_there("hf_quant_config.json")) {
+  if (IsThere(folder / "hf_quant_config.json")) {
     const Json json = read("hf_quant_config.json");
     const ConfigReader file(json, (folder / "hf_quant_config.json").string());
     const Quantization quantization = ReadModelOptFile(file);
@@ -311,7 +375,7 @@ ModelSpec ReadModelSpec(const std::filesystem::path& folder) {
     }
     SetQuantization(file, quantization, spec);
   }
-  if (is_there("generation_config.json")) {
+  if (IsThere(folder / "generation_config.json")) {
     const Json json = read("generation_config.json");
     AddEosIds(ConfigReader(json, (folder / "generation_config.json").string()), spec.vocab,
               spec.eos_token_ids);

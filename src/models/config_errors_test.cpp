@@ -131,6 +131,81 @@ const Mutation kModels[] = {
 };
 INSTANTIATE_TEST_SUITE_P(Models, BadConfig, testing::ValuesIn(kModels));
 
+// Fields of other families: transformers ignores them, so their values must change nothing.
+const Mutation kTraits[] = {
+    {"llama", "layer_types", R"(["full_attention", "sliding_attention"])",
+     "layer_types: an array of 2 is not supported for llama (full_attention alone is)"},
+    {"llama", "layer_types", "3", "layer_types: 3 is not supported for llama"},
+    {"llama", "sliding_window", "4096",
+     "sliding_window: 4096 is not supported for llama (null is)"},
+    {"llama", "attn_logit_softcapping", "50.0", "attn_logit_softcapping: 50.0 is not supported"},
+    {"qwen3", "final_logit_softcapping", "30.0", "final_logit_softcapping: 30.0 is not supported"},
+    {"gpt_oss", "query_pre_attn_scalar", "256", "query_pre_attn_scalar: 256 is not supported"},
+    {"mistral", "attention_bias", "true", "attention_bias: true is not supported for mistral"},
+    {"mixtral", "attention_bias", "true", "attention_bias: true is not supported for mixtral"},
+    {"qwen2", "mlp_bias", "true", "mlp_bias: true is not supported for qwen2 (false is)"},
+    {"gemma2", "mlp_bias", "true", "mlp_bias: true is not supported for gemma2"},
+    {"qwen2", "is_causal", "false", "is_causal: false is not supported for qwen2 (true is)"},
+    {"llama", "use_bidirectional_attention", "true",
+     "use_bidirectional_attention: true is not supported for llama"},
+    {"llama", "swiglu_limit", "7.0", "swiglu_limit: 7.0 is not supported for llama"},
+    {"mixtral", "layer_types", R"(["full_attention", "sliding_attention"])",
+     "sliding_window: layer 1 has a window, and none is given"},
+    {"qwen3_moe", "layer_types", R"(["full_attention", "sliding_attention"])",
+     "sliding_window: layer 1 has a window, and none is given"},
+    {"llama", "quantization", R"({"group_size": 64, "bits": 4})",
+     "quantization: weights in MLX's formats are not supported"},
+    {"llama", "compression_config", R"({"quant_method": "awq", "bits": 4})",
+     "compression_config.quant_method: 'awq' is not supported"},
+    {"llama", "compression_config", R"({"quant_method": "mxfp4"})",
+     "compression_config.quant_method: 'mxfp4' is supported for gpt_oss only"},
+};
+INSTANTIATE_TEST_SUITE_P(Traits, BadConfig, testing::ValuesIn(kTraits));
+
+TEST(Config, TraitsThatChangeNothing) {
+  const Mutation cases[] = {
+      {"llama", "layer_types", R"(["full_attention", "full_attention"])", ""},
+      {"llama", "layer_types", "null", ""},
+      {"llama", "sliding_window", "null", ""},
+      {"llama", "is_causal", "true", ""},
+      {"mistral", "attention_bias", "false", ""},
+      {"mistral", "final_logit_softcapping", "null", ""},
+      {"qwen2", "attention_bias", "true", ""},
+      {"qwen2", "sliding_window", "8", ""},  // without use_sliding_window
+      {"mixtral", "layer_types", R"(["full_attention", "full_attention"])", ""},
+  };
+  for (const Mutation& m : cases) {
+    Json config = SmallConfig(m.family);
+    const ModelSpec spec = ParseConfig(config, "config.json");
+    config[m.field] = Json::parse(m.value);
+    EXPECT_EQ(ParseConfig(config, "config.json"), spec) << m.family << ' ' << m.field;
+  }
+  Json qwen_as_llama = SmallConfig("llama");  // as converters leave it
+  qwen_as_llama.update({{"use_sliding_window", false}, {"sliding_window", 32768}});
+  EXPECT_EQ(ParseConfig(qwen_as_llama, "").layers[0].window, 0);
+}
+
+// transformers gives all layers of these families one window, whatever layer_types says.
+TEST(Config, OneWindowForAllLayers) {
+  for (const char* family : {"mixtral", "qwen3_moe"}) {
+    Json config = SmallConfig(family);
+    config.update({{"sliding_window", 8}, {"use_sliding_window", true}});
+    for (const LayerSpec& layer : ParseConfig(config, "").layers) EXPECT_EQ(layer.window, 8);
+    config["layer_types"] = {"sliding_attention", "full_attention"};
+    EXPECT_NE(Message(config).find("layer_types: layer 1 has none of the window 8"),
+              std::string::npos)
+        << Message(config);
+    config["layer_types"] = {"sliding_attention", "sliding_attention"};
+    EXPECT_EQ(Message(config), "");
+  }
+  Json config = SmallConfig("qwen3_moe");
+  config["use_sliding_window"] = true;
+  EXPECT_EQ(ParseConfig(config, "").layers[1].window, 4096);  // the class default
+  config["max_window_layers"] = 1;
+  EXPECT_NE(Message(config).find("use_sliding_window: true with max_window_layers"),
+            std::string::npos);
+}
+
 const Mutation kRopes[] = {
     {"llama", "rope_theta", "0", "rope_theta: expected a number"},
     {"llama", "rope_theta", "-10000", "rope_theta: expected a number"},

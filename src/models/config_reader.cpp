@@ -24,6 +24,7 @@ ConfigReader::ConfigReader(const Json& object, std::string source, std::string p
 }
 
 const Json* ConfigReader::Find(std::string_view key) const {
+  asked_.emplace(key);
   const auto it = object_.find(key);
   return it == object_.end() ? nullptr : &*it;
 }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 
@@ -27,6 +28,7 @@ class ConfigReader {
 
   const Json* Find(std::string_view key) const;  // null pointer: missing
   bool Has(std::string_view key) const;          // there and not null
+  bool WasAsked(std::string_view key) const { return asked_.contains(key); }  // before
 
   // Integers in [least, most]; numbers in [least, most].
   int64_t Int(std::string_view key, int64_t least, int64_t most) const;
@@ -51,6 +53,7 @@ class ConfigReader {
  private:
   const Json& object_;
   std::string source_, path_;
+  mutable std::set<std::string, std::less<>> asked_;
 };
 
 }  // namespace octavo

@@ -360,6 +360,21 @@ TEST(Config, MixedDenseAndSparseLayers) {
   EXPECT_EQ(spec.layers[3].ffn.experts, 0);
 }
 
+TEST(Config, LinksThatLeadNowhereAreNamed) {
+  const TempFolder folder;
+  folder.Write("config.json", SmallConfig("llama").dump());
+  for (const char* name : {"generation_config.json", "hf_quant_config.json"}) {
+    std::filesystem::create_symlink("purged", folder.path() / name);
+    const std::string message = ErrorMessage([&] { ReadModelSpec(folder.path()); });
+    EXPECT_NE(message.find(std::string(name) + ": cannot open"), message.npos) << message;
+    std::filesystem::remove(folder.path() / name);
+    std::filesystem::create_directory(folder.path() / name);
+    EXPECT_NE(ErrorMessage([&] { ReadModelSpec(folder.path()); }).find("not a regular file"),
+              message.npos);
+    std::filesystem::remove(folder.path() / name);
+  }
+}
+
 TEST(Config, EosIdsOfBothFiles) {
   const TempFolder folder;
   folder.Write("config.json", SmallConfig("llama").dump());

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "kernels/mxfp4.h"
+#include "kv/policy.h"
 
 namespace octavo {
 namespace {
@@ -114,10 +115,10 @@ CacheReport InspectCache(const ModelSpec& spec, int64_t memory_bytes, int64_t le
   const auto is_window = [](const LayerGroup& group) { return group.window > 0; };
   const bool both = std::any_of(report.groups.begin(), report.groups.end(), is_window) &&
                     !std::all_of(report.groups.begin(), report.groups.end(), is_window);
-  report.costs.push_back(CostOf(report, KvFormat::kBF16, KvFormat::kBF16));
-  for (const KvFormat format : {KvFormat::kFp8E4M3, KvFormat::kInt8PerTokenHead}) {
+  for (const KvFormat format : kOfferedFormats) {
     report.costs.push_back(CostOf(report, format, format));
-    if (both) report.costs.push_back(CostOf(report, format, KvFormat::kBF16));
+    if (both && ElementSize(format) == 1)
+      report.costs.push_back(CostOf(report, format, SixteenBit(spec.dtype)));
   }
   return report;
 }

@@ -35,8 +35,9 @@ struct CacheCost {
 struct CacheReport {
   std::vector<LayerGroup> groups;
   int64_t memory_bytes = 0, length = 0;
-  std::vector<CacheCost>
-      costs;  // bf16, then 8-bit formats, in models with windows also with window layers skipped
+  // By format, in kOfferedFormats' order; 8-bit ones in models with windows also with window layers
+  // skipped.
+  std::vector<CacheCost> costs;
 };
 
 // The matrices as a GPU keeps them, in bytes; norms and biases are left out.

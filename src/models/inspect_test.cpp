@@ -1,7 +1,10 @@
 #include "models/inspect.h"
 
+#include <algorithm>
+
 #include <gtest/gtest.h>
 
+#include "kv/policy.h"
 #include "models/config.h"
 #include "models/testing.h"
 
@@ -20,6 +23,18 @@ ModelSpec Spec(int layers, int kv_heads, int windows, int window) {
   spec.layers.assign(layers, layer);
   for (int i = 0; i < windows; ++i) spec.layers[i].window = window;
   return spec;
+}
+
+// The one row of these formats.
+const CacheCost& Row(const CacheReport& report, KvFormat format, KvFormat window_format) {
+  const auto is = [&](const CacheCost& cost) {
+    return cost.format == format && cost.window_format == window_format;
+  };
+  EXPECT_EQ(std::count_if(report.costs.begin(), report.costs.end(), is), 1) << Name(format);
+  return *std::find_if(report.costs.begin(), report.costs.end(), is);
+}
+const CacheCost& Row(const CacheReport& report, KvFormat format) {
+  return Row(report, format, format);
 }
 
 TEST(Inspect, WeightsOfExpertsAsTheyAreKept) {
@@ -47,8 +62,9 @@ TEST(Inspect, FullAttentionOnly) {
   const CacheReport report = InspectCache(Spec(32, 8, 0, 0), 16 * kGiB, 8192);
   ASSERT_EQ(report.groups.size(), 1u);
   EXPECT_EQ(report.groups[0].layers, 32);
-  ASSERT_EQ(report.costs.size(), 3u);
-  const CacheCost &bf16 = report.costs[0], &fp8 = report.costs[1], &int8 = report.costs[2];
+  ASSERT_EQ(report.costs.size(), 7u);
+  const CacheCost &bf16 = Row(report, KvFormat::kBF16), &fp8 = Row(report, KvFormat::kFp8E4M3),
+                  &int8 = Row(report, KvFormat::kInt8PerTokenHead);
   EXPECT_EQ(bf16.format, KvFormat::kBF16);
   EXPECT_EQ(bf16.bytes_per_token, 131072);
   EXPECT_EQ(bf16.window_bytes, 0);
@@ -59,19 +75,22 @@ TEST(Inspect, FullAttentionOnly) {
   EXPECT_EQ(fp8.sequences, 32);
   EXPECT_EQ(fp8.tokens, 262144);
   EXPECT_EQ(int8.bytes_per_token, 65536 + 32 * 8 * 2 * 4);  // and a float per token, head, K and V
+  EXPECT_EQ(Row(report, KvFormat::kF32).bytes_per_token, 262144);
+  EXPECT_EQ(Row(report, KvFormat::kF16).bytes_per_token, bf16.bytes_per_token);
+  EXPECT_EQ(Row(report, KvFormat::kFp8E5M2).bytes_per_token, fp8.bytes_per_token);
+  EXPECT_EQ(Row(report, KvFormat::kFp8PerTokenHead).bytes_per_token, int8.bytes_per_token);
 }
 
 TEST(Inspect, WindowsAreBounded) {
   const CacheReport report = InspectCache(Spec(24, 8, 12, 128), kGiB, 100000);
   ASSERT_EQ(report.groups.size(), 2u);
   EXPECT_EQ(report.groups[0].window, 128);
-  ASSERT_EQ(report.costs.size(), 5u);
-  const CacheCost &bf16 = report.costs[0], &fp8 = report.costs[1], &skipped = report.costs[2];
+  ASSERT_EQ(report.costs.size(), 7u + 4);  // 8-bit formats also with 16-bit windows
+  const CacheCost &bf16 = Row(report, KvFormat::kBF16), &fp8 = Row(report, KvFormat::kFp8E4M3),
+                  &skipped = Row(report, KvFormat::kFp8E4M3, KvFormat::kBF16);
   EXPECT_EQ(bf16.bytes_per_token, 12 * 8 * 128 * 2 * 2);
   EXPECT_EQ(bf16.window_bytes, 3 * 64 * 12 * 8 * 128 * 2 * 2);  // 128 tokens touch at most 3 pages
   EXPECT_EQ(fp8.window_bytes, bf16.window_bytes / 2);
-  EXPECT_EQ(skipped.format, KvFormat::kFp8E4M3);
-  EXPECT_EQ(skipped.window_format, KvFormat::kBF16);
   EXPECT_EQ(skipped.window_bytes, bf16.window_bytes);
   EXPECT_EQ(skipped.bytes_per_token, fp8.bytes_per_token);
   EXPECT_EQ(skipped.sequence_bytes, skipped.window_bytes + int64_t{1563} * 64 * 12 * 8 * 128 * 2);
@@ -84,7 +103,7 @@ TEST(Inspect, ShortSequencesDoNotFillTheirWindow) {
 
 TEST(Inspect, WindowsOnlyHaveNoBound) {
   const ModelSpec spec = Spec(4, 1, 4, 128);
-  EXPECT_EQ(InspectCache(spec, kGiB, 1000).costs.size(), 3u);
+  EXPECT_EQ(InspectCache(spec, kGiB, 1000).costs.size(), 7u);
   EXPECT_EQ(InspectCache(spec, kGiB, 1000).costs[0].tokens, std::nullopt);
   EXPECT_EQ(InspectCache(spec, 1 << 18, 1000).costs[0].tokens,
             128);  // less than the windows
@@ -92,12 +111,17 @@ TEST(Inspect, WindowsOnlyHaveNoBound) {
 }
 
 TEST(Inspect, Text) {
-  const std::string text = ToText(InspectCache(Spec(24, 8, 12, 128), kGiB, 4096));
+  ModelSpec spec = Spec(24, 8, 12, 128);
+  const std::string text = ToText(InspectCache(spec, kGiB, 4096));
   EXPECT_NE(text.find("12 layers: sliding window 128, head_dim 128, 32 heads, 8 kv heads\n"),
             text.npos)
       << text;
   EXPECT_NE(text.find("12 layers: full attention"), text.npos) << text;
   EXPECT_NE(text.find("fp8_e4m3, windows bf16"), text.npos) << text;
+  for (const KvFormat format : kOfferedFormats)
+    EXPECT_NE(text.find("\n" + std::string(Name(format)) + " "), text.npos) << text;
+  spec.dtype = DType::kF16;
+  EXPECT_NE(ToText(InspectCache(spec, kGiB, 4096)).find("fp8_e4m3, windows fp16"), text.npos);
 }
 
 }  // namespace

@@ -68,6 +68,10 @@ WeightQuant ReadCompressedTensors(const ConfigReader& config) {
   }
   WeightQuant result = WeightQuant::kNone;
   const auto groups = config.Object("config_groups");
+  if (!config.Find("config_groups") && !config.Find("kv_cache_scheme") &&
+      !config.Has("sparsity_config")) {
+    config.FailExpected("config_groups", "an object", nullptr);
+  }
   if (!groups) return result;
   for (const auto& [name, value] : groups->json().items()) {
     const auto group = groups->Object(name);
@@ -92,8 +96,11 @@ WeightQuant ReadCompressedTensors(const ConfigReader& config) {
   return result;
 }
 
-// ModelOpt's quant_algo; null: only the cache is quantised.
-WeightQuant ReadModelOptAlgorithm(const ConfigReader& config) {
+// ModelOpt's quant_algo; null, or missing beside a cache's: only the cache is quantised.
+WeightQuant ReadModelOptAlgorithm(const ConfigReader& config, bool cache_is_quantised) {
+  if (!config.Find("quant_algo") && !cache_is_quantised) {
+    config.FailExpected("quant_algo", "a string", nullptr);
+  }
   if (!config.Has("quant_algo")) return WeightQuant::kNone;
   const std::string algorithm = config.String("quant_algo");
   if (algorithm != "FP8" && algorithm != "FP8_PER_CHANNEL_PER_TOKEN") {
@@ -125,8 +132,8 @@ Quantization ReadQuantizationConfig(const ConfigReader& config) {
   }
   if (method == "modelopt") {
     auto kv = ReadKvScheme(config);
-    return {.weights = ReadModelOptAlgorithm(config),
-            .kv_cache_format = kv ? kv : ReadKvAlgorithm(config)};
+    if (!kv) kv = ReadKvAlgorithm(config);
+    return {.weights = ReadModelOptAlgorithm(config, kv.has_value()), .kv_cache_format = kv};
   }
   if (method == "fp8") {
     if (config.Has("weight_block_size")) {
@@ -144,7 +151,8 @@ Quantization ReadQuantizationConfig(const ConfigReader& config) {
 Quantization ReadModelOptFile(const ConfigReader& file) {
   const auto config = file.Object("quantization");
   if (!config) file.FailExpected("quantization", "an object", file.Find("quantization"));
-  return {.weights = ReadModelOptAlgorithm(*config), .kv_cache_format = ReadKvAlgorithm(*config)};
+  const auto kv = ReadKvAlgorithm(*config);
+  return {.weights = ReadModelOptAlgorithm(*config, kv.has_value()), .kv_cache_format = kv};
 }
 
 }  // namespace octavo

@@ -88,6 +88,12 @@ TEST(Quantization, EverythingElseIsRefusedByName) {
        "quant_algo: ModelOpt 'MIXED_PRECISION' is not supported"},
       {{{"quant_method", 4}}, "quant_method: expected a string, found 4"},
       {{{"bits", 4}}, "quant_method: expected a string, found nothing"},
+      {Json::object(), "quant_method: expected a string, found nothing"},
+      {{{"quant_method", "modelopt"}}, "quant_algo: expected a string, found nothing"},
+      {{{"quant_method", "modelopt"}, {"kv_cache_scheme", nullptr}},
+       "quant_algo: expected a string, found nothing"},
+      {{{"quant_method", "compressed-tensors"}, {"format", "float-quantized"}},
+       "config_groups: expected an object, found nothing"},
       {{{"quant_method", "compressed-tensors"},
         {"sparsity_config", {{"format", "sparse-24-bitmask"}}}},
        "sparsity_config.format: 'sparse-24-bitmask' is not supported"},
@@ -150,6 +156,14 @@ TEST(Quantization, OfAWholeFolder) {
   EXPECT_EQ(spec.weight_quant, WeightQuant::kNone);
   EXPECT_EQ(spec.kv_cache_format, "nvfp4");
 
+  folder.Write("hf_quant_config.json", R"({"quantization": {"exclude_modules": ["lm_head"]}})");
+  EXPECT_NE(ErrorMessage([&] {
+              ReadModelSpec(folder.path());
+            }).find("quantization.quant_algo: expected a string, found nothing"),
+            std::string::npos);
+  folder.Write("hf_quant_config.json", R"({"quantization": {"quant_algo": null}})");
+  EXPECT_EQ(ReadModelSpec(folder.path()).weight_quant, WeightQuant::kNone);
+
   config["quantization_config"] = {{"quant_method", "modelopt"}, {"quant_algo", "FP8"}};
   folder.Write("config.json", config.dump());
   std::string message = ErrorMessage([&] { ReadModelSpec(folder.path()); });
@@ -160,6 +174,20 @@ TEST(Quantization, OfAWholeFolder) {
   folder.Write("config.json", config.dump());
   message = ErrorMessage([&] { ReadModelSpec(folder.path()); });
   EXPECT_NE(message.find("'mxfp4' is supported for gpt_oss only"), message.npos) << message;
+}
+
+TEST(Quantization, UnderItsFirstName) {
+  Json config = SmallConfig("llama");
+  config["compression_config"] =
+      CompressedTensors(R"({"num_bits": 8, "type": "float", "strategy": "tensor"})");
+  EXPECT_EQ(ParseConfig(config, "").weight_quant, WeightQuant::kFp8);
+  config["quantization_config"] = config["compression_config"];
+  EXPECT_EQ(ParseConfig(config, "").weight_quant, WeightQuant::kFp8);
+  config["quantization_config"]["kv_cache_scheme"] = "static";
+  EXPECT_NE(ErrorMessage([&] {
+              ParseConfig(config, "");
+            }).find("compression_config: contradicts quantization_config"),
+            std::string::npos);
 }
 
 }  // namespace

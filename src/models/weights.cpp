@@ -1,7 +1,6 @@
 #include "models/weights.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <random>
 #include <set>
@@ -118,8 +117,8 @@ class Loader {
 
   [[noreturn]] void Fail(const std::string& tensor, const std::string& what,
                          ErrorCode code = ErrorCode::kInvalidArgument) const {
-    throw Error(code,
-                fmt::format("{}: tensor {}: {}", checkpoint_.path().string(), Quote(tensor), what));
+    throw Error(code, fmt::format("{}: tensor {}: {}", checkpoint_.FileOf(tensor).string(),
+                                  Quote(tensor), what));
   }
 
   // Text models stand alone, or inside a multimodal model under either of two names.
@@ -325,22 +324,37 @@ class Loader {
     const Tensor gate_up =
         Bytes(prefix + "gate_up_proj_blocks", {count, 2 * inner, hidden / 32, 16});
     const Tensor gate_up_scales =
-        Bytes(prefix + "gate_up_proj_scales", {count, 2 * inner, hidden / 32});
+        Mxfp4Scales(prefix + "gate_up_proj_scales", {count, 2 * inner, hidden / 32});
     const Tensor down = Bytes(prefix + "down_proj_blocks", {count, hidden, inner / 32, 16});
-    const Tensor down_scales = Bytes(prefix + "down_proj_scales", {count, hidden, inner / 32});
-    AllocateExperts(DType::kMxfp4, DType::kMxfp4, hidden, inner, experts);
-    std::atomic<bool> gate_up_fits = true, down_fits = true;
+    const Tensor down_scales =
+        Mxfp4Scales(prefix + "down_proj_scales", {count, hidden, inner / 32});
+    // Tiles hold scales up to 2, and published models' are far below. A layer with a larger one
+    // takes four times the memory, and is right.
+    const bool fits =
+        std::max(MostScale(gate_up_scales), MostScale(down_scales)) <= mxfp4::kMostScale;
+    const DType dtype = fits ? DType::kMxfp4 : DType::kBF16;
+    const auto put = fits ? PackMxfp4 : WidenMxfp4;
+    AllocateExperts(dtype, dtype, hidden, inner, experts);
     threads_.ForEach(count, [&](int64_t e, int) {
       const Tensor blocks = Slice(gate_up, e), scales = Slice(gate_up_scales, e);
-      if (!PackMxfp4(blocks, scales, 0, 2, experts[e].gate)) gate_up_fits = false;
-      if (!PackMxfp4(blocks, scales, 1, 2, experts[e].up)) gate_up_fits = false;
-      if (!PackMxfp4(Slice(down, e), Slice(down_scales, e), 0, 1, experts[e].down))
-        down_fits = false;
+      put(blocks, scales, 0, 2, experts[e].gate);
+      put(blocks, scales, 1, 2, experts[e].up);
+      put(Slice(down, e), Slice(down_scales, e), 0, 1, experts[e].down);
     });
-    const std::string wrong =
-        fmt::format("expected scales of at most 2 (code {}), found a larger", mxfp4::kMostScale);
-    if (!gate_up_fits) Fail(prefix + "gate_up_proj_scales", wrong);
-    if (!down_fits) Fail(prefix + "down_proj_scales", wrong);
+  }
+
+  static int MostScale(const Tensor& scales) {
+    const auto* codes = static_cast<const uint8_t*>(scales.data);
+    return *std::max_element(codes, codes + scales.size());
+  }
+
+  Tensor Mxfp4Scales(const std::string& name, Shape shape) {
+    const Tensor scales = Bytes(name, shape);
+    if (const int most = MostScale(scales); most > kMostMxfp4Scale) {
+      Fail(name, fmt::format("expected scales up to 2^125 (code {}), found code {}",
+                             kMostMxfp4Scale, most));
+    }
+    return scales;
   }
 
   Tensor Bytes(const std::string& name, Shape shape) {

@@ -4,7 +4,7 @@
 // BF16, F16 and F32 tensors are views into the mapped checkpoint. Only what must change shape,
 // order or type is converted, into `owned`: float-8 weights with scales (widened to BF16),
 // gpt_oss's experts, whose gate and up rows or columns alternate: BF16 stacks [experts, in, 2 *
-// out] (transposed) and MXFP4 blocks (still MXFP4, in tiles).
+// out] (transposed) and MXFP4 blocks (still MXFP4, in tiles; BF16 in a layer with a scale above 2).
 #pragma once
 
 #include <vector>

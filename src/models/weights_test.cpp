@@ -1,5 +1,6 @@
 #include "models/weights.h"
 
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -332,10 +333,33 @@ TEST(Weights, BadTensors) {
     Model model(c.family);
     c.change(model);
     const std::string message = model.Message();
-    EXPECT_TRUE(message.starts_with(model.path().string() + ": ")) << message;
+    const bool missing = message.find("': missing") != message.npos;
+    EXPECT_TRUE(
+        message.starts_with(model.path().string() + (missing ? ": " : "/model.safetensors: ")))
+        << message;
     EXPECT_NE(message.find(c.message), message.npos) << c.message << " -> " << message;
     EXPECT_EQ(message.find('\n'), message.npos) << message;
   }
+}
+
+TEST(Weights, ErrorsNameTheShard) {
+  Model model("llama");
+  model.Put(Bf16Tensor("model.norm.weight", {63}));
+  std::vector<TestTensor> first, second;
+  Json map;
+  for (const auto& [name, tensor] : model.tensors()) {
+    const bool is_norm = name == "model.norm.weight";
+    (is_norm ? second : first).push_back(tensor);
+    map[name] = is_norm ? "b.safetensors" : "a.safetensors";
+  }
+  const TempFolder folder;
+  folder.Write("a.safetensors", SafetensorsFile(first));
+  folder.Write("b.safetensors", SafetensorsFile(second));
+  folder.Write("model.safetensors.index.json", Json({{"weight_map", map}}).dump());
+  const Checkpoint checkpoint = Checkpoint::Open(folder.path());
+  EXPECT_EQ(ErrorMessage([&] { LoadWeights(ParseConfig(model.config(), ""), checkpoint); }),
+            (folder.path() / "b.safetensors").string() +
+                ": tensor 'model.norm.weight': expected [64], found [63] bfloat16");
 }
 
 TEST(Weights, HarmlessTensors) {
@@ -494,14 +518,44 @@ TEST(Weights, GptOssMxfp4EqualsBf16) {
   }
   TestTensor& scales = packed.tensors().at("model.layers.1.mlp.experts.down_proj_scales");
   scales.bytes[5] = static_cast<char>(0xFF);
-  EXPECT_NE(packed.Message().find(
-                "layers.1.mlp.experts.down_proj_scales': expected scales of at most 2 (code 128), "
-                "found a larger"),
+  EXPECT_NE(packed.Message().find("layers.1.mlp.experts.down_proj_scales': expected scales up to "
+                                  "2^125 (code 252), found code 255"),
             std::string::npos);
   scales.shape = {4, 64, 3, 1};
   EXPECT_NE(
       packed.Message().find("down_proj_scales': expected [4, 64, 3], found [4, 64, 3, 1] uint8"),
       std::string::npos);
+}
+
+// One scale that tiles do not hold: its layer becomes bfloat16, of the same values.
+TEST(Weights, GptOssMxfp4OfLargeScalesIsWidened) {
+  Model plain("gpt_oss"), model("gpt_oss");
+  model.config()["quantization_config"] = {{"quant_method", "mxfp4"}};
+  for (const char* layer : {"model.layers.0.mlp.experts.", "model.layers.1.mlp.experts."}) {
+    PackStack(model, std::string(layer) + "gate_up_proj");
+    PackStack(model, std::string(layer) + "down_proj");
+  }
+  const LayerWeights& expected = plain.Load().layers[1];
+  TestTensor& scales = model.tensors().at("model.layers.1.mlp.experts.gate_up_proj_scales");
+  for (const int code : {129, 252}) {
+    scales.bytes[6 * 2 + 1] =
+        static_cast<char>(code);  // expert 0, gate's row 3, columns from 32 on
+    const Weights& weights = model.Load();
+    EXPECT_EQ(weights.layers[0].experts[0].gate.dtype, DType::kMxfp4);
+    const std::vector<Expert>& experts = weights.layers[1].experts;
+    for (int e = 0; e < 4; ++e) {
+      ExpectSame(experts[e].up, expected.experts[e].up);
+      ExpectSame(experts[e].down, expected.experts[e].down);
+      ASSERT_EQ(ShapeString(experts[e].gate), "[96, 64] bfloat16");
+      for (int r = 0; r < 96; ++r) {
+        for (int c = 0; c < 64; ++c) {
+          const int power = e == 0 && r == 3 && c >= 32 ? code - 127 : 0;
+          EXPECT_EQ(BF16ToFloat(experts[e].gate.Row<uint16_t>(r)[c]),
+                    std::ldexp(BF16ToFloat(expected.experts[e].gate.Row<uint16_t>(r)[c]), power));
+        }
+      }
+    }
+  }
 }
 
 TEST(Weights, NoiseOfMxfp4) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 
 #include "base/error.h"
@@ -23,6 +24,25 @@ uint32_t Mxfp4Word(const uint8_t* from) {
   for (int i = 0; i < 4; ++i)
     word |= (from[i] & 15u) << (4 * i) | (uint32_t{from[i]} >> 4) << (16 + 4 * i);
   return word;
+}
+
+// put(row and column of out, 16 bytes of codes, scale) for each block of the rows that out takes.
+template <class Put>
+void ForEachMxfp4Block(const Tensor& blocks, const Tensor& scales, int64_t first_row,
+                       int64_t row_step, const Tensor& out, const Put& put) {
+  const int64_t columns = out.columns();
+  OCTAVO_CHECK(columns % mxfp4::kBlock == 0 && scales.columns() == columns / mxfp4::kBlock &&
+                   blocks.size() == scales.size() * mxfp4::kBlock / 2,
+               ShapeString(blocks), ShapeString(scales), ShapeString(out));
+  OCTAVO_CHECK(first_row + (out.rows() - 1) * row_step < scales.rows(), ShapeString(scales),
+               ShapeString(out));
+  for (int64_t r = 0; r < out.rows(); ++r) {
+    const int64_t row = first_row + r * row_step;
+    const uint8_t* codes = static_cast<const uint8_t*>(blocks.data) + row * columns / 2;
+    const uint8_t* scale = scales.Row<uint8_t>(row);
+    for (int64_t c = 0; c < columns; c += mxfp4::kBlock, codes += mxfp4::kBlock / 2)
+      put(r, c, codes, *scale++);
+  }
 }
 
 template <class T>
@@ -73,31 +93,32 @@ void WidenFp8(const Tensor& codes, const Tensor& scales, const Tensor& out, Thre
   });
 }
 
-bool PackMxfp4(const Tensor& blocks, const Tensor& scales, int64_t first_row, int64_t row_step,
+void PackMxfp4(const Tensor& blocks, const Tensor& scales, int64_t first_row, int64_t row_step,
                const Tensor& out) {
-  const int64_t columns = out.columns();
-  OCTAVO_CHECK(columns % mxfp4::kBlock == 0 && out.dtype == DType::kMxfp4, ShapeString(out));
-  OCTAVO_CHECK(scales.columns() == columns / mxfp4::kBlock &&
-                   blocks.size() == scales.size() * mxfp4::kBlock / 2,
-               ShapeString(blocks), ShapeString(scales), ShapeString(out));
-  OCTAVO_CHECK(first_row + (out.rows() - 1) * row_step < scales.rows(), ShapeString(scales),
-               ShapeString(out));
-  bool all_fit = true;
-  for (int64_t r = 0; r < out.rows(); ++r) {
-    const int64_t row = first_row + r * row_step;
-    const uint8_t* from = static_cast<const uint8_t*>(blocks.data) + row * columns / 2;
-    const uint8_t* scale = scales.Row<uint8_t>(row);
-    for (int64_t c = 0; c < columns; c += mxfp4::kBlock, ++scale) {
-      uint8_t* tile = static_cast<uint8_t*>(out.data) + mxfp4::TileOffset(columns, r, c);
-      all_fit &= *scale <= mxfp4::kMostScale;
-      tile[mxfp4::ScaleOffset(r, c)] = *scale;
-      for (int i = 0; i < mxfp4::kBlock; i += 8, from += 4) {
-        const uint32_t word = Mxfp4Word(from);
-        std::memcpy(tile + mxfp4::WordOffset(r, c + i), &word, sizeof(word));
-      }
+  OCTAVO_CHECK(out.dtype == DType::kMxfp4, ShapeString(out));
+  const auto put = [&](int64_t r, int64_t c, const uint8_t* codes, uint8_t scale) {
+    uint8_t* tile = static_cast<uint8_t*>(out.data) + mxfp4::TileOffset(out.columns(), r, c);
+    tile[mxfp4::ScaleOffset(r, c)] = scale;
+    for (int i = 0; i < mxfp4::kBlock; i += 8, codes += 4) {
+      const uint32_t word = Mxfp4Word(codes);
+      std::memcpy(tile + mxfp4::WordOffset(r, c + i), &word, sizeof(word));
     }
-  }
-  return all_fit;
+  };
+  ForEachMxfp4Block(blocks, scales, first_row, row_step, out, put);
+}
+
+void WidenMxfp4(const Tensor& blocks, const Tensor& scales, int64_t first_row, int64_t row_step,
+                const Tensor& out) {
+  OCTAVO_CHECK(out.dtype == DType::kBF16, ShapeString(out));
+  const auto put = [&](int64_t r, int64_t c, const uint8_t* codes, uint8_t scale) {
+    uint16_t* to = out.Row<uint16_t>(r) + c;
+    const float factor = std::ldexp(1.0f, scale - 127);
+    for (int i = 0; i < mxfp4::kBlock; i += 2, ++codes) {
+      to[i] = FloatToBF16(mxfp4::kValues[*codes & 15] * factor);
+      to[i + 1] = FloatToBF16(mxfp4::kValues[*codes >> 4] * factor);
+    }
+  };
+  ForEachMxfp4Block(blocks, scales, first_row, row_step, out, put);
 }
 
 void TransposeColumns(const Tensor& in, int64_t first_column, int64_t column_step,

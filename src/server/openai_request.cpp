@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "io/json.h"
+#include "io/mapped_file.h"
 #include "server/openai.h"
 
 namespace octavo::openai {
@@ -335,8 +336,7 @@ SamplingParams SamplingDefaults(const std::string& generation_config,
   const bool is_auto = generation_config == "auto";
   const std::filesystem::path folder = is_auto ? model_folder : generation_config;
   const std::filesystem::path file = folder / "generation_config.json";
-  std::error_code ignored;
-  if (is_auto && !std::filesystem::exists(file, ignored)) return sampling;
+  if (is_auto && !IsThere(file)) return sampling;
   const Json json = ReadJsonFile(file);
   const Fields fields(json, file.string() + ": ");
   fields.Read("temperature", sampling.temperature);

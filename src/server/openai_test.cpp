@@ -125,6 +125,9 @@ TEST(ParseRequestTest, DefaultsAreTheModels) {
   ASSERT_NE(mkdtemp(folder.data()), nullptr);
   EXPECT_EQ(SamplingDefaults("auto", folder).temperature, 1.0f);
   EXPECT_THROW(SamplingDefaults(folder, "/nonexistent"), Error);
+  std::filesystem::create_symlink("purged", folder + "/generation_config.json");
+  EXPECT_THROW(SamplingDefaults("auto", folder), Error);
+  std::filesystem::remove(folder + "/generation_config.json");
   std::ofstream(folder + "/generation_config.json")
       << R"({"temperature": 0.6, "top_k": 20, "top_p": 0.95, "do_sample": true})";
   EXPECT_EQ(SamplingDefaults("vllm", folder).temperature, 1.0f);

@@ -56,13 +56,12 @@ ChatTemplate ChatTemplate::FromFolder(const std::filesystem::path& folder,
   const bool given = !template_file.empty();
   const std::filesystem::path template_path = given ? template_file : folder / kTemplateFile;
   const std::string name = config_path.string();
-  const Json config =
-      std::filesystem::exists(config_path) ? ReadJsonFile(config_path) : Json::object();
+  const Json config = IsThere(config_path) ? ReadJsonFile(config_path) : Json::object();
   if (!config.is_object()) Expected(name, "an object", config);
 
   ChatTemplate chat;
   chat.special_tokens_ = ReadSpecialTokens(config, name);
-  if (given || std::filesystem::exists(template_path)) {
+  if (given || IsThere(template_path)) {
     const MappedFile file(template_path);
     chat.default_.emplace(file.bytes(), template_path.string());
     return chat;

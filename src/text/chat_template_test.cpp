@@ -111,6 +111,8 @@ TEST_F(FolderTest, Errors) {
   Write("tokenizer_config.json", R"({"chat_template": "a\n{% if %}"})");
   EXPECT_THAT(ErrorOfLoading(), HasSubstr("chat_template:2: TemplateSyntaxError"));
   EXPECT_THROW(ChatTemplate("x", "x").Render(Json::array(), Noon()), Error);
+  std::filesystem::create_symlink("purged", folder_ / "chat_template.jinja");
+  EXPECT_THAT(ErrorOfLoading(), HasSubstr("chat_template.jinja: cannot open"));
 }
 
 // Ten published templates, thirteen conversations, from ../shared/templates (or

@@ -145,9 +145,7 @@ Tokenizer Tokenizer::FromFolder(const std::filesystem::path& folder) {
   const std::string path = (folder / "tokenizer.json").string();
   auto impl = std::make_unique<Impl>(ReadTokenizerJson(MappedFile(path).bytes(), path), path);
   const std::string config_path = (folder / "tokenizer_config.json").string();
-  std::error_code ignored;  // a link that leads nowhere is opened, and its error names it
-  if (std::filesystem::symlink_status(config_path, ignored).type() !=
-      std::filesystem::file_type::not_found) {
+  if (IsThere(config_path)) {
     TokenizerConfig config = ReadTokenizerConfig(MappedFile(config_path).bytes(), config_path);
     for (AddedToken& token : config.added_tokens) impl->AddToken(std::move(token), config_path);
     impl->bos_id = impl->IdOf(config.bos_token);
@@ -186,6 +184,13 @@ std::string Tokenizer::Decode(std::span<const int32_t> ids, bool skip_special_to
 }
 
 int32_t Tokenizer::vocab_size() const { return impl_->vocab_size; }
+int32_t Tokenizer::text_vocab_size() const {
+  int32_t size = impl_->bpe.vocabulary().size();
+  for (const std::vector<int32_t>* ids : {&impl_->prefix_ids, &impl_->suffix_ids}) {
+    for (const int32_t id : *ids) size = std::max(size, id + 1);
+  }
+  return size;
+}
 std::optional<int32_t> Tokenizer::IdOf(std::string_view token) const { return impl_->IdOf(token); }
 std::string_view Tokenizer::TokenOf(int32_t id) const { return impl_->TokenOf(id); }
 

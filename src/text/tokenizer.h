@@ -53,6 +53,9 @@ class Tokenizer {
 
   // One more than the largest id; some ids below may have no token.
   int32_t vocab_size() const;
+  // The same of what ordinary text becomes and Encode adds: without control tokens and the like,
+  // which a file may have beyond its model's embedding (gemma-3-1b-it has one for images).
+  int32_t text_vocab_size() const;
   std::optional<int32_t> IdOf(std::string_view token) const;
   // As the vocabulary spells it ("Ġhello"); empty if there is no such token.
   std::string_view TokenOf(int32_t id) const;

@@ -245,6 +245,10 @@ void ReadVocabulary(const JsonValue& vocab, Vocabulary* vocabulary) {
   simdjson::dom::object entries;
   if (vocab.element().get(entries) != simdjson::SUCCESS)
     vocab.Expected("an object of ids by token");
+  if (entries.size() == 0) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("{}: expected tokens, found none", vocab.where()));
+  }
   vocabulary->Reserve(entries.size());
   for (const auto& [token, value] : entries) {
     int64_t id = -1;

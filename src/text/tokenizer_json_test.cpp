@@ -75,6 +75,8 @@ TEST(TokenizerJson, WrongTypes) {
 TEST(TokenizerJson, WrongModels) {
   EXPECT_EQ(MessageForModel(R"("vocab": [], "merges": [])"),
             "t.json: model.vocab: expected an object of ids by token, found an array");
+  EXPECT_EQ(MessageForModel(R"("vocab": {}, "merges": [])"),
+            "t.json: model.vocab: expected tokens, found none");
   EXPECT_EQ(MessageForModel(R"("vocab": {"a": -1}, "merges": [])"),
             "t.json: model.vocab['a']: expected a whole number from 0 to 4194303, found -1");
   EXPECT_EQ(
@@ -100,9 +102,10 @@ TEST(TokenizerJson, UnsupportedComponentsAreNamed) {
   };
   constexpr ErrorCode kCode = ErrorCode::kUnsupported;
   for (const char* type : {"WordPiece", "Unigram", "WordLevel", "Other"}) {
-    refused(MessageForModel("\"type\": \"" + std::string(type) + R"(", "vocab": {}, "merges": [])",
-                            kCode),
-            type);
+    refused(
+        MessageForModel(
+            "\"type\": \"" + std::string(type) + R"(", "vocab": {"a": 0}, "merges": [])", kCode),
+        type);
   }
   for (const char* type : {"BertNormalizer", "Precompiled", "Nmt", "StripAccents", "nfc"}) {
     refused(MessageForMember("\"normalizer\": {\"type\": \"" + std::string(type) + "\"}", kCode),
@@ -123,9 +126,10 @@ TEST(TokenizerJson, UnsupportedComponentsAreNamed) {
         type);
   }
   refused(MessageForMember("\"version\": \"2.0\"", kCode), "2.0");
-  refused(MessageForModel(R"("vocab": {}, "merges": [], "end_of_word_suffix": "</w>")", kCode),
-          "</w>");
-  MessageForModel(R"("vocab": {}, "merges": [], "dropout": 0.1)", kCode);
+  refused(
+      MessageForModel(R"("vocab": {"a": 0}, "merges": [], "end_of_word_suffix": "</w>")", kCode),
+      "</w>");
+  MessageForModel(R"("vocab": {"a": 0}, "merges": [], "dropout": 0.1)", kCode);
   EXPECT_NE(
       MessageForMember(
           R"("decoder": {"type": "Sequence", "decoders": [{"type": "Fuse"}, {"type": "ByteLevel"}]})",

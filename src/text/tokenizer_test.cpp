@@ -120,6 +120,8 @@ TEST(Tokenizer, TokensById) {
   EXPECT_EQ(tokenizer.TokenOf(' '), "Ġ");
   EXPECT_EQ(tokenizer.TokenOf(-1), "");
   EXPECT_EQ(tokenizer.TokenOf(258), "");
+  EXPECT_EQ(tokenizer.vocab_size(), 258);
+  EXPECT_EQ(tokenizer.text_vocab_size(), 257);  // <bos> comes with every text, <end> does not
   EXPECT_TRUE(tokenizer.IsSpecial(256));
   EXPECT_FALSE(tokenizer.IsSpecial('a'));
   EXPECT_EQ(tokenizer.Decode(Ids{-5, 'a', 258, 1 << 30}), "a");  // ids without a token are nothing

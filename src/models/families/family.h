@@ -63,6 +63,10 @@ inline constexpr int64_t kMostIntermediate = 1 << 24;
 void SetWindows(const ConfigReader& config, std::optional<int64_t> window,
                 const std::function<bool(int layer)>& sliding, ModelSpec& spec);
 
+// For families whose layers are all alike: every layer has the window, or without one, none. Here
+// transformers does not read layer_types, which must agree.
+void SetOneWindow(const ConfigReader& config, std::optional<int64_t> window, ModelSpec& spec);
+
 // Gives every layer the rope table of its type (of a config with one dictionary: the same). Yarn
 // raises max_position_embeddings to what it was made for, which published files often leave as it
 // was.

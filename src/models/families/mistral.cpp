@@ -5,6 +5,7 @@
 namespace octavo {
 namespace {
 
+// With layer_types, transformers takes the file for a Ministral: windows by layer.
 void ParseMistral(const ConfigReader& config, ModelSpec& spec) {
   const auto window = config.NullableInt("sliding_window", 1, kMostWindow, 4096);
   SetWindows(
@@ -13,9 +14,7 @@ void ParseMistral(const ConfigReader& config, ModelSpec& spec) {
 }
 
 void ParseMixtral(const ConfigReader& config, ModelSpec& spec) {
-  const auto window = config.NullableInt("sliding_window", 1, kMostWindow);
-  SetWindows(
-      config, window, [&](int) { return window.has_value(); }, spec);
+  SetOneWindow(config, config.NullableInt("sliding_window", 1, kMostWindow), spec);
   SetRopes(config, {.theta = 1000000}, spec);
   const int64_t experts = config.Int("num_local_experts", 1, kMostExperts, 8);
   for (LayerSpec& layer : spec.layers) SetExperts(config, experts, 2, layer);

@@ -19,17 +19,22 @@ void SetQwenWindows(const ConfigReader& config, ModelSpec& spec) {
 }
 
 void ParseQwen2(const ConfigReader& config, ModelSpec& spec) {
+  config.Bool("attention_bias", true);  // means nothing: q, k and v have biases, o has none
   for (LayerSpec& layer : spec.layers) layer.qkv_bias = true;
   SetQwenWindows(config, spec);
   SetRopes(config, {.theta = 10000}, spec);
 }
 
-void ParseQwen3(const ConfigReader& config, ModelSpec& spec) {
+void SetQwen3Attention(const ConfigReader& config, ModelSpec& spec) {
   const bool attention_bias = config.Bool("attention_bias", false);
   for (LayerSpec& layer : spec.layers) {
     layer.qk_norm = true;
     layer.qkv_bias = layer.out_bias = attention_bias;
   }
+}
+
+void ParseQwen3(const ConfigReader& config, ModelSpec& spec) {
+  SetQwen3Attention(config, spec);
   SetQwenWindows(config, spec);
   SetRopes(config, {.theta = 10000}, spec);
 }
@@ -47,13 +52,16 @@ int64_t ReadExperts(const ConfigReader& config) {
 void ParseQwen3Moe(const ConfigReader& config, ModelSpec& spec) {
   // transformers ignores max_window_layers here, Qwen's own code does not: only files where it
   // cannot matter are read.
-  const bool use = config.Bool("use_sliding_window", false) && config.Has("sliding_window");
-  if (use && !config.Has("layer_types") &&
+  auto window = config.NullableInt("sliding_window", 1, kMostWindow, 4096);
+  if (!config.Bool("use_sliding_window", false)) window.reset();
+  if (window && !config.Has("layer_types") &&
       config.Int("max_window_layers", 0, kMostWindow, int64_t{0}) != 0) {
     config.Fail("use_sliding_window", "true with max_window_layers is not supported",
                 ErrorCode::kUnsupported);
   }
-  ParseQwen3(config, spec);
+  SetQwen3Attention(config, spec);
+  SetOneWindow(config, window, spec);
+  SetRopes(config, {.theta = 10000}, spec);
 
   const int64_t experts = ReadExperts(config);
   const int64_t intermediate = config.Int("moe_intermediate_size", 1, kMostIntermediate, 768);

@@ -201,6 +201,83 @@ TEST(TemplateTest, Methods) {
             {"{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"}});
 }
 
+// What chat templates use beside that; the published ones do, but they are not always at hand.
+TEST(TemplateTest, TestsOperatorsAndFilters) {
+  Json many;
+  for (int i = 0; i < 12; ++i) many["k" + std::to_string(i)] = i;
+  CheckAll(
+      {{"{% for x in xs %}{{ loop.previtem if not loop.first else loop.previtem is defined }},{% "
+        "endfor %}",
+        "False,3,1,"},
+       {"{{ 'ab' is lower }} {{ 'AB' is upper }} {{ 'Ab' is lower }} {{ '12' is upper }} {{ s is "
+        "string }}",
+        "True True False False True"},
+       {"{{ xs is iterable }} {{ 5 is iterable }} {{ d is mapping }} {{ xs is mapping }} {{ none "
+        "is none }}",
+        "True False True False True"},
+       {"{{ xs is sequence }} {{ nope is sequence }} {{ 5 is sequence }} {{ (1,) is sequence }}",
+        "True True False True"},
+       {"{{ true is boolean }} {{ 1 is boolean }} {{ true is true }} {{ 1 is true }} {{ false is "
+        "false }} {{ 3 is integer }} {{ true is integer }}",
+        "True False True False True True False"},
+       {"{{ +3 }} {{ +1.5 }} {{ not xs }} {{ xs is not mapping }} {{ 0 or 'b' }} {{ 'a' or 'b' }} "
+        "{{ 1 not in xs }}",
+        "3 1.5 False True b a False"},
+       {"{% macro m(a, b=2) %}{{ a }}{{ b }}{% endmacro %}{{ m(*xs[:2]) }} {{ m(*[7], **{'b': 8}) "
+        "}}",
+        "31 78"},
+       {"{{ xs.0 }} {{ d.items() | list }} {{ many.k7 }} {{ many | length }}",
+        "3 [('b', 1), ('a', [1, 2])] 7 12"},
+       {"{% for (a, b), c in [((1, 2), 3)] %}{{ a + b + c }}{% endfor %}", "6"},
+       {"{% set a, b = 1, 2 %}{{ a }}{{ b }}{% for k in d %}{{ k }};{% endfor %}", "12b;a;"},
+       {"{% if x is defined %}1{% elif xs | length > 2 %}2{% else %}3{% endif %}", "2"},
+       {"{{ nope }}|{{ nope | string }}|{{ 5 | string + '!' }}|{{ 1 in nope }}", "||5!|False"},
+       {"{{ d | tojson(sort_keys=true) }} {{ '\"\\\\\\n\\t\\u0001\\x7f' | tojson }} {{ 'é😀' | "
+        "tojson(ensure_ascii=true) }}",
+        "{\"a\": [1, 2], \"b\": 1} \"\\\"\\\\\\n\\t\\u0001\177\" \"\\u00e9\\ud83d\\ude00\""},
+       {"{{ d | tojson(separators=(',', ':')) }} {{ d | tojson(indent=1) }}",
+        "{\"b\":1,\"a\":[1,2]} {\n \"b\": 1,\n \"a\": [\n  1,\n  2\n ]\n}"},
+       {"{{ 7.5 // 2 }} {{ -7.5 // 2 }} {{ 7 // -2 }} {{ 0.0 // 5 }} {{ 7 - 10 }} {{ 2 <= 2 }} {{ "
+        "2 >= 3 }} {{ 'a' <= 'b' }}",
+        "3.0 -4.0 -4 0.0 -3 True False True"},
+       {"{{ {'a': 1} == {'a': 1} }} {{ {'a': 1} == {'a': 2} }} {{ {'a': 1} == {'b': 1} }} {{ {'a': "
+        "1} != {} }}",
+        "True False False True"},
+       {"{{ s | capitalize }} {{ s | lower }} {{ s.title() }} {{ s.upper() }} {{ s.capitalize() }}",
+        "Hello wörld hello wörld Hello Wörld HELLO WÖRLD Hello wörld"},
+       {"{{ -3 | abs }} {{ (-3) | abs }} {{ (-2.5) | abs }} {{ '3.7' | float }} {{ 'x' | float }} "
+        "{{ 'x' | float(1.5) }} {{ 3 | float }} {{ 3.9 | int }} {{ '12' | int }} {{ 'x' | int(9) "
+        "}}",
+        "3 3 2.5 3.7 0.0 1.5 3.0 3 12 9"},
+       {"{{ [{'a': 2, 'b': 1}, {'a': 1, 'b': 2}] | sort(attribute='a,b') | map(attribute='b') | "
+        "list }}",
+        "[2, 1]"},
+       {"{{ d | items | list }} {{ nope | items | list }}", "[('b', 1), ('a', [1, 2])] []"},
+       {"{{ 'aé'.replace('', '-') }} {{ 'aa'.replace('', '-', 2) }} {{ ['a', nope, [nope]] }}",
+        "-a-é- -a-a ['a', Undefined, [Undefined]]"},
+       {"{{ 'a\\u0301b'.title() }} {{ [none, true, nope] }} {{ 'x' ~ none ~ 1.0 }}",
+        "A\u0301B [None, True, Undefined] xNone1.0"}},
+      {{"d", {{"b", 1}, {"a", {1, 2}}}}, {"s", "hElLo wÖrld"}, {"xs", {3, 1, 2}}, {"many", many}});
+  for (const Case& item : std::initializer_list<Case>{
+           {"{{ 1 in 5 }}", "TypeError: argument of type 'int' is not iterable"},
+           {"{{ 1 + 'a' }}", "TypeError: unsupported operand type(s) for +: 'int' and 'str'"},
+           {"{{ 5 | length }}", "TypeError: object of type 'int' has no len()"},
+           {"{{ 5 | items | list }}", "TypeError: Can only get item pairs from a mapping."},
+           {"{{ 'a'.count(x=1) }}", "TypeError: str.count() takes no keyword arguments"},
+           {"{{ nope + 1 }}", "UndefinedError: 'nope' is undefined"},
+           {"{{ nope | float }}", "UndefinedError: 'nope' is undefined"},
+           {"{{ 1.0 // 0 }}", "ZeroDivisionError: float floor division by zero"},
+           {"{{ xs | tojson | tojson + 1 }}",
+            "TypeError: can only concatenate str (not \"int\") to str"},
+           {"{{ (xs | map('string')) | tojson }}",
+            "TypeError: Object of type generator is not JSON serializable"},
+           {"{{ 'a' - xs }}", "TypeError: unsupported operand type(s) for -: 'str' and 'list'"},
+           {"{{ none.x.y }}", "UndefinedError: 'None' has no attribute 'x'"}}) {
+    EXPECT_THAT(ErrorOf(item.source, {{"xs", {3, 1, 2}}}), testing::EndsWith(item.expected))
+        << item.source;
+  }
+}
+
 TEST(TemplateTest, ErrorsArePythons) {
   const std::pair<const char*, const char*> kCases[] = {
       {"a\n{{ 'a' + 1 }}", "test:2: TypeError: can only concatenate str (not \"int\") to str"},
