@@ -22,8 +22,8 @@ Generation::Generation(const Engine& engine, const Prepared& prepared, std::stri
       min_tokens_(prepared.request.sampling.min_tokens),
       max_tokens_(prepared.request.sampling.max_tokens),
       answer_(prepared.request, std::move(id), std::move(model), created, prepared.prompts,
-              [&engine](int32_t token, bool skip_special) {
-                return engine.Decode({&token, 1}, skip_special);
+              [&engine](std::span<const int32_t> tokens, bool skip_special) {
+                return engine.Decode(tokens, skip_special);
               }) {
   const openai::CompletionRequest& request = prepared.request;
   for (const openai::EncodedPrompt& prompt : prepared.prompts) {

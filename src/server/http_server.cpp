@@ -54,6 +54,7 @@ using boost::system::error_code;
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kHealthInterval{1};  // how often saturation is looked for
+constexpr size_t kEventsPerTurn = 256;              // with 20 alternatives each some 3 ms
 using HttpRequest = http::request<http::string_body>;
 using HttpResponse = http::response<http::string_body>;
 
@@ -413,7 +414,8 @@ awaitable<std::optional<HttpResponse>> HttpServer::Impl::OnWorker(std::function<
 // On the worker.
 std::string HttpServer::Impl::AnswerTokens(std::string_view path, const std::string& body) const {
   if (path == "/detokenize")
-    return openai::DetokenizeBody(engine->Decode(openai::ParseDetokenize(body)));
+    return openai::DetokenizeBody(
+        engine->Decode(openai::ParseDetokenize(body, engine->vocab_size())));
   const openai::TokenizeRequest request = openai::ParseTokenize(body);
   const auto* text = std::get_if<std::string>(&request.text);
   const std::vector<int32_t> tokens =
@@ -512,7 +514,10 @@ awaitable<void> HttpServer::Impl::LingerAndClose(Connection& connection) {
 
 std::vector<int32_t> HttpServer::Impl::EncodeChat(const openai::Conversation& chat,
                                                   bool add_special_tokens) const {
-  if (!chat_template) throw Error(ErrorCode::kInvalidArgument, "messages: " + no_chat_template);
+  if (!chat_template) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "chat_template: expected one, since the model has none: " + no_chat_template);
+  }
   const bool own = chat.chat_template.empty();
   const std::time_t seconds = std::time(nullptr);
   std::tm now;
@@ -542,6 +547,7 @@ Prepared HttpServer::Impl::Prepare(openai::Api api, const std::string& body) con
     out.prompts.push_back({.tokens = EncodeChat(out.request.chat, special)});
     by_default = engine->max_model_len() - std::ssize(out.prompts[0].tokens);
     by_default = std::max<int64_t>(by_default, 1);
+    if (out.request.echo) out.prompts[0].text = openai::EchoOf(out.request);
   }
   for (auto& prompt : out.request.prompts) {
     openai::EncodedPrompt& encoded = out.prompts.emplace_back();
@@ -554,6 +560,8 @@ Prepared HttpServer::Impl::Prepare(openai::Api api, const std::string& body) con
         encoded.text = engine->Decode(encoded.tokens, out.request.skip_special_tokens);
     }
   }
+  for (const openai::EncodedPrompt& prompt : out.prompts)
+    openai::CheckRoom(out.request, std::ssize(prompt.tokens), engine->max_model_len());
   out.request.sampling.max_tokens =
       out.request.max_tokens.value_or(static_cast<int>(std::min<int64_t>(by_default, INT32_MAX)));
   return out;
@@ -684,7 +692,7 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
                        fmt::format("{}-{:08x}{:08x}", prefix, id_base, next_id++), card.name, Now(),
                        metrics);
   } catch (const Error& error) {
-    response = Refuse(error);
+    response = Refuse(openai::AboutField(request.api, error));
   }
   if (response) co_return co_await Send(connection, *response, keep_alive);
 
@@ -703,6 +711,7 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
 
   Mailbox& mailbox = running->mailbox();
   std::string out = generation->Begin();
+  std::vector<Event> events;
   bool look_at_health = false;
   while (!generation->finished()) {
     if (error || stopping || mailbox.client_gone ||
@@ -712,12 +721,21 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
       error_code ignored;  // the timer never fires, it is only ever cancelled
       co_await mailbox.wake.async_wait(asio::redirect_error(use_awaitable, ignored));
     }
-    for (Event& event : mailbox.events) {
-      const size_t choice = running->ChoiceOf(event);
-      const bool is_last = event.kind == Event::Kind::kFinished;
-      out += generation->Push(std::move(event), choice);
+    events.clear();
+    events.swap(mailbox.events);
+    for (size_t i = 0; i < events.size(); ++i) {
+      const size_t choice = running->ChoiceOf(events[i]);
+      const bool is_last = events[i].kind == Event::Kind::kFinished;
+      std::string more = generation->Push(std::move(events[i]), choice);
+      if (out.empty()) {
+        out = std::move(more);  // it may be large
+      } else {
+        out += more;
+      }
       look_at_health |= is_last;
       if (!is_last && generation->stopped(choice)) running->Stop(choice);
+      // A step's worth of prompt_logprobs takes a while: others have their turn.
+      if (i % kEventsPerTurn == kEventsPerTurn - 1) co_await asio::post(io, use_awaitable);
     }
     const Clock::time_point now = Clock::now();
     if (look_at_health || now - health_seen >= kHealthInterval) {
@@ -726,7 +744,6 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
       health_seen = now;
       look_at_health = false;
     }
-    mailbox.events.clear();
     if (request.stream && !out.empty() && !running->cancelled()) {
       if (chunked) out = Chunk(out);
       error = WriteNow(connection.stream.socket(), &out);

@@ -135,6 +135,11 @@ class PageTest(unittest.TestCase):
         self.ask(PROMPT)
         self.until(self.text("#messages .message span"), lambda found: found == [PROMPT, "123456."])
 
+    def test_little_room_is_used(self):
+        self.serve("--max-model-len", "256")
+        self.ask(PROMPT)
+        self.until(self.text("#messages .message span"), lambda found: found == [PROMPT, "123456."])
+
     def test_an_error_is_shown(self):
         self.serve("--max-model-len", "128")
         self.ask("x" * 300)

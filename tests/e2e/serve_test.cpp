@@ -144,7 +144,12 @@ TEST(ServeTest, TokensThereAndBack) {
   EXPECT_GT(tokens["max_model_len"], 0);
   reply = Exchange(server.port(), Post("/detokenize", Json{{"tokens", tokens["tokens"]}}.dump()));
   EXPECT_EQ(reply.json()["prompt"], "amber bell") << reply.body;
-  EXPECT_EQ(Exchange(server.port(), Post("/detokenize", R"({"tokens": "x"})")).status, 400);
+  for (const char* body : {R"({"tokens": "x"})", R"({"tokens": [263, 264]})"}) {
+    reply = Exchange(server.port(), Post("/detokenize", body));
+    EXPECT_EQ(reply.status, 400) << body;
+    EXPECT_EQ(reply.json()["error"]["param"], "tokens") << reply.body;
+  }
+  EXPECT_EQ(Exchange(server.port(), Post("/detokenize", R"({"tokens": [263]})")).status, 200);
   ExpectServes(server.port());
 }
 
@@ -351,10 +356,19 @@ TEST(ServeTest, BadRequestsAreNamedAndTheNextIsServed) {
   completion(R"({"prompt": "x", "temperature": -1})", 400, "temperature");
   completion(R"({"prompt": "x", "n": 0})", 400, "n");
   completion(R"({"prompt": "x", "stop": ")" + std::string(5000, 'a') + "\"}", 400, "stop");
-  completion(R"({"prompt": "x", "max_tokens": 9999, "min_tokens": 2000})", 400, "min_tokens");
+  completion(R"({"prompt": "x", "max_tokens": 20, "min_tokens": 21})", 400, "min_tokens");
+  completion(R"({"prompt": "x", "max_tokens": 1023})", 400, "max_tokens");
+  completion(R"({"prompt": ["x", "yz"], "max_tokens": 1022})", 400, "max_tokens");
   completion(R"({"prompt": "x", "model": "gpt-9"})", 404, "model");
   completion(std::string((8 << 20) + 1, ' '), 413, nullptr);
   expect(Post("/v1/chat/completions", R"({"messages": "x"})"), 400, "messages");
+  const auto chat = [](const std::string& content, const std::string& fields) {
+    return Post("/v1/chat/completions",
+                R"({"messages": [{"role": "user", "content": ")" + content + "\"}]" + fields + "}");
+  };
+  expect(chat(std::string(2000, 'a'), ""), 400, "messages");
+  expect(chat("a", R"(, "max_tokens": 1024)"), 400, "max_tokens");
+  expect(chat("a", R"(, "max_completion_tokens": 1024)"), 400, "max_completion_tokens");
   expect("POST /v1/completions HTTP/1.1\r\nContent-Length: 200000000\r\n\r\n{", 413, nullptr);
   expect("POST /v1/completions HTTP/1.1\r\nContent-Length: -1\r\n\r\n{", 400, nullptr);
   expect("POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
