@@ -204,7 +204,7 @@ void AddServe(CLI::App& root, int& code) {
       ->capture_default_str();
   app->add_option("--port", o->server.port, "0: any that is free")->capture_default_str();
   app->add_option("--api-key", o->server.api_key,
-                  "asked for by every route but /health and the page at /; default: the "
+                  "asked for by every route but /health; the page is at /?key=KEY; default: the "
                   "environment's OCTAVO_API_KEY")
       ->envname("OCTAVO_API_KEY");
   app->add_option("--served-model-name", o->server.model_name,

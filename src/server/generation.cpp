@@ -4,17 +4,6 @@
 
 namespace octavo {
 
-std::vector<Request> Generation::EngineRequests(const Prepared& prepared) {
-  std::vector<Request> requests;
-  for (const openai::EncodedPrompt& prompt : prepared.prompts) {
-    for (int n = 0; n < prepared.request.n; ++n) {
-      requests.push_back({.prompt = prompt.tokens, .sampling = prepared.request.sampling});
-      requests.back().sampling.choice = static_cast<uint32_t>(n);
-    }
-  }
-  return requests;
-}
-
 Generation::Generation(const Engine& engine, const Prepared& prepared, std::string id,
                        std::string model, int64_t created, Metrics& metrics)
     : metrics_(metrics),

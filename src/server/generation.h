@@ -20,9 +20,8 @@ class Generation {
   struct Prepared {
     openai::CompletionRequest request;
     std::vector<openai::EncodedPrompt> prompts;
+    std::vector<Request> engine_requests;  // one for each answer, in their order
   };
-  // One for each answer, in their order.
-  static std::vector<Request> EngineRequests(const Prepared& prepared);
 
   // `engine` has accepted the requests; it and `metrics` must outlive the generation.
   Generation(const Engine& engine, const Prepared& prepared, std::string id, std::string model,

@@ -621,12 +621,21 @@ TEST(ModelsBodyTest, StatesThePolicy) {
 }
 
 TEST(IsAuthorizedTest, TheWholeKeyAndNothingElse) {
-  EXPECT_TRUE(IsAuthorized("Bearer secret", "secret"));
+  for (const char* scheme : {"Bearer", "bearer", "BEARER"})
+    EXPECT_TRUE(IsAuthorized(scheme + std::string(" secret"), "secret")) << scheme;
   for (const char* header : {"", "Bearer", "Bearer ", "secret", "Bearer secre", "Bearer secrets",
                              "Bearer secretsecret", "Bearer Secret", "Basic secret"}) {
     EXPECT_FALSE(IsAuthorized(header, "secret")) << header;
   }
   EXPECT_TRUE(IsAuthorized("", ""));
+
+  for (const char* query : {"key=se%2Fcret", "key=se/cret", "a&key=se%2fcret&b=c"})
+    EXPECT_TRUE(IsAuthorizedByQuery(query, "se/cret")) << query;
+  for (const char* query :
+       {"", "key", "key=", "key=se%2", "key=se%2Fcre", "monkey=se/cret", "key=x&key=se/cret"}) {
+    EXPECT_FALSE(IsAuthorizedByQuery(query, "se/cret")) << query;
+  }
+  EXPECT_TRUE(IsAuthorizedByQuery("", ""));
 }
 
 }  // namespace
