@@ -135,7 +135,10 @@ bool IsHalfClosed(tcp::socket& socket) {
 
 struct HttpServer::Impl {
   Impl(std::unique_ptr<Engine> the_engine, ServerOptions the_options)
-      : options(std::move(the_options)), engine(std::move(the_engine)), intake(*engine, options) {
+      : options(std::move(the_options)),
+        metrics(options.model_name, the_engine->max_model_len()),
+        engine(std::move(the_engine)),
+        intake(*engine, options) {
     card = {.name = options.model_name,
             .folder = options.model_folder,
             .created = Now(),
@@ -399,7 +402,7 @@ HttpResponse HttpServer::Impl::AnswerGet(std::string_view path) {
   if (path == "/metrics") {
     metrics.SetCpuSeconds(CpuSeconds() + worker_cpu_seconds);  // of both threads
     return Respond(http::status::ok,
-                   metrics.Text(card.name, engine->stats(), engine->CacheReport()),
+                   metrics.Text(engine->options(), engine->stats(), engine->CacheReport()),
                    "text/plain; version=0.0.4; charset=utf-8");
   }
   return Respond(http::status::ok, openai::ModelsBody(card));
@@ -517,6 +520,7 @@ awaitable<bool> HttpServer::Impl::ServeCompletion(Connection& connection,
                                                   const HttpRequest& message, openai::Api api) {
   std::optional<HttpResponse> refusal;
   Prepared prepared;
+  const Clock::time_point arrival = prepared.arrival;
   const auto full = [&] {
     HttpResponse response =
         Refuse(http::status::service_unavailable,
@@ -533,6 +537,7 @@ awaitable<bool> HttpServer::Impl::ServeCompletion(Connection& connection,
     auto job = OnWorker([&] { prepared = intake.Completion(api, message.body()); });
     refusal = co_await asio::co_spawn(worker, std::move(job), use_awaitable);
   }
+  prepared.arrival = arrival;
   const int more = static_cast<int>(prepared.engine_requests.size());
   // Whoever is alone may have more than that.
   if (!refusal && choices > 0 && choices + more > options.max_requests) refusal = full();

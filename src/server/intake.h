@@ -1,5 +1,5 @@
-// The bodies of POST requests in the engine's terms: parsed, rendered by the chat template, encoded,
-// checked against the length that the engine serves. No sockets; any thread may call it.
+// The bodies of POST requests in the engine's terms: parsed, rendered by the chat template,
+// encoded, checked against the length that the engine serves. No sockets; any thread may call it.
 #pragma once
 
 #include <optional>

@@ -192,14 +192,24 @@ TEST(ServeTest, MetricsCountWhatWasServed) {
     const size_t end = reply.body.find('\n', line + 1);
     return std::stod(reply.body.substr(reply.body.rfind(' ', end), end));
   };
-  EXPECT_EQ(value("vllm:request_success_total{model_name=\"needle\",finished_reason=\"stop\"}"), 2);
+  const std::string labels = "{model_name=\"needle\",engine=\"0\"";
+  EXPECT_EQ(value("vllm:request_success_total" + labels + ",finished_reason=\"stop\"}"), 2);
+  EXPECT_EQ(value("vllm:request_queue_time_seconds_count"), 2);
+  const double prefill = value("vllm:request_prefill_time_seconds_sum");
+  const double decode = value("vllm:request_decode_time_seconds_sum");
+  EXPECT_GT(prefill, 0);
+  EXPECT_GT(decode, 0);
+  EXPECT_NEAR(value("vllm:request_inference_time_seconds_sum"), prefill + decode, 1e-9);
+  EXPECT_LT(prefill + decode, value("vllm:e2e_request_latency_seconds_sum"));
+  EXPECT_GT(value("vllm:request_queue_time_seconds_sum"), 0);
+  EXPECT_NE(reply.body.find("\nvllm:cache_config_info{block_size=\"64\",cache_dtype=\"fp8\","),
+            std::string::npos);
   EXPECT_EQ(value("vllm:time_to_first_token_seconds_count"), 2);
   EXPECT_EQ(value("vllm:generation_tokens_total"), 16);
   EXPECT_GT(value("vllm:prompt_tokens_total"), 0);
   EXPECT_EQ(value("vllm:num_requests_running"), 0);
-  EXPECT_GT(value("octavo:kv_cache_amax{model_name=\"needle\",layer=\"0\",operand=\"k\""), 0);
-  EXPECT_EQ(value("octavo:kv_cache_amax_limit{model_name=\"needle\",layer=\"3\",operand=\"v\""),
-            448);
+  EXPECT_GT(value("octavo:kv_cache_amax" + labels + ",layer=\"0\",operand=\"k\""), 0);
+  EXPECT_EQ(value("octavo:kv_cache_amax_limit" + labels + ",layer=\"3\",operand=\"v\""), 448);
 }
 
 TEST(ServeTest, SaturationIsSaidWhileARequestRuns) {
