@@ -29,6 +29,7 @@ namespace octavo {
 struct EngineOptions {
   std::string model;                 // a Hugging Face folder
   std::string load_format = "auto";  // "dummy": noise for weights, from a config.json alone
+  std::string hf_overrides;          // a JSON object: fields that replace config.json's
   std::string tokenizer;             // a folder with tokenizer.json; empty: the model's
   std::string device = "auto";       // "cpu", "cuda", or "auto": a GPU where there is one
   std::string dtype = "bfloat16";    // arithmetic: "bfloat16" or "float32"
