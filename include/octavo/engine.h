@@ -29,6 +29,7 @@ namespace octavo {
 struct EngineOptions {
   std::string model;                 // a Hugging Face folder
   std::string load_format = "auto";  // "dummy": noise for weights, from a config.json alone
+  std::string hf_overrides;          // a JSON object: fields that replace config.json's
   std::string tokenizer;             // a folder with tokenizer.json; empty: the model's
   std::string device = "auto";       // "cpu", "cuda", or "auto": a GPU where there is one
   std::string dtype = "bfloat16";    // arithmetic: "bfloat16" or "float32"
@@ -107,6 +108,9 @@ struct Event {
   FinishReason finish_reason = FinishReason::kNone;
   std::string error;          // kError
   int64_t cached_tokens = 0;  // kFinished: prompt tokens that came from the prefix cache
+  // kFinished: from Submit to the first step, from there to the first token, from there to the
+  // last; as far as it came.
+  double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;
 };
 
 struct EngineStats {
@@ -169,6 +173,8 @@ class Engine {
   std::unique_ptr<TextStream> MakeTextStream(bool skip_special_tokens = true) const;
 
   std::shared_ptr<const LoadedModel> model() const;
+  const EngineOptions& options() const;  // as given
+  int64_t vocab_size() const;            // token ids are below it
   int64_t max_model_len() const;
   double cache_bytes_per_token()
       const;  // all full-attention layers and, while growing, the window layers

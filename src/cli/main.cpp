@@ -191,6 +191,18 @@ void AddFlagsOfOneValue(CLI::App* app) {
       ->group(group);
 }
 
+// What to do instead of a flag of vLLM's that has no meaning here; empty: not known.
+std::string Instead(std::string_view word) {
+  static const std::map<std::string_view, const char*> kInstead = {
+      {"--revision", "models are folders: download the revision that is wanted"},
+      {"--download-dir", "models are folders: name the one that it was downloaded to"},
+      {"--attention-backend", "--attention-math says how attention computes"},
+      {"--uvicorn-log-level", "requests are not logged"}};
+  const auto found = kInstead.find(word.substr(0, word.find('=')));
+  if (found == kInstead.end()) return "";
+  return "no " + std::string(found->first) + " here: " + found->second;
+}
+
 void AddServe(CLI::App& root, int& code) {
   auto o = std::make_shared<ServeOptions>();
   CLI::App* app = root.add_subcommand("serve", "Serve a model behind OpenAI's API.");
@@ -204,7 +216,7 @@ void AddServe(CLI::App& root, int& code) {
       ->capture_default_str();
   app->add_option("--port", o->server.port, "0: any that is free")->capture_default_str();
   app->add_option("--api-key", o->server.api_key,
-                  "asked for by every route but /health and the page at /; default: the "
+                  "asked for by every route but /health; the page is at /?key=KEY; default: the "
                   "environment's OCTAVO_API_KEY")
       ->envname("OCTAVO_API_KEY");
   app->add_option("--served-model-name", o->server.model_name,
@@ -212,6 +224,8 @@ void AddServe(CLI::App& root, int& code) {
   AddTokenizer(app, o->engine);
   app->add_option("--chat-template", o->server.chat_template,
                   "a file with a Jinja template; default: the tokenizer's own");
+  app->add_option("--hf-overrides", o->engine.hf_overrides,
+                  "fields that replace config.json's, e.g. '{\"max_position_embeddings\": 65536}'");
   app->add_option("--generation-config", o->server.generation_config,
                   "where the defaults of sampling come from: auto (the model's "
                   "generation_config.json), vllm (OpenAI's defaults), or a folder")
@@ -599,6 +613,13 @@ int Main(int argc, char** argv) {
                                       [&](CLI::App* command) { return command->check_name(word); });
     std::fprintf(stderr, "octavo: %s (octavo --help)\n",
                  unknown ? ("unknown subcommand " + word).c_str() : error.what());
+    return 2;
+  } catch (const CLI::ExtrasError& error) {
+    std::string message = error.what();
+    for (int i = argc - 1; i > 0; --i) {  // the first that is known
+      if (const std::string instead = Instead(argv[i]); !instead.empty()) message = instead;
+    }
+    std::fprintf(stderr, "octavo: %s (octavo --help)\n", message.c_str());
     return 2;
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return root.exit(error);  // --help, --version

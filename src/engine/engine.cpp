@@ -25,6 +25,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// 0 if either has not been.
+double SecondsBetween(const Sequence::Time& begin, const Sequence::Time& end) {
+  return begin && end ? std::chrono::duration<double>(*end - *begin).count() : 0;
+}
+
 double SecondsSince(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
@@ -65,6 +70,7 @@ struct Engine::Impl {
         scheduler(executor.pool(), {options.max_num_seqs, options.max_num_batched_tokens,
                                     options.enable_prefix_caching}),
         batch(executor.MakeBatch()),
+        options(options),
         model_folder(options.model) {
     if (!options.tokenizer.empty()) {
       LoadTokenizer(options.tokenizer);
@@ -122,6 +128,7 @@ struct Engine::Impl {
     RequestId id;
     bool is_prompt;
   };
+  const EngineOptions options;
   const std::filesystem::path model_folder;
   std::vector<Row> rows;  // whom each sample of the batch belongs to
 
@@ -129,6 +136,7 @@ struct Engine::Impl {
     RequestId id;
     Request request;
     Callback callback;
+    Clock::time_point time;
   };
   mutable std::mutex mutex;  // guards what follows
   std::condition_variable wake;
@@ -178,6 +186,7 @@ void Engine::Impl::TakeInbox() {
   for (Submission& submission : arrived) {
     auto sequence = std::make_unique<Sequence>(executor.pool());
     sequence->id = submission.id;
+    sequence->submitted = submission.time;
     sequence->sampling = std::move(submission.request.sampling);
     sequence->callback = std::move(submission.callback);
     sequence->tokens = std::move(submission.request.prompt);
@@ -212,6 +221,9 @@ void Engine::Impl::RunStep() {
 void Engine::Impl::RunStep(const Step& step) {
   BuildBatch(step);
   const Clock::time_point begin = Clock::now();
+  for (const Chunk& chunk : step.chunks) {
+    if (!chunk.sequence->scheduled) chunk.sequence->scheduled = begin;
+  }
   std::vector<Ranking> rankings;
   const std::vector<SampledToken> sampled = executor.Execute(batch, &rankings);
   totals.model_seconds += SecondsSince(begin);
@@ -309,6 +321,8 @@ bool Engine::Impl::Deliver(Sequence& s, const SampledToken& token, Ranking ranki
     s.tokens.push_back(token.id);
     if (p.presence_penalty != 0 || p.frequency_penalty != 0) ++s.output_counts[token.id];
     ++totals.generated_tokens;
+    s.last_token = Clock::now();
+    if (!s.first_token) s.first_token = s.last_token;
     s.callback(event);
     const std::vector<int32_t>& eos = executor.spec().eos_token_ids;
     const bool stop = std::count(p.stop_token_ids.begin(), p.stop_token_ids.end(), token.id) ||
@@ -334,14 +348,19 @@ void Engine::Impl::Finish(RequestId id, FinishReason reason, std::string error) 
     std::erase(live, id);
   }
   const int64_t cached = sequence->cached.value_or(0);
+  if (!sequence->scheduled) sequence->scheduled = Clock::now();  // it waited until now
   totals.cached_tokens += cached;
   PublishStats();  // before the last event, so that whoever waits for it sees its own tokens
                    // counted
-  sequence->callback({.request = id,
-                      .kind = Event::Kind::kFinished,
-                      .finish_reason = reason,
-                      .error = std::move(error),
-                      .cached_tokens = cached});
+  sequence->callback(
+      {.request = id,
+       .kind = Event::Kind::kFinished,
+       .finish_reason = reason,
+       .error = std::move(error),
+       .cached_tokens = cached,
+       .queue_seconds = SecondsBetween(sequence->submitted, sequence->scheduled),
+       .prefill_seconds = SecondsBetween(sequence->scheduled, sequence->first_token),
+       .decode_seconds = SecondsBetween(sequence->first_token, sequence->last_token)});
 }
 
 void Engine::Impl::PublishStats() {
@@ -402,7 +421,7 @@ RequestId Engine::Submit(Request request, Callback callback) {
   const RequestId id = impl_->next_id++;
   if (!request.sampling.seed) request.sampling.seed = impl_->fresh_seed();
   impl_->live.push_back(id);
-  impl_->submitted.push_back({id, std::move(request), std::move(callback)});
+  impl_->submitted.push_back({id, std::move(request), std::move(callback), Clock::now()});
   impl_->wake.notify_one();
   return id;
 }
@@ -441,6 +460,8 @@ std::unique_ptr<TextStream> Engine::MakeTextStream(bool skip_special_tokens) con
 }
 
 std::shared_ptr<const LoadedModel> Engine::model() const { return impl_->executor.model(); }
+const EngineOptions& Engine::options() const { return impl_->options; }
+int64_t Engine::vocab_size() const { return impl_->executor.spec().vocab; }
 int64_t Engine::max_model_len() const { return impl_->executor.max_model_len(); }
 double Engine::cache_bytes_per_token() const { return impl_->executor.cache_bytes_per_token(); }
 std::vector<std::string> Engine::StartupReport() const { return impl_->executor.StartupReport(); }

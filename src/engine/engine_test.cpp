@@ -98,6 +98,33 @@ TEST(EngineTest, AfterCallbacksFollowsEveryStepsEvents) {
   EXPECT_EQ(steps, expected);
 }
 
+// One sequence at a time: the second waits for all of the first.
+TEST(EngineTest, SaysWhereARequestsTimeWent) {
+  EngineOptions options = Options();
+  options.max_num_seqs = 1;
+  auto engine = Engine::Create(options);
+  std::vector<Event> finals;  // the loop's, in order
+  {
+    Client client(*engine);
+    const auto submit = [&](int tokens) {
+      client.Submit({RandomPrompt(100, 1), {.max_tokens = tokens, .ignore_eos = true}},
+                    [&](const Event& event) {
+                      if (event.kind == Event::Kind::kFinished) finals.push_back(event);
+                    });
+    };
+    for (const int tokens : {20, 1, 0}) submit(tokens);
+  }
+  ASSERT_EQ(finals.size(), 3u);
+  const auto busy = [](const Event& event) { return event.prefill_seconds + event.decode_seconds; };
+  for (const Event& event : finals) EXPECT_GE(event.queue_seconds, 0);
+  EXPECT_GT(finals[0].prefill_seconds, 0);
+  EXPECT_GT(finals[0].decode_seconds, 0);
+  EXPECT_GT(finals[1].prefill_seconds, 0);
+  EXPECT_EQ(finals[1].decode_seconds, 0);  // one token
+  EXPECT_EQ(busy(finals[2]), 0);           // none
+  EXPECT_GT(finals[2].queue_seconds, busy(finals[1]));
+}
+
 class EngineFamilies : public ::testing::TestWithParam<const char*> {};
 
 // Same seed, same text: whatever runs beside it, in chunks of any size, with little memory, with

@@ -131,7 +131,7 @@ void CheckOptions(const EngineOptions& options, const ModelSpec& spec) {
 }
 
 Executor::Executor(const EngineOptions& options)
-    : Executor(options, ReadModelSpec(options.model)) {}
+    : Executor(options, ReadModelSpec(options.model, options.hf_overrides)) {}
 
 Executor::Executor(const EngineOptions& options, ModelSpec spec, std::unique_ptr<Backend> backend)
     : Executor(options, spec, std::move(backend),

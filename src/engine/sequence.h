@@ -3,6 +3,7 @@
 // it.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -31,6 +32,9 @@ struct Sequence {
   std::optional<int64_t> cached;
   // Position of the next prompt token whose log-probability is to be computed, and to be reported.
   int64_t next_prompt_logprob = 0, next_reported = 0;
+  // When it was submitted, in its first step, and gave tokens; what has not been is none.
+  using Time = std::optional<std::chrono::steady_clock::time_point>;
+  Time submitted, scheduled, first_token, last_token;
   SequencePages pages;
 
   int64_t generated() const { return static_cast<int64_t>(tokens.size()) - prompt_tokens; }

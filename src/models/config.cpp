@@ -359,9 +359,29 @@ ModelSpec ParseConfig(const Json& json, const std::string& source) {
   return spec;
 }
 
-ModelSpec ReadModelSpec(const std::filesystem::path& folder) {
+namespace {
+
+void Override(const Json& overrides, Json& config) {
+  for (const auto& [key, value] : overrides.items()) {
+    Json& old = config[key];
+    if (key.ends_with("_config") && old.is_object() && value.is_object()) {
+      Override(value, old);
+    } else {
+      old = value;
+    }
+  }
+}
+
+}  // namespace
+
+ModelSpec ReadModelSpec(const std::filesystem::path& folder, const std::string& overrides) {
   const auto read = [&](const char* name) { return ReadJsonFile(folder / name); };
-  const Json config = read("config.json");
+  Json config = read("config.json");
+  if (!overrides.empty()) {
+    const Json json = ParseJson(overrides, "--hf-overrides");
+    Require(json.is_object(), "--hf-overrides", "a JSON object", Describe(json));
+    if (config.is_object()) Override(json, config);
+  }
   ModelSpec spec = ParseConfig(config, (folder / "config.json").string());
 
   if (IsThere(folder / "hf_quant_config.json")) {

@@ -15,7 +15,8 @@ namespace octavo {
 ModelSpec ParseConfig(const Json& config, const std::string& source);
 
 // Reads folder/config.json, and hf_quant_config.json and generation_config.json (eos ids) where
-// present.
-ModelSpec ReadModelSpec(const std::filesystem::path& folder);
+// present. `overrides`: a JSON object whose fields replace config.json's; those that are configs
+// (text_config) are overridden in their turn.
+ModelSpec ReadModelSpec(const std::filesystem::path& folder, const std::string& overrides = "");
 
 }  // namespace octavo

@@ -375,6 +375,31 @@ TEST(Config, LinksThatLeadNowhereAreNamed) {
   }
 }
 
+TEST(Config, FieldsAreOverridden) {
+  const TempFolder folder;
+  Json config = SmallConfig("gemma3_text");
+  folder.Write("config.json", config.dump());
+  const ModelSpec own = ReadModelSpec(folder.path());
+  EXPECT_EQ(
+      ReadModelSpec(folder.path(), R"({"max_position_embeddings": 77})").max_position_embeddings,
+      77);
+  // Of a config within it only what is named; of any other object all.
+  config["quantization_config"] = {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}};
+  folder.Write("config.json", config.dump());
+  EXPECT_THROW(ReadModelSpec(folder.path()), Error);
+  const ModelSpec spec =
+      ReadModelSpec(folder.path(), R"({"quantization_config": {"weight_block_size": null}})");
+  EXPECT_EQ(spec.max_position_embeddings, own.max_position_embeddings);
+  EXPECT_NE(spec.weight_quant, own.weight_quant);
+  const auto refused = [&](const std::string& overrides, const std::string& words) {
+    const std::string message = ErrorMessage([&] { ReadModelSpec(folder.path(), overrides); });
+    EXPECT_NE(message.find(words), message.npos) << message;
+  };
+  refused("{", "--hf-overrides: ");
+  refused("[]", "--hf-overrides: expected a JSON object, found an array");
+  refused(R"({"hidden_size": -1})", "config.json: hidden_size: ");
+}
+
 TEST(Config, EosIdsOfBothFiles) {
   const TempFolder folder;
   folder.Write("config.json", SmallConfig("llama").dump());

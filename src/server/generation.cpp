@@ -1,29 +1,21 @@
 #include "server/generation.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace octavo {
 
-std::vector<Request> Generation::EngineRequests(const Prepared& prepared) {
-  std::vector<Request> requests;
-  for (const openai::EncodedPrompt& prompt : prepared.prompts) {
-    for (int n = 0; n < prepared.request.n; ++n) {
-      requests.push_back({.prompt = prompt.tokens, .sampling = prepared.request.sampling});
-      requests.back().sampling.choice = static_cast<uint32_t>(n);
-    }
-  }
-  return requests;
-}
-
 Generation::Generation(const Engine& engine, const Prepared& prepared, std::string id,
                        std::string model, int64_t created, Metrics& metrics)
     : metrics_(metrics),
+      arrival_(prepared.arrival),
       stream_(prepared.request.stream),
+      n_(prepared.request.n),
       min_tokens_(prepared.request.sampling.min_tokens),
       max_tokens_(prepared.request.sampling.max_tokens),
       answer_(prepared.request, std::move(id), std::move(model), created, prepared.prompts,
-              [&engine](int32_t token, bool skip_special) {
-                return engine.Decode({&token, 1}, skip_special);
+              [&engine](std::span<const int32_t> tokens, bool skip_special) {
+                return engine.Decode(tokens, skip_special);
               }) {
   const openai::CompletionRequest& request = prepared.request;
   for (const openai::EncodedPrompt& prompt : prepared.prompts) {
@@ -31,11 +23,10 @@ Generation::Generation(const Engine& engine, const Prepared& prepared, std::stri
       choices_.push_back({.text = engine.MakeTextStream(request.skip_special_tokens),
                           .stops = StopMatcher(request.stop, request.include_stop_str_in_output),
                           .prompt_tokens = std::ssize(prompt.tokens),
-                          .first_token = arrival_,
                           .last_token = arrival_});
     }
   }
-  metrics_.Asked(request.n);
+  prompts_.resize(prepared.prompts.size(), {.open = n_});
 }
 
 std::string Generation::Push(Event event, size_t index) {
@@ -49,7 +40,6 @@ std::string Generation::Push(Event event, size_t index) {
   const Clock::time_point now = Clock::now();
   const std::chrono::duration<double> waited = now - std::exchange(choice.last_token, now);
   if (choice.tokens++ == 0) {
-    choice.first_token = now;
     metrics_.FirstToken(waited.count());
   } else {
     metrics_.NextToken(waited.count());
@@ -68,14 +58,19 @@ std::string Generation::Finish(Event event, size_t index) {
                        : event.finish_reason == FinishReason::kLength ? "length"
                        : event.finish_reason == FinishReason::kError  ? "error"
                                                                       : "abort";
-  const std::chrono::duration<double> all = Clock::now() - arrival_,
-                                      decode = choice.last_token - choice.first_token;
+  const std::chrono::duration<double> all = Clock::now() - arrival_;
   metrics_.Count({.reason = reason,
                   .seconds = all.count(),
-                  .decode_seconds = decode.count(),
+                  .queue_seconds = event.queue_seconds,
+                  .prefill_seconds = event.prefill_seconds,
+                  .decode_seconds = event.decode_seconds,
                   .prompt_tokens = choice.prompt_tokens,
+                  .cached_tokens = event.cached_tokens,
                   .output_tokens = choice.tokens,
                   .max_tokens = max_tokens_});
+  Prompt& prompt = prompts_[index / n_];
+  prompt.most_tokens = std::max(prompt.most_tokens, choice.tokens);
+  if (--prompt.open == 0) metrics_.CountPrompt(n_, prompt.most_tokens);
   if (event.finish_reason == FinishReason::kError && !stream_) error_ = event.error;
   if (!error_.empty()) return "";
   const std::string rest =

@@ -16,13 +16,14 @@ namespace octavo {
 
 class Generation {
  public:
+  using Clock = std::chrono::steady_clock;
   // What the worker makes of a body.
   struct Prepared {
     openai::CompletionRequest request;
     std::vector<openai::EncodedPrompt> prompts;
+    std::vector<Request> engine_requests;  // one for each answer, in their order
+    Clock::time_point arrival = Clock::now();
   };
-  // One for each answer, in their order.
-  static std::vector<Request> EngineRequests(const Prepared& prepared);
 
   // `engine` has accepted the requests; it and `metrics` must outlive the generation.
   Generation(const Engine& engine, const Prepared& prepared, std::string id, std::string model,
@@ -36,22 +37,27 @@ class Generation {
   const std::string& error() const { return error_; }  // not streaming: why there is no answer
 
  private:
-  using Clock = std::chrono::steady_clock;
   struct Choice {
     std::unique_ptr<TextStream> text;
     StopMatcher stops;
     int64_t prompt_tokens = 0;
-    Clock::time_point first_token, last_token;
+    Clock::time_point last_token;
     int64_t tokens = 0;
   };
   std::string Finish(Event event, size_t index);
 
+  struct Prompt {
+    int open;  // choices
+    int64_t most_tokens = 0;
+  };
+
   Metrics& metrics_;
-  const Clock::time_point arrival_ = Clock::now();
+  const Clock::time_point arrival_;
   bool stream_;
-  int min_tokens_, max_tokens_;
+  int n_, min_tokens_, max_tokens_;
   openai::Answer answer_;
   std::vector<Choice> choices_;
+  std::vector<Prompt> prompts_;
   size_t finished_ = 0;
   std::string error_;
 };

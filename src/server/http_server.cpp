@@ -31,9 +31,9 @@
 #include "io/json.h"
 #include "server/authorization.h"
 #include "server/generation.h"
+#include "server/intake.h"
 #include "server/metrics.h"
 #include "server/openai.h"
-#include "text/chat_template.h"
 
 // GCC 12 destroys a capturing lambda inside a co_await expression twice: what is awaited here is
 // always a named coroutine or an operation of Asio's, and its arguments are named too.
@@ -54,6 +54,7 @@ using boost::system::error_code;
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kHealthInterval{1};  // how often saturation is looked for
+constexpr size_t kEventsPerTurn = 256;              // with 20 alternatives each some 3 ms
 using HttpRequest = http::request<http::string_body>;
 using HttpResponse = http::response<http::string_body>;
 
@@ -63,9 +64,10 @@ struct Mailbox {
   explicit Mailbox(asio::io_context& io) : wake(io, asio::steady_timer::time_point::max()) {}
 
   std::vector<Event> events;
-  size_t open = 0;  // requests of the engine whose final event has not come
+  size_t open = 0;           // requests of the engine whose final event has not come
+  bool half_closed = false;  // the client will send no more, or is gone
   bool client_gone = false;
-  bool unread = false;      // more has come from the client already, which hides that he hangs up
+  bool unread = false;      // more has come from the client already, which hides its end
   bool answered = false;    // nobody reads any more
   asio::steady_timer wake;  // cancelled when there is news
 };
@@ -76,7 +78,8 @@ struct Connection {
 
   beast::tcp_stream stream;
   beast::flat_buffer buffer;
-  bool busy = false;  // a request has been read and its answer is not complete
+  bool busy = false;       // a request has been read and its answer is not complete
+  bool head_only = false;  // the request is a HEAD
   Clock::time_point idle_since = Clock::now();  // while it is not
   std::shared_ptr<Mailbox> mailbox;             // while the engine works for it
 };
@@ -99,9 +102,20 @@ HttpResponse Refuse(const Error& error) {
   return Refuse(static_cast<http::status>(openai::HttpStatus(error.code())), error.message());
 }
 
-std::string_view Path(const http::request_header<>& header) {
-  const std::string_view target(header.target().data(), header.target().size());
-  return target.substr(0, target.find('?'));
+struct Target {
+  std::string_view path, query;
+};
+
+// Also of the absolute form, which is meant for proxies but every server has to take.
+Target TargetOf(const http::request_header<>& header) {
+  std::string_view target(header.target().data(), header.target().size());
+  if (const size_t scheme = target.find("://"); !target.starts_with('/') && scheme != target.npos) {
+    target.remove_prefix(std::min(target.find_first_of("/?", scheme + 3), target.size()));
+  }
+  const size_t end = std::min(target.find('?'), target.size());
+  const std::string_view path = target.substr(0, end);
+  return {.path = path.empty() ? "/" : path,
+          .query = target.substr(std::min(end + 1, target.size()))};
 }
 
 // Of the calling thread.
@@ -112,7 +126,7 @@ double CpuSeconds() {
 }
 
 // Also with bytes still unread.
-bool HasHungUp(tcp::socket& socket) {
+bool IsHalfClosed(tcp::socket& socket) {
   pollfd state{.fd = socket.native_handle(), .events = POLLRDHUP, .revents = 0};
   return poll(&state, 1, 0) > 0;
 }
@@ -121,14 +135,10 @@ bool HasHungUp(tcp::socket& socket) {
 
 struct HttpServer::Impl {
   Impl(std::unique_ptr<Engine> the_engine, ServerOptions the_options)
-      : options(std::move(the_options)), engine(std::move(the_engine)) {
-    try {
-      chat_template = ChatTemplate::FromFolder(options.tokenizer_folder, options.chat_template);
-    } catch (const Error& error) {
-      if (error.code() != ErrorCode::kNotFound || !options.chat_template.empty()) throw;
-      no_chat_template = error.message();
-    }
-    sampling_defaults = openai::SamplingDefaults(options.generation_config, options.model_folder);
+      : options(std::move(the_options)),
+        metrics(options.model_name, the_engine->max_model_len()),
+        engine(std::move(the_engine)),
+        intake(*engine, options) {
     card = {.name = options.model_name,
             .folder = options.model_folder,
             .created = Now(),
@@ -169,33 +179,28 @@ struct HttpServer::Impl {
   awaitable<bool> ServeOne(Connection& connection);  // whether another request may follow
   awaitable<bool> ServeCompletion(Connection& connection, const HttpRequest& message,
                                   openai::Api api);
-  awaitable<bool> Generate(Connection& connection, const HttpRequest& message,
-                           const Prepared& prepared);
+  awaitable<bool> Generate(Connection& connection, const HttpRequest& message, Prepared& prepared);
   class Running;
   awaitable<bool> Send(Connection& connection, HttpResponse& response, bool keep_alive);
   awaitable<void> LingerAndClose(Connection& connection);
-  Prepared Prepare(openai::Api api, const std::string& body) const;
 
   std::optional<HttpResponse> CheckHeader(const http::request_parser<http::string_body>& parser);
   HttpResponse AnswerGet(std::string_view path);
-  std::string AnswerTokens(std::string_view path, const std::string& body) const;
   awaitable<std::optional<HttpResponse>> OnWorker(std::function<void()> job);
   awaitable<bool> ServeTokens(Connection& connection, const HttpRequest& message);
-  std::vector<int32_t> EncodeChat(const openai::Conversation& chat,
-                                  bool add_special_tokens = false) const;
   struct Arrival {
     Mailbox* mailbox;
     Event event;
   };
   void Deliver(std::vector<Arrival>& arrivals);
   void WatchForHangUp(Connection& connection, const std::shared_ptr<Mailbox>& mailbox);
+  awaitable<error_code> AskWhetherGone(Connection& connection,
+                                       const std::shared_ptr<Mailbox>& mailbox,
+                                       std::string_view question);
   bool KeepAlive(const HttpRequest& message) const { return message.keep_alive() && !draining; }
 
   ServerOptions options;
   openai::ModelCard card;
-  std::optional<ChatTemplate> chat_template;
-  std::string no_chat_template;  // why
-  SamplingParams sampling_defaults;
   Metrics metrics;
   std::vector<LayerCacheReport> seen_health;  // when saturation was last looked for:
   Clock::time_point health_seen{};
@@ -214,8 +219,9 @@ struct HttpServer::Impl {
   const uint64_t id_base = std::random_device{}();
   uint64_t next_id = 0;
 
-  // Last, so that it is gone before what its callbacks post to.
+  // Behind all that its callbacks post to, so that it is gone before.
   std::unique_ptr<Engine> engine;
+  const Intake intake;  // the worker's
 };
 
 namespace {
@@ -343,18 +349,24 @@ awaitable<void> HttpServer::Impl::Serve(tcp::socket socket) {
 std::optional<HttpResponse> HttpServer::Impl::CheckHeader(
     const http::request_parser<http::string_body>& parser) {
   const auto& header = parser.get();
-  const std::string_view path = Path(header);
-  const bool is_get = header.method() == http::verb::get;
+  const auto [path, query] = TargetOf(header);
+  const bool is_get = header.method() == http::verb::get || header.method() == http::verb::head;
   const bool is_post = header.method() == http::verb::post;
   const auto is_one_of = [&](std::initializer_list<const char*> paths) {
     return std::find(paths.begin(), paths.end(), path) != paths.end();
   };
+  const size_t hosts = header.count(http::field::host);
+  if (header.version() >= 11 && hosts != 1) {
+    return Refuse(http::status::bad_request,
+                  fmt::format("the Host header: expected one, found {}", hosts));
+  }
   const beast::string_view shown = header[http::field::authorization];
-  // The page asks for the key itself.
-  const bool open = path == "/health" || path == "/";
+  const bool is_page = path == "/";
+  const bool open = path == "/health" || (is_page && IsAuthorizedByQuery(query, options.api_key));
   if (!open && !IsAuthorized({shown.data(), shown.size()}, options.api_key)) {
-    HttpResponse response =
-        Refuse(http::status::unauthorized, "the Authorization header does not hold the API key");
+    HttpResponse response = Refuse(http::status::unauthorized,
+                                   is_page ? "the API key is missing: open /?key=KEY"
+                                           : "the Authorization header does not hold the API key");
     response.set(http::field::www_authenticate, "Bearer");
     return response;
   }
@@ -368,9 +380,9 @@ std::optional<HttpResponse> HttpServer::Impl::CheckHeader(
   if (!gets && !posts) {
     return Refuse(http::status::not_found, "no such route: " + Quote(path));
   }
-  HttpResponse response =
-      Refuse(http::status::method_not_allowed, gets ? "this route takes GET" : "it takes POST");
-  response.set(http::field::allow, gets ? "GET" : "POST");
+  HttpResponse response = Refuse(http::status::method_not_allowed,
+                                 gets ? "this route takes GET" : "this route takes POST");
+  response.set(http::field::allow, gets ? "GET, HEAD" : "POST");
   return response;
 }
 
@@ -384,12 +396,13 @@ HttpResponse HttpServer::Impl::AnswerGet(std::string_view path) {
     page.set("Content-Security-Policy",
              "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
              "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
+    page.set("Referrer-Policy", "no-referrer");  // its address may hold the key
     return page;
   }
   if (path == "/metrics") {
     metrics.SetCpuSeconds(CpuSeconds() + worker_cpu_seconds);  // of both threads
     return Respond(http::status::ok,
-                   metrics.Text(card.name, engine->stats(), engine->CacheReport()),
+                   metrics.Text(engine->options(), engine->stats(), engine->CacheReport()),
                    "text/plain; version=0.0.4; charset=utf-8");
   }
   return Respond(http::status::ok, openai::ModelsBody(card));
@@ -410,21 +423,11 @@ awaitable<std::optional<HttpResponse>> HttpServer::Impl::OnWorker(std::function<
   }
 }
 
-// On the worker.
-std::string HttpServer::Impl::AnswerTokens(std::string_view path, const std::string& body) const {
-  if (path == "/detokenize")
-    return openai::DetokenizeBody(engine->Decode(openai::ParseDetokenize(body)));
-  const openai::TokenizeRequest request = openai::ParseTokenize(body);
-  const auto* text = std::get_if<std::string>(&request.text);
-  const std::vector<int32_t> tokens =
-      text ? engine->Encode(*text, request.add_special_tokens)
-           : EncodeChat(std::get<openai::Conversation>(request.text));
-  return openai::TokenizeBody(tokens, engine->max_model_len());
-}
-
 awaitable<bool> HttpServer::Impl::ServeTokens(Connection& connection, const HttpRequest& message) {
   std::string body;
-  auto job = OnWorker([&] { body = AnswerTokens(Path(message), message.body()); });
+  const bool there = TargetOf(message).path == "/tokenize";
+  auto job = OnWorker(
+      [&] { body = there ? intake.Tokenize(message.body()) : intake.Detokenize(message.body()); });
   std::optional<HttpResponse> response =
       co_await asio::co_spawn(worker, std::move(job), use_awaitable);
   if (!response) response = Respond(http::status::ok, std::move(body));
@@ -437,12 +440,14 @@ awaitable<bool> HttpServer::Impl::ServeOne(Connection& connection) {
   parser.body_limit(options.max_body_bytes);
   error_code error;
   connection.idle_since = Clock::now();
+  connection.head_only = false;
   connection.stream.expires_after(options.read_timeout);
   co_await http::async_read_header(connection.stream, connection.buffer, parser,
                                    asio::redirect_error(use_awaitable, error));
   std::optional<HttpResponse> refusal;
   if (!error) {
     connection.busy = true;
+    connection.head_only = parser.get().method() == http::verb::head;
     refusal = CheckHeader(parser);
     if (!refusal && beast::iequals(parser.get()[http::field::expect], "100-continue")) {
       http::response<http::empty_body> go_on(http::status::continue_, 11);
@@ -476,7 +481,7 @@ awaitable<bool> HttpServer::Impl::ServeOne(Connection& connection) {
   }
 
   const HttpRequest message = parser.release();
-  const std::string_view path = Path(message);
+  const std::string_view path = TargetOf(message).path;
   if (path == "/tokenize" || path == "/detokenize")
     co_return co_await ServeTokens(connection, message);
   if (message.method() == http::verb::post) {
@@ -492,6 +497,7 @@ awaitable<bool> HttpServer::Impl::Send(Connection& connection, HttpResponse& res
                                        bool keep_alive) {
   response.keep_alive(keep_alive);
   response.prepare_payload();
+  if (connection.head_only) response.body().clear();  // not its length
   error_code error;
   connection.stream.expires_after(options.write_timeout);
   co_await http::async_write(connection.stream, response,
@@ -510,59 +516,11 @@ awaitable<void> HttpServer::Impl::LingerAndClose(Connection& connection) {
                                                asio::redirect_error(use_awaitable, error));
 }
 
-std::vector<int32_t> HttpServer::Impl::EncodeChat(const openai::Conversation& chat,
-                                                  bool add_special_tokens) const {
-  if (!chat_template) throw Error(ErrorCode::kInvalidArgument, "messages: " + no_chat_template);
-  const bool own = chat.chat_template.empty();
-  const std::time_t seconds = std::time(nullptr);
-  std::tm now;
-  localtime_r(&seconds, &now);
-  std::string text;
-  try {
-    text = own ? chat_template->Render(chat.context, now)
-               : chat_template->RenderBy(jinja::Template(chat.chat_template, "template"),
-                                         chat.context, now);
-  } catch (const Error& error) {
-    throw Error(error.code(), (own ? "messages: " : "chat_template: ") + error.message());
-  }
-  if (chat.continue_final_message) text = openai::UpToFinalMessage(std::move(text), chat);
-  return engine->Encode(text, add_special_tokens);
-}
-
-// On the worker.
-Prepared HttpServer::Impl::Prepare(openai::Api api, const std::string& body) const {
-  Prepared out{.request = openai::ParseRequest(api, body, sampling_defaults)};
-  if (!out.request.model.empty() && out.request.model != card.name) {
-    throw Error(ErrorCode::kNotFound, fmt::format("model: this server has {}, not {}",
-                                                  Quote(card.name), Quote(out.request.model)));
-  }
-  const bool special = out.request.add_special_tokens;
-  int64_t by_default = 16;
-  if (api == openai::Api::kChat) {
-    out.prompts.push_back({.tokens = EncodeChat(out.request.chat, special)});
-    by_default = engine->max_model_len() - std::ssize(out.prompts[0].tokens);
-    by_default = std::max<int64_t>(by_default, 1);
-  }
-  for (auto& prompt : out.request.prompts) {
-    openai::EncodedPrompt& encoded = out.prompts.emplace_back();
-    if (auto* text = std::get_if<std::string>(&prompt)) {
-      encoded.tokens = engine->Encode(*text, special);
-      if (out.request.echo) encoded.text = std::move(*text);
-    } else {
-      encoded.tokens = std::move(std::get<std::vector<int32_t>>(prompt));
-      if (out.request.echo)
-        encoded.text = engine->Decode(encoded.tokens, out.request.skip_special_tokens);
-    }
-  }
-  out.request.sampling.max_tokens =
-      out.request.max_tokens.value_or(static_cast<int>(std::min<int64_t>(by_default, INT32_MAX)));
-  return out;
-}
-
 awaitable<bool> HttpServer::Impl::ServeCompletion(Connection& connection,
                                                   const HttpRequest& message, openai::Api api) {
   std::optional<HttpResponse> refusal;
   Prepared prepared;
+  const Clock::time_point arrival = prepared.arrival;
   const auto full = [&] {
     HttpResponse response =
         Refuse(http::status::service_unavailable,
@@ -576,10 +534,11 @@ awaitable<bool> HttpServer::Impl::ServeCompletion(Connection& connection,
   }
   {
     const Counted counted(requests, 1);
-    auto job = OnWorker([&] { prepared = Prepare(api, message.body()); });
+    auto job = OnWorker([&] { prepared = intake.Completion(api, message.body()); });
     refusal = co_await asio::co_spawn(worker, std::move(job), use_awaitable);
   }
-  const int more = static_cast<int>(prepared.prompts.size()) * prepared.request.n;
+  prepared.arrival = arrival;
+  const int more = static_cast<int>(prepared.engine_requests.size());
   // Whoever is alone may have more than that.
   if (!refusal && choices > 0 && choices + more > options.max_requests) refusal = full();
   if (refusal) co_return co_await Send(connection, *refusal, KeepAlive(message));
@@ -602,12 +561,34 @@ void HttpServer::Impl::WatchForHangUp(Connection& connection,
   tcp::socket& socket = connection.stream.socket();
   socket.async_wait(tcp::socket::wait_read, [&connection, mailbox](error_code error) {
     if (error || mailbox->answered) return;
-    mailbox->client_gone = HasHungUp(connection.stream.socket());
+    mailbox->half_closed = IsHalfClosed(connection.stream.socket());
     // Otherwise it is the next request already, which would wake this at once for ever: Generate
     // asks at every event.
-    mailbox->unread = !mailbox->client_gone;
-    if (mailbox->client_gone) mailbox->wake.cancel();
+    mailbox->unread = !mailbox->half_closed;
+    if (mailbox->half_closed) mailbox->wake.cancel();
   });
+}
+
+// A client who has shut down his sending side (`nc -N`) looks like one who is gone until he is sent
+// something: only the latter's machine answers with a reset. So he is sent what means nothing to
+// him, once: a comment in a stream, an interim response before a whole answer. No reset, and he is
+// served. That is more than uvicorn does, and vLLM with it, which drop both, and no less for
+// whoever is gone: he is found out after one round trip. HTTP/1.0 has nothing that could be sent
+// before a whole answer, so that there he counts as gone.
+awaitable<error_code> HttpServer::Impl::AskWhetherGone(Connection& connection,
+                                                       const std::shared_ptr<Mailbox>& mailbox,
+                                                       std::string_view question) {
+  error_code error;
+  connection.stream.socket().async_wait(tcp::socket::wait_error, [mailbox](error_code failed) {
+    if (failed || mailbox->answered) return;
+    mailbox->client_gone = true;
+    mailbox->wake.cancel();
+  });
+  connection.stream.expires_after(options.write_timeout);
+  co_await asio::async_write(connection.stream, asio::buffer(question),
+                             asio::redirect_error(use_awaitable, error));
+  connection.stream.expires_never();
+  co_return error;
 }
 
 // Requests in the engine for one of a client's. Its end, also by an exception, ends what was
@@ -669,7 +650,7 @@ class HttpServer::Impl::Running {
 };
 
 awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpRequest& message,
-                                           const Prepared& prepared) {
+                                           Prepared& prepared) {
   const openai::CompletionRequest& request = prepared.request;
   const bool chunked = message.version() >= 11;
   const bool keep_alive = KeepAlive(message) && (chunked || !request.stream);
@@ -679,12 +660,12 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
   std::optional<Running> running;
   std::optional<Generation> generation;
   try {
-    running.emplace(*this, connection, Generation::EngineRequests(prepared));
+    running.emplace(*this, connection, std::move(prepared.engine_requests));
     generation.emplace(*engine, prepared,
                        fmt::format("{}-{:08x}{:08x}", prefix, id_base, next_id++), card.name, Now(),
                        metrics);
   } catch (const Error& error) {
-    response = Refuse(error);
+    response = Refuse(openai::AboutField(request.api, error));
   }
   if (response) co_return co_await Send(connection, *response, keep_alive);
 
@@ -703,21 +684,40 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
 
   Mailbox& mailbox = running->mailbox();
   std::string out = generation->Begin();
-  bool look_at_health = false;
+  std::vector<Event> events;
+  const std::string question = request.stream ? (chunked ? Chunk(":\n\n") : ":\n\n")
+                               : chunked      ? "HTTP/1.1 100 Continue\r\n\r\n"
+                                              : "";
+  bool look_at_health = false, asked = false;
   while (!generation->finished()) {
-    if (error || stopping || mailbox.client_gone ||
-        (mailbox.unread && HasHungUp(connection.stream.socket())))
-      running->Cancel();
+    mailbox.half_closed |= mailbox.unread && IsHalfClosed(connection.stream.socket());
+    if (!error && mailbox.half_closed && !std::exchange(asked, true)) {
+      if (question.empty()) {
+        mailbox.client_gone = true;
+      } else {
+        error = co_await AskWhetherGone(connection, connection.mailbox, question);
+      }
+    }
+    if (error || stopping || mailbox.client_gone) running->Cancel();
     if (mailbox.events.empty()) {
       error_code ignored;  // the timer never fires, it is only ever cancelled
       co_await mailbox.wake.async_wait(asio::redirect_error(use_awaitable, ignored));
     }
-    for (Event& event : mailbox.events) {
-      const size_t choice = running->ChoiceOf(event);
-      const bool is_last = event.kind == Event::Kind::kFinished;
-      out += generation->Push(std::move(event), choice);
+    events.clear();
+    events.swap(mailbox.events);
+    for (size_t i = 0; i < events.size(); ++i) {
+      const size_t choice = running->ChoiceOf(events[i]);
+      const bool is_last = events[i].kind == Event::Kind::kFinished;
+      std::string more = generation->Push(std::move(events[i]), choice);
+      if (out.empty()) {
+        out = std::move(more);  // it may be large
+      } else {
+        out += more;
+      }
       look_at_health |= is_last;
       if (!is_last && generation->stopped(choice)) running->Stop(choice);
+      // A step's worth of prompt_logprobs takes a while: others have their turn.
+      if (i % kEventsPerTurn == kEventsPerTurn - 1) co_await asio::post(io, use_awaitable);
     }
     const Clock::time_point now = Clock::now();
     if (look_at_health || now - health_seen >= kHealthInterval) {
@@ -726,7 +726,6 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
       health_seen = now;
       look_at_health = false;
     }
-    mailbox.events.clear();
     if (request.stream && !out.empty() && !running->cancelled()) {
       if (chunked) out = Chunk(out);
       error = WriteNow(connection.stream.socket(), &out);

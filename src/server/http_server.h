@@ -3,15 +3,16 @@
 //   HttpServer server(octavo::Engine::Create(...), {.port = 8000, .model_folder = ...});
 //   server.Run();  // until SIGTERM or SIGINT
 //
-// GET /health, /version, /v1/models; POST /v1/completions, /v1/chat/completions, whole or as
-// server-sent events (openai.h says what of them).
+// GET /health, /version, /v1/models, /metrics and the page at /; POST /tokenize, /detokenize,
+// /v1/completions, /v1/chat/completions, whole or as server-sent events (openai.h says what of
+// them).
 //
 // Threads: Run's caller does all I/O; one worker reads JSON, renders templates and encodes; the
 // engine's loop runs the model and only posts its events. Nobody waits for a slow reader: events
 // queue at his connection, and whoever takes nothing for `write_timeout` is cut off.
 //
-// Every request has bounds on header, body and time. A client that hangs up, or shuts down its
-// sending side, before its answer is complete cancels its request. The first SIGTERM or SIGINT
+// Every request has bounds on header, body and time. A client that hangs up before its answer is
+// complete cancels its request. The first SIGTERM or SIGINT
 // stops accepting and lets running answers end; the second cancels them.
 #pragma once
 
@@ -27,7 +28,7 @@ namespace octavo {
 struct ServerOptions {
   std::string host = "127.0.0.1";  // a name's first address is listened on
   uint16_t port = 8000;            // 0: any that is free
-  std::string api_key;             // for every route but /health and /; empty: none
+  std::string api_key;             // for every route but /health; empty: none
   std::string model_folder;        // where the engine's model came from
   std::string tokenizer_folder;    // its tokenizer and chat template
   std::string chat_template;       // a file, instead of the folder's; empty: that

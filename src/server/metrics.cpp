@@ -9,13 +9,24 @@
 namespace octavo {
 namespace {
 
-const std::vector<double> kSeconds = {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1,
-                                      0.25,  0.5,   0.75, 1,    2.5,  5,    7.5,  10,
-                                      20,    40,    80,   160,  640,  2560};
-const std::vector<double> kTokenSeconds = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1,
-                                           0.15,  0.2,    0.3,   0.4,  0.5,   0.75, 1,     2.5};
-const std::vector<double> kTokens = {1,   2,    5,    10,   20,    50,    100,   200,
-                                     500, 1000, 2000, 5000, 10000, 20000, 50000, 100000};
+const std::vector<double> kFirstTokenSeconds = {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1,
+                                                0.25,  0.5,   0.75, 1,    2.5,  5,    7.5,  10,
+                                                20,    40,    80,   160,  640,  2560};
+const std::vector<double> kTokenSeconds = {0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5,
+                                           0.75, 1,     2.5,  5,     7.5, 10,   20,  40,  80};
+const std::vector<double> kRequestSeconds = {0.3, 0.5, 0.8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
+                                             30,  40,  50,  60, 120, 240, 480, 960, 1920, 7680};
+
+// 1, 2, 5, 10, ..., `most` at most.
+std::vector<double> TokenBounds(int64_t most) {
+  std::vector<double> bounds;
+  for (int64_t ten = 1; ten <= most; ten *= 10) {
+    for (const int64_t bound : {ten, 2 * ten, 5 * ten}) {
+      if (bound <= most) bounds.push_back(static_cast<double>(bound));
+    }
+  }
+  return bounds;
+}
 
 std::string Escaped(std::string_view value) {
   std::string out;
@@ -42,6 +53,21 @@ double LargestStored(const std::string& format) {
     default:
       return 0;
   }
+}
+
+// vLLM's info: a line that is always 1 and whose labels are the configuration, as Python writes it.
+std::string CacheConfig(const EngineOptions& options, const EngineStats& stats) {
+  const char* const name = "vllm:cache_config_info";
+  return Header(name, "gauge", "Configuration of the KV cache.") +
+         fmt::format(
+             "{}{{block_size=\"{}\",cache_dtype=\"{}\",enable_prefix_caching=\"{}\","
+             "gpu_memory_utilization=\"{}\",kv_cache_dtype_skip_layers=\"{}\","
+             "kv_cache_memory_bytes=\"{}\",kv_cache_size_tokens=\"{}\","
+             "num_gpu_blocks=\"{}\",engine=\"0\"}} 1\n",
+             name, kPageSize, options.kv_cache_dtype,
+             options.enable_prefix_caching ? "True" : "False", options.gpu_memory_utilization,
+             Escaped(fmt::format("{}", fmt::join(options.kv_cache_dtype_skip_layers, ","))),
+             stats.cache_bytes, stats.cache_tokens, stats.cache_tokens / kPageSize);
 }
 
 // f(layer, "k" or "v", format, saturated, amax, source)
@@ -74,38 +100,64 @@ std::string Histogram::Text(const std::string& name, const std::string& help,
                            count);
 }
 
-Metrics::Metrics()
-    : ttft_(kSeconds),
+// The server has one engine, vLLM's number 0.
+Metrics::Metrics(const std::string& model_name, int64_t max_model_len)
+    : labels_(fmt::format("model_name=\"{}\",engine=\"0\"", Escaped(model_name))),
+      ttft_(kFirstTokenSeconds),
       itl_(kTokenSeconds),
       tpot_(kTokenSeconds),
-      e2e_(kSeconds),
-      decode_(kSeconds),
-      prompt_tokens_(kTokens),
-      output_tokens_(kTokens),
-      max_tokens_(kTokens),
+      e2e_(kRequestSeconds),
+      queue_(kRequestSeconds),
+      inference_(kRequestSeconds),
+      prefill_(kRequestSeconds),
+      decode_(kRequestSeconds),
+      prompt_tokens_(TokenBounds(max_model_len)),
+      computed_tokens_(TokenBounds(max_model_len)),
+      output_tokens_(TokenBounds(max_model_len)),
+      most_output_tokens_(TokenBounds(max_model_len)),
+      max_tokens_(TokenBounds(max_model_len)),
       choices_({1, 2, 5, 10, 20}) {}
 
 void Metrics::Count(const Finished& request) {
   const auto output = static_cast<double>(request.output_tokens);
   ++finished_[request.reason];
   e2e_.Observe(request.seconds);
-  decode_.Observe(request.decode_seconds);
+  queue_.Observe(request.queue_seconds);
+  if (output > 0) {  // the others got no further
+    prefill_.Observe(request.prefill_seconds);
+    decode_.Observe(request.decode_seconds);
+    inference_.Observe(request.prefill_seconds + request.decode_seconds);
+  }
   if (output > 1) tpot_.Observe(request.decode_seconds / (output - 1));
   prompt_tokens_.Observe(static_cast<double>(request.prompt_tokens));
+  computed_tokens_.Observe(static_cast<double>(request.prompt_tokens - request.cached_tokens));
   output_tokens_.Observe(output);
   max_tokens_.Observe(static_cast<double>(request.max_tokens));
 }
 
-std::string Metrics::Text(const std::string& model_name, const EngineStats& stats,
+void Metrics::CountPrompt(int choices, int64_t output_tokens) {
+  choices_.Observe(choices);
+  most_output_tokens_.Observe(static_cast<double>(output_tokens));
+}
+
+std::string Metrics::Text(const EngineOptions& options, const EngineStats& stats,
                           std::span<const LayerCacheReport> layers) const {
-  const std::string labels = fmt::format("model_name=\"{}\"", Escaped(model_name));
-  std::string out;
+  const std::string& labels = labels_;
+  std::string out = CacheConfig(options, stats);
   const auto one = [&](const char* name, const char* type, const char* help, double value) {
     out += Header(name, type, help) + fmt::format("{}{{{}}} {}\n", name, labels, Number(value));
+  };
+  const auto by = [&](const char* name, const char* type, const char* help, const char* label,
+                      const auto& values) {
+    out += Header(name, type, help);
+    for (const auto& [of, n] : values)
+      out += fmt::format("{}{{{},{}=\"{}\"}} {}\n", name, labels, label, of, n);
   };
   const auto count = [](int64_t n) { return static_cast<double>(n); };
   one("vllm:num_requests_running", "gauge", "Requests in the running batch.", count(stats.running));
   one("vllm:num_requests_waiting", "gauge", "Requests that wait for room.", count(stats.waiting));
+  by("vllm:num_requests_waiting_by_reason", "gauge", "Of those, by what they wait for.", "reason",
+     std::map<std::string, int64_t>{{"capacity", stats.waiting}, {"deferred", 0}});
   one("vllm:kv_cache_usage_perc", "gauge", "Share of the KV cache in use, 0 to 1.",
       stats.cache_bytes > 0 ? count(stats.cache_bytes_used) / count(stats.cache_bytes) : 0);
   one("vllm:num_preemptions_total", "counter", "Requests put back to be recomputed.",
@@ -114,6 +166,10 @@ std::string Metrics::Text(const std::string& model_name, const EngineStats& stat
       count(stats.prompt_tokens + stats.cached_tokens));
   one("vllm:prompt_tokens_cached_total", "counter", "Prompt tokens that the prefix cache had.",
       count(stats.cached_tokens));
+  by("vllm:prompt_tokens_by_source_total", "counter", "Prompt tokens by where they came from.",
+     "source",
+     std::map<std::string, int64_t>{{"local_cache_hit", stats.cached_tokens},
+                                    {"local_compute", stats.prompt_tokens}});
   one("vllm:generation_tokens_total", "counter", "Tokens generated.",
       count(stats.generated_tokens));
   one("vllm:prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache.",
@@ -127,21 +183,27 @@ std::string Metrics::Text(const std::string& model_name, const EngineStats& stat
       "Time in the engine's loop outside of the model, while it has work.", stats.loop_seconds);
   one("octavo:server_cpu_seconds_total", "counter",
       "Processor time of HTTP, JSON, templates and tokenising.", cpu_seconds_);
-  out += Header("vllm:request_success_total", "counter", "Requests by how they ended.");
-  for (const auto& [reason, n] : finished_) {
-    out += fmt::format("vllm:request_success_total{{{},finished_reason=\"{}\"}} {}\n", labels,
-                       reason, n);
-  }
+  by("vllm:request_success_total", "counter", "Requests by how they ended.", "finished_reason",
+     finished_);
   out += ttft_.Text("vllm:time_to_first_token_seconds", "Time to the first token.", labels);
   out += itl_.Text("vllm:inter_token_latency_seconds", "Time between tokens.", labels);
   out += tpot_.Text("vllm:request_time_per_output_token_seconds",
                     "A request's mean time between tokens.", labels);
   out += e2e_.Text("vllm:e2e_request_latency_seconds", "Time to the last token.", labels);
+  out += queue_.Text("vllm:request_queue_time_seconds", "Until the first step.", labels);
+  out += inference_.Text("vllm:request_inference_time_seconds",
+                         "From the first step to the last token.", labels);
+  out += prefill_.Text("vllm:request_prefill_time_seconds",
+                       "From the first step to the first token.", labels);
   out +=
       decode_.Text("vllm:request_decode_time_seconds", "From the first token to the last.", labels);
   out += prompt_tokens_.Text("vllm:request_prompt_tokens", "Prompt tokens of a request.", labels);
+  out += computed_tokens_.Text("vllm:request_prefill_kv_computed_tokens",
+                               "Of those, tokens that no cache had.", labels);
   out +=
       output_tokens_.Text("vllm:request_generation_tokens", "Output tokens of a request.", labels);
+  out += most_output_tokens_.Text("vllm:request_max_num_generation_tokens",
+                                  "Output tokens of the longest choice of a prompt.", labels);
   out += max_tokens_.Text("vllm:request_params_max_tokens", "max_tokens of a request.", labels);
   out += choices_.Text("vllm:request_params_n", "n of a request.", labels);
 

@@ -1,5 +1,6 @@
-// GET /metrics: Prometheus' text format, with vLLM's names, so that its dashboards work, and with
-// the cache's health per layer. Not thread-safe: the I/O thread counts and prints.
+// GET /metrics: Prometheus' text format, with vLLM's names, labels and buckets, so that its
+// dashboards work, and with the cache's health per layer. Not thread-safe: the I/O thread counts
+// and prints.
 #pragma once
 
 #include <array>
@@ -32,31 +33,33 @@ class Histogram {
 // A request of the engine that has ended: one choice of one prompt.
 struct Finished {
   std::string reason;
-  double seconds = 0;         // since it arrived
-  double decode_seconds = 0;  // from its first token to its last
-  int64_t prompt_tokens = 0, output_tokens = 0;
+  double seconds = 0;                                                 // since it arrived
+  double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;  // as Event has them
+  int64_t prompt_tokens = 0, cached_tokens = 0, output_tokens = 0;
   int64_t max_tokens = 0;  // as asked for
 };
 
 class Metrics {
  public:
-  Metrics();
+  Metrics(const std::string& model_name, int64_t max_model_len);
   void Count(const Finished& request);
-  void Asked(int choices) { choices_.Observe(choices); }  // by one request of a client
+  // All choices of a prompt are finished; `output_tokens`: of the longest.
+  void CountPrompt(int choices, int64_t output_tokens);
   void FirstToken(double seconds) { ttft_.Observe(seconds); }
   void NextToken(double seconds) { itl_.Observe(seconds); }
   // Processor time of the server beside the engine.
   void SetCpuSeconds(double seconds) { cpu_seconds_ = seconds; }
 
-  std::string Text(const std::string& model_name, const EngineStats& stats,
+  std::string Text(const EngineOptions& options, const EngineStats& stats,
                    std::span<const LayerCacheReport> layers) const;
 
  private:
+  const std::string labels_;  // of every metric
   std::map<std::string, uint64_t> finished_ = {
       {"abort", 0}, {"error", 0}, {"length", 0}, {"stop", 0}};
   double cpu_seconds_ = 0;
-  Histogram ttft_, itl_, tpot_, e2e_, decode_, prompt_tokens_, output_tokens_, max_tokens_,
-      choices_;
+  Histogram ttft_, itl_, tpot_, e2e_, queue_, inference_, prefill_, decode_, prompt_tokens_,
+      computed_tokens_, output_tokens_, most_output_tokens_, max_tokens_, choices_;
 };
 
 // Layers in which elements have saturated that had not in `before`: a line for each, which says

@@ -41,14 +41,16 @@ struct CompletionRequest {
   std::vector<std::variant<std::string, std::vector<int32_t>>> prompts;  // kCompletions
   Conversation chat;                                                     // kChat
   bool add_special_tokens = true;
+  std::string role = "assistant";  // kChat: whose the answer is
   SamplingParams sampling;  // max_tokens as in the field below; with all that is to be reported
   std::optional<int> max_tokens;
-  int n = 1;  // answers to each prompt
+  const char* max_tokens_field = "max_tokens";  // which of its names the request used
+  int n = 1;                                    // answers to each prompt
   bool stream = false;
   bool include_usage = false, continuous_usage = false;
   std::optional<int> logprobs;         // of the chosen tokens, and of so many alternatives
   std::optional<int> prompt_logprobs;  // of the prompt's tokens, and of so many alternatives
-  bool echo = false;                   // kCompletions: the prompt begins the answer
+  bool echo = false;  // the prompt begins the answer; kChat: the last message, if of the same role
   bool skip_special_tokens = true;
   std::vector<std::string> stop;
   bool include_stop_str_in_output = false;
@@ -70,9 +72,18 @@ struct TokenizeRequest {
   bool add_special_tokens = true;
 };
 TokenizeRequest ParseTokenize(std::string_view body);
-std::vector<int32_t> ParseDetokenize(std::string_view body);
+// `vocab`: ids are below it.
+std::vector<int32_t> ParseDetokenize(std::string_view body, int64_t vocab);
 std::string TokenizeBody(std::span<const int32_t> tokens, int64_t max_model_len);
 std::string DetokenizeBody(std::string_view text);
+
+// Refuses a max_tokens that was asked for and that a prompt leaves no room for. One that leaves no
+// room at all is for the engine to refuse.
+void CheckRoom(const CompletionRequest& request, int64_t prompt_tokens, int64_t max_model_len);
+// kChat, with echo: what begins the answer.
+std::string EchoOf(const CompletionRequest& request);
+// What the engine says of a prompt, said of the field that a request of `api` has instead.
+Error AboutField(Api api, const Error& error);
 
 struct EncodedPrompt {
   std::vector<int32_t> tokens;
@@ -86,8 +97,8 @@ struct EncodedPrompt {
 // the first event that has something of the choice.
 class Answer {
  public:
-  using TokenText = std::function<std::string(int32_t token, bool skip_special)>;
-  // `token_text`: of a token alone; `skip_special`: as part of a text that leaves special ones out.
+  using TokenText = std::function<std::string(std::span<const int32_t> tokens, bool skip_special)>;
+  // `token_text`: of tokens alone; `skip_special`: as part of a text that leaves special ones out.
   Answer(const CompletionRequest& request, std::string id, std::string model, int64_t created,
          std::span<const EncodedPrompt> prompts, TokenText token_text);
 
@@ -99,42 +110,51 @@ class Answer {
   std::string Finish(const Event& event, std::string_view text, size_t choice = 0);
 
  private:
-  using Json = nlohmann::ordered_json;  // clients take the first of a token's alternatives for it
-  struct TokenLogprobs {
-    std::string text;
-    std::optional<float> logprob;  // none: the first of a prompt
-    std::vector<TokenLogprob> top;
-    int64_t offset;  // in characters of the answer
+  // Tokens since the last whole character.
+  using Unfinished = std::vector<int32_t>;
+  struct Logprobs {      // the insides of JSON arrays, which grow with every token
+    std::string tokens;  // kChat: all there is of each
+    std::string logprobs, top, offsets;
   };
-  struct Part {        // of one choice
-    std::string text;  // not sent yet
-    std::vector<TokenLogprobs> pending;
+  struct Part {         // of one choice
+    std::string text;   // not sent yet
+    Logprobs logprobs;  // not sent yet
     int64_t characters = 0;
-    Json prompt_logprobs;  // an array, if they are asked for and not sent yet
+    Unfinished unfinished, unfinished_prompt;
+    std::string prompt_logprobs;  // the inside of an array; empty: not asked for, or sent
     int64_t cached_tokens = 0;
-    std::string choice;  // not streaming: once it is finished
+    const char* finish_reason = nullptr;  // not streaming: as JSON
   };
 
-  // All of these are parts of JSON texts: an event for every token is put together from pieces,
-  // since a document would cost more than all else that is done for it.
+  // All of these are parts of JSON texts. An event for every token is put together from pieces,
+  // since a document would cost more than all else that is done for it; and what is to be said of a
+  // long prompt's tokens grows with them, lest its end should keep the thread from all others.
   std::string Envelope(std::string_view choices, std::string_view more) const;
   std::string Content(std::string_view text) const;  // a choice's field that has the text
-  // With all that is pending of it.
-  std::string Choice(size_t index, std::string_view content, std::string_view finish_reason);
+  // With all that is not sent yet of it.
+  void AppendChoice(std::string& out, size_t index, std::string_view content,
+                    std::string_view finish_reason);
   std::string Chunk(size_t index, std::string_view text, std::string_view finish_reason);
+  // A token's text after those, which is all of a character that it ends; none while it is
+  // unfinished. So it is in vLLM.
+  std::optional<std::string> TextAfter(const Unfinished& unfinished, int32_t token) const;
+  // Characters of the text that are whole with this token.
+  int64_t Advance(Unfinished& unfinished, int32_t token) const;
+  // `logprob`: none for the first token of a prompt.
   void AddLogprobs(Part& part, int32_t token, std::optional<float> logprob,
-                   std::vector<TokenLogprob> top);
-  std::string TakeLogprobs(Part& part) const;
-  static std::string TakePromptLogprobs(Part& part);  // a field, or nothing
-  std::string Usage() const;                          // a field
-  std::string StreamedUsage() const;                  // of every event; a field, or nothing
+                   std::span<const TokenLogprob> top);
+  void AppendLogprobs(std::string& out, Part& part) const;
+  static void AppendPromptLogprobs(std::string& out, Part& part);  // a field, or nothing
+  std::string Usage() const;                                       // a field
+  std::string StreamedUsage() const;  // of every event; a field, or nothing
   std::string Body();
 
   Api api_;
-  bool stream_, include_usage_, continuous_usage_, echo_;
+  bool stream_, include_usage_, continuous_usage_, echo_logprobs_;
   std::optional<int> alternatives_, prompt_alternatives_;
   int choices_per_prompt_;
   std::string head_;  // the envelope up to its choices
+  std::string role_;  // as JSON
   bool skip_special_tokens_;
   TokenText token_text_;
   int64_t prompt_tokens_ = 0, completion_tokens_ = 0;

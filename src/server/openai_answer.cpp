@@ -44,12 +44,32 @@ int64_t Characters(std::string_view utf8) {
 // JSON has no infinity; vLLM's choice.
 float Finite(float logprob) { return std::max(logprob, -9999.0f); }
 
-// OpenAI's: none where the text stands for part of a character.
-OrderedJson Bytes(const std::string& text) {
-  if (text.find("\uFFFD") != text.npos) return nullptr;
-  OrderedJson bytes = OrderedJson::array();
-  for (const char c : text) bytes.push_back(static_cast<unsigned char>(c));
-  return bytes;
+constexpr std::string_view kReplacement = "\uFFFD";
+
+bool IsWhole(std::string_view text) { return text.find(kReplacement) == text.npos; }
+
+std::string Quoted(std::string_view text) { return Dump(text); }
+
+std::string Number(float logprob) {
+  std::string text = fmt::format("{}", Finite(logprob));
+  if (text.find_first_of(".e") == text.npos) text += ".0";  // no client should take it for an int
+  return text;
+}
+
+// One more element of the inside of an array or object.
+template <class... Ts>
+void Append(std::string& list, fmt::format_string<Ts...> format, Ts&&... values) {
+  if (!list.empty()) list += ',';
+  fmt::format_to(std::back_inserter(list), format, std::forward<Ts>(values)...);
+}
+
+// A token of a chat up to its alternatives. OpenAI has no bytes where the text stands for part of a
+// character.
+std::string ChatToken(const std::string& text, float logprob) {
+  std::string bytes;
+  for (const char c : text) Append(bytes, "{}", static_cast<unsigned char>(c));
+  return fmt::format(R"({{"token":{},"logprob":{},"bytes":{})", Quoted(text), Number(logprob),
+                     IsWhole(text) ? "[" + bytes + "]" : "null");
 }
 
 }  // namespace
@@ -60,18 +80,22 @@ Answer::Answer(const CompletionRequest& request, std::string id, std::string mod
       stream_(request.stream),
       include_usage_(request.include_usage),
       continuous_usage_(request.continuous_usage),
-      echo_(request.echo),
+      echo_logprobs_(request.api == Api::kCompletions && request.echo && request.logprobs),
       alternatives_(request.logprobs),
       prompt_alternatives_(request.prompt_logprobs),
       choices_per_prompt_(request.n),
+      role_(Quoted(request.role)),
       skip_special_tokens_(request.skip_special_tokens),
       token_text_(std::move(token_text)) {
   for (const EncodedPrompt& prompt : prompts) {
     prompt_tokens_ += std::ssize(prompt.tokens);
     Part part;
-    if (echo_) part.text = prompt.text;
-    if (prompt_alternatives_) part.prompt_logprobs = Json::array({nullptr});
-    if (echo_ && alternatives_) AddLogprobs(part, prompt.tokens.front(), std::nullopt, {});
+    if (request.echo) part.text = prompt.text;
+    if (prompt_alternatives_) {
+      part.prompt_logprobs = "null";
+      Advance(part.unfinished_prompt, prompt.tokens.front());
+    }
+    if (echo_logprobs_) AddLogprobs(part, prompt.tokens.front(), std::nullopt, {});
     parts_.insert(parts_.end(), request.n, part);
   }
   const char* object = api_ == Api::kCompletions ? "text_completion"
@@ -90,64 +114,84 @@ std::string Answer::Content(std::string_view text) const {
   const std::string quoted = Dump(text);
   if (api_ == Api::kCompletions) return R"("text":)" + quoted;
   if (stream_) return fmt::format(R"("delta":{{"content":{}}})", quoted);
-  return fmt::format(R"("message":{{"role":"assistant","content":{}}})", quoted);
+  return fmt::format(R"("message":{{"role":{},"content":{}}})", role_, quoted);
 }
 
-std::string Answer::Choice(size_t index, std::string_view content, std::string_view finish_reason) {
+void Answer::AppendChoice(std::string& out, size_t index, std::string_view content,
+                          std::string_view finish_reason) {
   Part& part = parts_[index];
-  std::string more;
-  if (api_ == Api::kCompletions) more = TakePromptLogprobs(part);
-  return fmt::format(R"({{"index":{},"logprobs":{},"finish_reason":{},{}{}}})", index,
-                     TakeLogprobs(part), finish_reason, content, more);
+  fmt::format_to(std::back_inserter(out), R"({{"index":{},"logprobs":)", index);
+  AppendLogprobs(out, part);
+  fmt::format_to(std::back_inserter(out), R"(,"finish_reason":{},{})", finish_reason, content);
+  if (api_ == Api::kCompletions) AppendPromptLogprobs(out, part);
+  out += '}';
+}
+
+std::optional<std::string> Answer::TextAfter(const Unfinished& unfinished, int32_t token) const {
+  constexpr size_t kMostBytes = 4;  // of a character; a token brings at least one
+  std::string alone = token_text_({&token, 1}, false);
+  if (IsWhole(alone)) return alone;
+  Unfinished tokens = unfinished;
+  tokens.push_back(token);
+  std::string text = token_text_(tokens, false);
+  if (text.ends_with(kReplacement) && tokens.size() < kMostBytes) return std::nullopt;
+  return text;
+}
+
+int64_t Answer::Advance(Unfinished& unfinished, int32_t token) const {
+  const bool is_whole = TextAfter(unfinished, token).has_value();
+  unfinished.push_back(token);
+  if (!is_whole) return 0;
+  return Characters(token_text_(std::exchange(unfinished, {}), skip_special_tokens_));
 }
 
 void Answer::AddLogprobs(Part& part, int32_t token, std::optional<float> logprob,
-                         std::vector<TokenLogprob> top) {
-  top.resize(std::min<size_t>(top.size(), *alternatives_));
-  part.pending.push_back({token_text_(token, false), logprob, std::move(top), part.characters});
-  part.characters += Characters(token_text_(token, skip_special_tokens_));
-}
-
-std::string Answer::TakePromptLogprobs(Part& part) {
-  if (part.prompt_logprobs.is_null()) return "";
-  return R"(,"prompt_logprobs":)" + Dump(std::exchange(part.prompt_logprobs, nullptr));
-}
-
-std::string Answer::TakeLogprobs(Part& part) const {
-  if (part.pending.empty()) return "null";
-  const std::vector<TokenLogprobs> pending = std::exchange(part.pending, {});
+                         std::span<const TokenLogprob> top) {
+  const auto text_of = [&](int32_t id) { return TextAfter(part.unfinished, id).value_or(""); };
+  top = top.first(std::min<size_t>(top.size(), *alternatives_));
+  const std::string text = text_of(token);
+  Logprobs& out = part.logprobs;
+  std::string others;
   if (api_ == Api::kChat) {
-    Json content = Json::array();
-    const auto entry = [](const std::string& text, float logprob) {
-      return Json{{"token", text}, {"logprob", Finite(logprob)}, {"bytes", Bytes(text)}};
-    };
-    for (const TokenLogprobs& token : pending) {
-      Json top = Json::array();
-      for (const TokenLogprob& one : token.top)
-        top.push_back(entry(token_text_(one.token, false), one.logprob));
-      content.push_back(entry(token.text, *token.logprob));
-      content.back()["top_logprobs"] = std::move(top);
-    }
-    return Dump({{"content", std::move(content)}});
+    for (const TokenLogprob& one : top)
+      Append(others, "{}}}", ChatToken(text_of(one.token), one.logprob));
+    Append(out.tokens, R"({},"top_logprobs":[{}]}})", ChatToken(text, *logprob), others);
+    part.characters += Advance(part.unfinished, token);
+    return;
   }
-  Json result = {{"tokens", Json::array()},
-                 {"token_logprobs", Json::array()},
-                 {"top_logprobs", *alternatives_ > 0 ? Json::array() : Json()},
-                 {"text_offset", Json::array()}};
-  for (const TokenLogprobs& token : pending) {
-    result["tokens"].push_back(token.text);
-    result["token_logprobs"].push_back(token.logprob ? Json(Finite(*token.logprob)) : Json());
-    result["text_offset"].push_back(token.offset);
-    if (*alternatives_ == 0) continue;
-    Json top;
-    if (token.logprob) {
-      top = {{token.text, Finite(*token.logprob)}};
-      for (const TokenLogprob& one : token.top)  // of tokens with one text the first
-        top.emplace(token_text_(one.token, false), Finite(one.logprob));
-    }
-    result["top_logprobs"].push_back(std::move(top));
+  if (logprob) Append(others, "{}:{}", Quoted(text), Number(*logprob));
+  std::vector<std::string> seen = {text};
+  for (const TokenLogprob& one : top) {  // of tokens with one text the first
+    std::string other = text_of(one.token);
+    if (std::count(seen.begin(), seen.end(), other)) continue;
+    Append(others, "{}:{}", Quoted(other), Number(one.logprob));
+    seen.push_back(std::move(other));
   }
-  return Dump(result);
+  Append(out.tokens, "{}", Quoted(text));
+  Append(out.logprobs, "{}", logprob ? Number(*logprob) : "null");
+  Append(out.top, "{}", logprob ? "{" + others + "}" : "null");
+  Append(out.offsets, "{}", part.characters);
+  part.characters += Advance(part.unfinished, token);
+}
+
+void Answer::AppendPromptLogprobs(std::string& out, Part& part) {
+  const std::string taken = std::exchange(part.prompt_logprobs, "");
+  if (!taken.empty()) out.append(R"(,"prompt_logprobs":[)").append(taken).append("]");
+}
+
+void Answer::AppendLogprobs(std::string& out, Part& part) const {
+  const Logprobs taken = std::exchange(part.logprobs, {});
+  if (taken.tokens.empty()) {
+    out += "null";
+  } else if (api_ == Api::kChat) {
+    out.append(R"({"content":[)").append(taken.tokens).append("]}");
+  } else {
+    out.append(R"({"tokens":[)").append(taken.tokens);
+    out.append(R"(],"token_logprobs":[)").append(taken.logprobs).append(R"(],"top_logprobs":)");
+    if (*alternatives_ > 0) out.append("[").append(taken.top).append("]");
+    if (*alternatives_ == 0) out += "null";
+    out.append(R"(,"text_offset":[)").append(taken.offsets).append("]}");
+  }
 }
 
 std::string Answer::Usage() const {
@@ -174,8 +218,8 @@ std::string Answer::Begin() const {
   std::string out;
   for (size_t i = 0; i < parts_.size(); ++i) {
     const std::string choice = fmt::format(
-        R"({{"index":{},"logprobs":null,"finish_reason":null,"delta":{{"role":"assistant","content":""}}}})",
-        i);
+        R"({{"index":{},"logprobs":null,"finish_reason":null,"delta":{{"role":{},"content":""}}}})",
+        i, role_);
     out += Sse(Envelope(choice, StreamedUsage()));
   }
   return out;
@@ -183,27 +227,30 @@ std::string Answer::Begin() const {
 
 void Answer::PromptToken(const Event& event, size_t choice) {
   Part& part = parts_[choice];
-  if (echo_ && alternatives_) AddLogprobs(part, event.token, event.logprob, event.top);
+  if (echo_logprobs_) AddLogprobs(part, event.token, event.logprob, event.top);
   if (!prompt_alternatives_) return;
-  Json entry = Json::object();
+  std::string entry;  // clients take the first for the token itself
   const auto add = [&](int32_t token, float logprob, int32_t rank) {
-    entry.emplace(std::to_string(token), Json{{"logprob", Finite(logprob)},
-                                              {"rank", rank},
-                                              {"decoded_token", token_text_(token, false)}});
+    Append(entry, R"("{}":{{"logprob":{},"rank":{},"decoded_token":{}}})", token, Number(logprob),
+           rank, Quoted(TextAfter(part.unfinished_prompt, token).value_or("")));
   };
   add(event.token, event.logprob, event.rank);
   const int top = std::min(*prompt_alternatives_, static_cast<int>(event.top.size()));
-  for (int i = 0; i < top; ++i) add(event.top[i].token, event.top[i].logprob, i + 1);
-  part.prompt_logprobs.push_back(std::move(entry));
+  for (int i = 0; i < top; ++i) {
+    if (event.top[i].token != event.token) add(event.top[i].token, event.top[i].logprob, i + 1);
+  }
+  Append(part.prompt_logprobs, "{{{}}}", entry);
+  Advance(part.unfinished_prompt, event.token);
 }
 
 std::string Answer::Chunk(size_t index, std::string_view text, std::string_view finish_reason) {
   Part& part = parts_[index];
-  const std::string choice =
-      Choice(index, Content(std::exchange(part.text, "") + std::string(text)), finish_reason);
-  std::string more = StreamedUsage();
-  if (api_ == Api::kChat && index == 0) more += TakePromptLogprobs(part);
-  return Sse(Envelope(choice, more));
+  std::string out = "data: " + head_ + R"(,"choices":[)";
+  AppendChoice(out, index, Content(std::exchange(part.text, "") + std::string(text)),
+               finish_reason);
+  out += ']' + StreamedUsage();
+  if (api_ == Api::kChat && index == 0) AppendPromptLogprobs(out, part);
+  return out + "}\n\n";
 }
 
 std::string Answer::Token(const Event& event, std::string_view text, size_t choice) {
@@ -214,7 +261,7 @@ std::string Answer::Token(const Event& event, std::string_view text, size_t choi
     part.text += text;
     return "";
   }
-  if (text.empty() && part.pending.empty()) return "";  // a character that is not whole yet
+  if (text.empty() && part.logprobs.tokens.empty()) return "";  // a character that is not whole yet
   return Chunk(choice, text, "null");
 }
 
@@ -227,7 +274,8 @@ std::string Answer::Finish(const Event& event, std::string_view text, size_t cho
     return "data: " + ErrorBody(500, event.error) + "\n\n" + (last ? "data: [DONE]\n\n" : "");
   }
   if (!stream_) {
-    part.choice = Choice(choice, Content(part.text + std::string(text)), Name(event.finish_reason));
+    part.text += text;
+    part.finish_reason = Name(event.finish_reason);
     return last ? Body() : "";
   }
   std::string out = Chunk(choice, text, Name(event.finish_reason));
@@ -237,11 +285,22 @@ std::string Answer::Finish(const Event& event, std::string_view text, size_t cho
 }
 
 std::string Answer::Body() {
-  std::string choices;
-  for (const Part& one : parts_) choices += (choices.empty() ? "" : ",") + one.choice;
-  std::string more;
-  if (api_ == Api::kChat) more = TakePromptLogprobs(parts_[0]);
-  return Envelope(choices, more + Usage());
+  size_t bytes = 4096;
+  for (const Part& part : parts_) {
+    const Logprobs& l = part.logprobs;
+    bytes += 256 + part.text.size() + part.prompt_logprobs.size() + l.tokens.size() +
+             l.logprobs.size() + l.top.size() + l.offsets.size();
+  }
+  std::string out;
+  out.reserve(bytes);  // of tens of megabytes every copy is felt
+  out.append(head_).append(R"(,"choices":[)");
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    if (i > 0) out += ',';
+    AppendChoice(out, i, Content(parts_[i].text), parts_[i].finish_reason);
+  }
+  out += ']';
+  if (api_ == Api::kChat) AppendPromptLogprobs(out, parts_[0]);
+  return out.append(Usage()).append("}");
 }
 
 std::string TokenizeBody(std::span<const int32_t> tokens, int64_t max_model_len) {

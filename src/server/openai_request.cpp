@@ -107,7 +107,6 @@ void RefuseUnsupported(Api api, const Fields& fields) {
       {"tool_choice", {"none", "auto"}},
       {"functions", {kNone}},
       {"function_call", {"none", "auto"}},
-      {"echo", {false}},
       {"documents", {kNone}},
       {"reasoning_effort", {}},
       {"modalities", {Json::array({"text"})}},
@@ -129,10 +128,10 @@ void RefuseUnsupported(Api api, const Fields& fields) {
   }
 }
 
-std::vector<int32_t> TokenIds(const std::string& field, const Json& array) {
+std::vector<int32_t> TokenIds(const std::string& field, const Json& array, int64_t most = kMaxInt) {
   std::vector<int32_t> ids;
   for (const Json& id : array)
-    ids.push_back(static_cast<int32_t>(Fields::ToInteger(field, id, 0, kMaxInt)));
+    ids.push_back(static_cast<int32_t>(Fields::ToInteger(field, id, 0, most)));
   return ids;
 }
 
@@ -278,8 +277,10 @@ void ReadLogitBias(const Fields& fields, SamplingParams& sampling) {
 // None at all is of use to those who ask for the prompt.
 void ReadMaxTokens(const char* name, const Fields& fields, CompletionRequest& request) {
   const int64_t least = request.echo || request.prompt_logprobs ? 0 : 1;
-  if (const auto most = fields.Integer(name, least, kMaxInt))
+  if (const auto most = fields.Integer(name, least, kMaxInt)) {
     request.max_tokens = static_cast<int>(*most);
+    request.max_tokens_field = name;
+  }
 }
 
 void ReadSampling(const Fields& fields, CompletionRequest& request) {
@@ -364,13 +365,36 @@ TokenizeRequest ParseTokenize(std::string_view body) {
   return request;
 }
 
-std::vector<int32_t> ParseDetokenize(std::string_view body) {
+std::vector<int32_t> ParseDetokenize(std::string_view body, int64_t vocab) {
   const Json json = ParseJson(body, "the request's body", {.max_bytes = kMaxBodyBytes});
   if (!json.is_object()) Wrong("the request's body", "an object", json);
   const Json* tokens = Fields(json).Find("tokens");
   if (!tokens || !tokens->is_array())
     Wrong("tokens", "an array of token ids", tokens ? *tokens : Json());
-  return TokenIds("tokens", *tokens);
+  return TokenIds("tokens", *tokens, vocab - 1);
+}
+
+void CheckRoom(const CompletionRequest& request, int64_t prompt_tokens, int64_t max_model_len) {
+  const int64_t room = max_model_len - prompt_tokens;
+  if (room > 0 && request.max_tokens.value_or(0) > room) {
+    Wrong(request.max_tokens_field,
+          fmt::format("at most the {} that a prompt of {} tokens leaves of max_model_len, {}", room,
+                      prompt_tokens, max_model_len),
+          *request.max_tokens);
+  }
+}
+
+std::string EchoOf(const CompletionRequest& request) {
+  const auto& last = request.chat.context.at("messages").back();
+  const auto content = last.value("content", nlohmann::ordered_json());
+  const bool is_same = content.is_string() && last.at("role") == request.role;
+  return is_same ? content.get<std::string>() : "";
+}
+
+Error AboutField(Api api, const Error& error) {
+  constexpr std::string_view kPrompt = "prompt: ";
+  if (api != Api::kChat || !error.message().starts_with(kPrompt)) return error;
+  return Error(error.code(), "messages: " + error.message().substr(kPrompt.size()));
 }
 
 CompletionRequest ParseRequest(Api api, std::string_view body, const SamplingParams& defaults) {
@@ -400,7 +424,10 @@ CompletionRequest ParseRequest(Api api, std::string_view body, const SamplingPar
   if (api == Api::kChat) {
     ReadMaxTokens("max_completion_tokens", fields, request);
     RefuseUnsupported(api, fields);
+    fields.Read("echo", request.echo);
     request.chat = ReadConversation(fields);
+    const auto& context = request.chat.context;
+    if (!context["add_generation_prompt"]) request.role = context["messages"].back()["role"];
   } else {
     RefuseUnsupported(api, fields);
     ReadPrompts(fields, request);

@@ -149,9 +149,10 @@ TEST(ParseRequestTest, Tokens) {
   const TokenizeRequest chat = ParseTokenize(R"({"messages": [{"role": "user", "content": "x"}]})");
   EXPECT_EQ(std::get<Conversation>(chat.text).context["messages"].size(), 1u);
   EXPECT_THROW(ParseTokenize(R"({"prompt": 1})"), Error);
-  EXPECT_EQ(ParseDetokenize(R"({"tokens": [1, 2]})"), (std::vector<int32_t>{1, 2}));
-  EXPECT_THROW(ParseDetokenize(R"({"tokens": [1.5]})"), Error);
-  EXPECT_THROW(ParseDetokenize("{}"), Error);
+  EXPECT_EQ(ParseDetokenize(R"({"tokens": [1, 2]})", 3), (std::vector<int32_t>{1, 2}));
+  for (const char* body :
+       {R"({"tokens": [1.5]})", R"({"tokens": [3]})", R"({"tokens": [-1]})", "{}"})
+    EXPECT_THROW(ParseDetokenize(body, 3), Error) << body;
 }
 
 TEST(ParseRequestTest, NullIsAbsent) {
@@ -224,7 +225,6 @@ TEST(ParseRequestTest, WhatIsNotSupportedIsRefusedUnlessItChangesNothing) {
   const Api kText = Api::kCompletions, kChat = Api::kChat;
   const Case kCases[] = {
       {kText, "best_of", "1", "3"},
-      {kChat, "echo", "false", "true"},
       {kChat, "tools", "[]", R"([{"type": "function"}])"},
       {kChat, "response_format", R"({"type": "text"})", R"({"type": "json_object"})"},
       {kChat, "reasoning_effort", "null", "\"high\""}};
@@ -288,6 +288,53 @@ TEST(ParseRequestTest, TheLastMessageGoesOn) {
   ExpectRefused(Api::kChat, begin + R"("x"}], "chat_template": 3})", "chat_template");
 }
 
+TEST(ParseRequestTest, ARoleAndItsEcho) {
+  const auto parse = [](const std::string& fields) {
+    return ParseRequest(Api::kChat, R"({"echo": true, "messages": [{"role": "user", "content": "u"},
+        {"role": "assistant", "content": "a"}])" +
+                                        fields + "}");
+  };
+  CompletionRequest r = parse("");
+  EXPECT_EQ(r.role, "assistant");
+  EXPECT_EQ(EchoOf(r), "a");
+  EXPECT_FALSE(r.sampling.prompt_logprobs_from);
+  EXPECT_EQ(EchoOf(parse(R"(, "continue_final_message": true)")), "a");
+  r = Chat(R"(, "echo": true)");  // the last message is the user's, the answer is not
+  EXPECT_EQ(r.role, "assistant");
+  EXPECT_EQ(EchoOf(r), "");
+  r = Chat(R"(, "echo": true, "add_generation_prompt": false)");
+  EXPECT_EQ(r.role, "user");
+  EXPECT_EQ(EchoOf(r), "x");
+  // Nothing of it comes without a token.
+  ExpectRefused(Api::kChat,
+                R"({"messages": [{"role": "user", "content": "x"}], "echo": true,
+                    "max_completion_tokens": 0})",
+                "max_completion_tokens");
+}
+
+TEST(CheckRoomTest, OnlyWhatWasAskedForIsRefused) {
+  const auto message = [](const CompletionRequest& request, int64_t prompt_tokens) {
+    try {
+      CheckRoom(request, prompt_tokens, 100);
+    } catch (const Error& error) {
+      EXPECT_EQ(HttpStatus(error.code()), 400);
+      return error.message();
+    }
+    return std::string();
+  };
+  EXPECT_EQ(message(Completion(""), 95), "");
+  EXPECT_EQ(message(Completion(R"(, "max_tokens": 10)"), 90), "");
+  EXPECT_EQ(message(Completion(R"(, "max_tokens": 11)"), 90),
+            "max_tokens: expected at most the 10 that a prompt of 90 tokens leaves of "
+            "max_model_len, 100, found 11");
+  EXPECT_TRUE(message(Chat(R"(, "max_tokens": 1, "max_completion_tokens": 11)"), 90)
+                  .starts_with("max_completion_tokens: "));
+  EXPECT_EQ(message(Completion(R"(, "max_tokens": 10)"), 100), "");  // the prompt is to blame
+  const Error error(ErrorCode::kResourceExhausted, "prompt: too long");
+  EXPECT_EQ(AboutField(Api::kCompletions, error).message(), "prompt: too long");
+  EXPECT_EQ(AboutField(Api::kChat, error).message(), "messages: too long");
+}
+
 TEST(ParseRequestTest, BodiesThatAreNoObject) {
   for (const std::string& body :
        {std::string(), std::string("{"), std::string("[]"), std::string("{\"prompt\": \"\xff\"}"),
@@ -298,8 +345,24 @@ TEST(ParseRequestTest, BodiesThatAreNoObject) {
 
 constexpr int32_t kAccent = 300;  // "é"; below 256: a character each; others: part of one
 
-std::string TokenText(int32_t id, bool) {
-  return id == kAccent ? "é" : id < 256 ? std::string(1, static_cast<char>(id)) : "\uFFFD";
+// Ids from 0x1000 on are bytes; those that are no character together are one that is broken.
+std::string TokenText(std::span<const int32_t> ids, bool) {
+  std::string text, bytes;
+  const auto end_bytes = [&] {
+    const bool is_euro = bytes == "\u20AC";
+    text += bytes.empty() ? "" : is_euro ? bytes : "\uFFFD";
+    bytes.clear();
+  };
+  for (const int32_t id : ids) {
+    if (id >= 0x1000) {
+      bytes += static_cast<char>(id);
+      continue;
+    }
+    end_bytes();
+    text += id == kAccent ? "é" : id < 256 ? std::string(1, static_cast<char>(id)) : "\uFFFD";
+  }
+  end_bytes();
+  return text;
 }
 
 Answer MakeAnswer(const CompletionRequest& request,
@@ -453,6 +516,49 @@ TEST(AnswerTest, EchoAndAlternatives) {
   EXPECT_EQ(end["logprobs"]["token_logprobs"], Json::array({nullptr}));
 }
 
+// As in vLLM: a character's last token has all of it, those before it nothing, and all of them
+// stand where it does.
+TEST(AnswerTest, CharactersOfSeveralTokens) {
+  constexpr int32_t kEuro[] = {0x10E2, 0x1082, 0x10AC};
+  Answer answer = MakeAnswer(Completion(R"(, "logprobs": 1, "echo": true, "prompt_logprobs": 0)"),
+                             {{{'a', kEuro[0], kEuro[1], kEuro[2], 'b'}, "a\u20ACb"}});
+  for (const int32_t id : {kEuro[0], kEuro[1], kEuro[2], int32_t{'b'}})
+    answer.PromptToken(TokenEvent(-1, id, {{kEuro[2], -2}}, 1));
+  for (const int32_t id : {kEuro[0], int32_t{'c'}, int32_t{'d'}})  // one that is never whole
+    answer.Token(TokenEvent(-1, id, {{id, -1}}, 1), "");
+  const Json choice =
+      Json::parse(answer.Finish(FinishEvent(FinishReason::kLength), "\uFFFDcd"))["choices"][0];
+  const Json& logprobs = choice["logprobs"];
+  EXPECT_EQ(logprobs["tokens"], Json({"a", "", "", "\u20AC", "b", "", "c", "d"}));
+  EXPECT_EQ(logprobs["text_offset"], Json({0, 1, 1, 1, 2, 3, 3, 5}));
+  EXPECT_EQ(logprobs["top_logprobs"][3], Json({{"\u20AC", -1.0}}));
+  EXPECT_EQ(choice["prompt_logprobs"][3]["4268"]["decoded_token"], "\u20AC");
+  EXPECT_EQ(choice["prompt_logprobs"][2]["4226"]["decoded_token"], "");
+
+  Answer chat = MakeAnswer(Chat(R"(, "logprobs": true)"));
+  for (const int32_t id : kEuro) chat.Token(TokenEvent(-1, id), "");
+  const Json body = Json::parse(chat.Finish(FinishEvent(FinishReason::kStop), "\u20AC"));
+  EXPECT_EQ(body["choices"][0]["logprobs"]["content"][1]["bytes"], Json::array());
+  EXPECT_EQ(body["choices"][0]["logprobs"]["content"][2]["bytes"], Json({0xE2, 0x82, 0xAC}));
+}
+
+TEST(AnswerTest, AChatsEchoAndRole) {
+  const std::string fields = R"(, "echo": true, "add_generation_prompt": false, "logprobs": true)";
+  for (const bool stream : {false, true}) {
+    Answer answer =
+        MakeAnswer(Chat(fields + (stream ? R"(, "stream": true)" : "")), {{{'a', 'b'}, "x"}});
+    const std::string begin = answer.Begin();
+    const std::string sent = answer.Token(TokenEvent(-0.5f, 'y'), "y");
+    const std::string rest = answer.Finish(FinishEvent(FinishReason::kStop), "");
+    const Json choice = Json::parse(stream ? SseData(sent)[0] : rest)["choices"][0];
+    EXPECT_EQ(choice[stream ? "delta" : "message"]["content"], "xy");
+    EXPECT_EQ(choice["logprobs"]["content"].size(), 1u);
+    const Json first =
+        stream ? Json::parse(SseData(begin)[0])["choices"][0]["delta"] : choice["message"];
+    EXPECT_EQ(first["role"], "user");
+  }
+}
+
 TEST(AnswerTest, ChatAlternatives) {
   for (const bool stream : {false, true}) {
     Answer answer = MakeAnswer(
@@ -466,7 +572,7 @@ TEST(AnswerTest, ChatAlternatives) {
     EXPECT_EQ(body["choices"][0]["logprobs"]["content"], Json::parse(R"([{"token": "é",
         "logprob": -3.0, "bytes": [195, 169], "top_logprobs": [
             {"token": "c", "logprob": -0.5, "bytes": [99]},
-            {"token": "\uFFFD", "logprob": -9999.0, "bytes": null}]}])"));
+            {"token": "", "logprob": -9999.0, "bytes": []}]}])"));
     EXPECT_EQ(body["prompt_logprobs"], Json::parse(R"([null,
         {"98": {"logprob": -4.0, "rank": 7, "decoded_token": "b"}}])"));
   }
@@ -518,12 +624,21 @@ TEST(ModelsBodyTest, StatesThePolicy) {
 }
 
 TEST(IsAuthorizedTest, TheWholeKeyAndNothingElse) {
-  EXPECT_TRUE(IsAuthorized("Bearer secret", "secret"));
+  for (const char* scheme : {"Bearer", "bearer", "BEARER"})
+    EXPECT_TRUE(IsAuthorized(scheme + std::string(" secret"), "secret")) << scheme;
   for (const char* header : {"", "Bearer", "Bearer ", "secret", "Bearer secre", "Bearer secrets",
                              "Bearer secretsecret", "Bearer Secret", "Basic secret"}) {
     EXPECT_FALSE(IsAuthorized(header, "secret")) << header;
   }
   EXPECT_TRUE(IsAuthorized("", ""));
+
+  for (const char* query : {"key=se%2Fcret", "key=se/cret", "a&key=se%2fcret&b=c"})
+    EXPECT_TRUE(IsAuthorizedByQuery(query, "se/cret")) << query;
+  for (const char* query :
+       {"", "key", "key=", "key=se%2", "key=se%2Fcre", "monkey=se/cret", "key=x&key=se/cret"}) {
+    EXPECT_FALSE(IsAuthorizedByQuery(query, "se/cret")) << query;
+  }
+  EXPECT_TRUE(IsAuthorizedByQuery("", ""));
 }
 
 }  // namespace

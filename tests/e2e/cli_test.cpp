@@ -100,6 +100,9 @@ TEST_F(CliTest, WrongCommandLines) {
   ExpectRefused("", {"subcommand"});
   ExpectRefused("frobnicate", {"frobnicate"});
   ExpectRefused("verify --no-such-flag", {"--no-such-flag"});
+  ExpectRefused("serve x --revision main", {"no --revision here: "});
+  ExpectRefused("serve --attention-backend=FLASH_ATTN", {"--attention-math"});
+  ExpectRefused("serve --hf-overrides '{\"hidden_size\": 0}'", {"hidden_size"});
   ExpectRefused("eval", {"subcommand"});
   const std::string model = Golden("llama");
   ExpectRefused("verify /nonexistent", {"/nonexistent"});

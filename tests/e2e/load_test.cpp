@@ -63,7 +63,8 @@ TEST(LoadTest, EachOf256StreamsEqualsItsSingleAnswer) {
       EXPECT_EQ(streams[i].completion_tokens(), 8 + i % 29) << i;
     }
     const std::string metrics = Exchange(server.port(), Get("/metrics")).body;
-    EXPECT_EQ(metrics.find("vllm:num_preemptions_total{model_name=\"needle\"} 0\n") == metrics.npos,
+    EXPECT_EQ(metrics.find("vllm:num_preemptions_total{model_name=\"needle\",engine=\"0\"} 0\n") ==
+                  metrics.npos,
               flags.size() > 3)
         << metrics;
   }

@@ -49,6 +49,8 @@ class OpenAIClientTest(unittest.TestCase):
                 extra_body=extra).choices[0].message.content
         begun = [*MESSAGES, {"role": "assistant", "content": "123"}]
         self.assertEqual(text(begun, continue_final_message=True), "456.")
+        self.assertEqual(text(begun, continue_final_message=True, echo=True), "123456.")
+        self.assertEqual(text(MESSAGES, echo=True), "123456.")  # another role's
         template = "{{ messages[1].content }}"
         self.assertEqual(text([*MESSAGES, *MESSAGES], chat_template=template), "123456.")
         with self.assertRaises(openai.BadRequestError) as refused:
@@ -175,6 +177,10 @@ class OpenAIClientTest(unittest.TestCase):
         with self.assertRaises(openai.BadRequestError) as refused:
             self.client.completions.create(model="needle", prompt="x", n=0)
         self.assertEqual(refused.exception.param, "n")
+        with self.assertRaises(openai.BadRequestError) as refused:
+            self.client.chat.completions.create(
+                model="needle", messages=MESSAGES, max_completion_tokens=1_000_000)
+        self.assertEqual(refused.exception.param, "max_completion_tokens")
         with self.assertRaises(openai.NotFoundError):
             self.client.completions.create(model="gpt-9", prompt="x")
 

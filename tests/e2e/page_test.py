@@ -126,12 +126,16 @@ class PageTest(unittest.TestCase):
         self.assertIn(server.url + "/metrics", own)
         self.assertEqual({url for url in urls - own if not url.startswith("data:")}, set())
 
-    def test_the_key_is_asked_for(self):
-        self.serve("--api-key", "secret")
-        self.until("getComputedStyle(at('key')).display", lambda found: found == "flex")
-        self.browser.type("#key input", "secret" + ENTER)
+    def test_the_key_opens_the_page(self):
+        server = self.serve("--api-key", "se+/cr et")
+        self.assertIn("open /?key=KEY", self.browser.run("return document.body.textContent"))
+        self.browser.go(server.url + "/?key=se+%2Fcr%20et")
         self.until(self.text("#model"), lambda found: found == ["needle"])
-        self.until("getComputedStyle(at('key')).display", lambda found: found == "none")
+        self.ask(PROMPT)
+        self.until(self.text("#messages .message span"), lambda found: found == [PROMPT, "123456."])
+
+    def test_little_room_is_used(self):
+        self.serve("--max-model-len", "256")
         self.ask(PROMPT)
         self.until(self.text("#messages .message span"), lambda found: found == [PROMPT, "123456."])
 

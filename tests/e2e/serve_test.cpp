@@ -145,7 +145,12 @@ TEST(ServeTest, TokensThereAndBack) {
   EXPECT_GT(tokens["max_model_len"], 0);
   reply = Exchange(server.port(), Post("/detokenize", Json{{"tokens", tokens["tokens"]}}.dump()));
   EXPECT_EQ(reply.json()["prompt"], "amber bell") << reply.body;
-  EXPECT_EQ(Exchange(server.port(), Post("/detokenize", R"({"tokens": "x"})")).status, 400);
+  for (const char* body : {R"({"tokens": "x"})", R"({"tokens": [263, 264]})"}) {
+    reply = Exchange(server.port(), Post("/detokenize", body));
+    EXPECT_EQ(reply.status, 400) << body;
+    EXPECT_EQ(reply.json()["error"]["param"], "tokens") << reply.body;
+  }
+  EXPECT_EQ(Exchange(server.port(), Post("/detokenize", R"({"tokens": [263]})")).status, 200);
   ExpectServes(server.port());
 }
 
@@ -192,14 +197,24 @@ TEST(ServeTest, MetricsCountWhatWasServed) {
     const size_t end = reply.body.find('\n', line + 1);
     return std::stod(reply.body.substr(reply.body.rfind(' ', end), end));
   };
-  EXPECT_EQ(value("vllm:request_success_total{model_name=\"needle\",finished_reason=\"stop\"}"), 2);
+  const std::string labels = "{model_name=\"needle\",engine=\"0\"";
+  EXPECT_EQ(value("vllm:request_success_total" + labels + ",finished_reason=\"stop\"}"), 2);
+  EXPECT_EQ(value("vllm:request_queue_time_seconds_count"), 2);
+  const double prefill = value("vllm:request_prefill_time_seconds_sum");
+  const double decode = value("vllm:request_decode_time_seconds_sum");
+  EXPECT_GT(prefill, 0);
+  EXPECT_GT(decode, 0);
+  EXPECT_NEAR(value("vllm:request_inference_time_seconds_sum"), prefill + decode, 1e-9);
+  EXPECT_LT(prefill + decode, value("vllm:e2e_request_latency_seconds_sum"));
+  EXPECT_GT(value("vllm:request_queue_time_seconds_sum"), 0);
+  EXPECT_NE(reply.body.find("\nvllm:cache_config_info{block_size=\"64\",cache_dtype=\"fp8\","),
+            std::string::npos);
   EXPECT_EQ(value("vllm:time_to_first_token_seconds_count"), 2);
   EXPECT_EQ(value("vllm:generation_tokens_total"), 16);
   EXPECT_GT(value("vllm:prompt_tokens_total"), 0);
   EXPECT_EQ(value("vllm:num_requests_running"), 0);
-  EXPECT_GT(value("octavo:kv_cache_amax{model_name=\"needle\",layer=\"0\",operand=\"k\""), 0);
-  EXPECT_EQ(value("octavo:kv_cache_amax_limit{model_name=\"needle\",layer=\"3\",operand=\"v\""),
-            448);
+  EXPECT_GT(value("octavo:kv_cache_amax" + labels + ",layer=\"0\",operand=\"k\""), 0);
+  EXPECT_EQ(value("octavo:kv_cache_amax_limit" + labels + ",layer=\"3\",operand=\"v\""), 448);
 }
 
 TEST(ServeTest, SaturationIsSaidWhileARequestRuns) {
@@ -220,7 +235,7 @@ TEST(ServeTest, SaturationIsSaidWhileARequestRuns) {
 
 TEST(ServeTest, ThePageAsksNobodyElse) {
   Server server({"--api-key", "secret"});
-  const Reply reply = Exchange(server.port(), Get("/"));
+  const Reply reply = Exchange(server.port(), Get("/?key=secret"));
   ASSERT_EQ(reply.status, 200);
   EXPECT_NE(reply.head.find("text/html"), std::string::npos) << reply.head;
   EXPECT_NE(reply.head.find("Content-Security-Policy: default-src 'none'"), std::string::npos)
@@ -281,38 +296,64 @@ TEST(ServeTest, WhoeverHangsUpGivesHisPlaceBack) {
   Server server({"--max-num-seqs", "1", "--max-requests", "1"});
   const Json endless = {{"max_tokens", 100000}, {"ignore_eos", true}};
   for (const bool stream : {true, false}) {
-    for (const bool half : {false, true}) {
-      for (const bool more : {false, true}) {  // bytes after the request, which nobody reads yet
-        Json fields = endless;
-        fields["stream"] = stream;
+    for (const bool more : {false, true}) {  // bytes after the request, which nobody reads yet
+      Json fields = endless;
+      fields["stream"] = stream;
+      Client client(server.port());
+      ASSERT_TRUE(client.Send(Post("/v1/completions", Completion(fields)) + (more ? "G" : "")));
+      std::string text;
+      if (stream) {
+        ASSERT_TRUE(client.Receive(&text));
+      } else {  // it has begun once others are refused
+        while (
+            Exchange(server.port(), Post("/v1/completions", Completion(Json::object()))).status !=
+            503)
+          continue;
+      }
+      const Reply refused =
+          Exchange(server.port(), Post("/v1/completions", Completion(Json::object())));
+      EXPECT_EQ(refused.status, 503);
+      EXPECT_NE(refused.head.find("Retry-After: 1"), std::string::npos) << refused.head;
+      client.Close();
+      // Without its cancellation the request would go on for minutes.
+      const auto patience =
+          std::chrono::steady_clock::now() + std::chrono::milliseconds(kPatienceMs);
+      Reply reply;
+      do {
+        ASSERT_LT(std::chrono::steady_clock::now(), patience) << stream << more;
+        reply = Exchange(server.port(), Post("/v1/completions", Completion(Json::object())));
+      } while (reply.status == 503);
+      EXPECT_EQ(reply.json()["choices"][0]["text"], "123456.");
+    }
+  }
+}
+
+// He has shut down his sending side only: before his answer begins and while it is streamed.
+TEST(ServeTest, WhoeverSaysNoMoreIsStillAnswered) {
+  Server server({});
+  for (const bool stream : {true, false}) {
+    for (const char* version : {"1.1", "1.0"}) {
+      for (const char* more : {"", "GET /health HTTP/1.1\r\nHost: x\r\n\r\n"}) {
+        const Json fields = {{"max_tokens", 200}, {"ignore_eos", true}, {"stream", stream}};
+        std::string post = Post("/v1/completions", Completion(fields), "keep-alive");
+        post.replace(post.find("1.1"), 3, version);
         Client client(server.port());
-        ASSERT_TRUE(client.Send(Post("/v1/completions", Completion(fields)) + (more ? "G" : "")));
+        ASSERT_TRUE(client.Send(post + more));
+        shutdown(client.fd(), SHUT_WR);
         std::string text;
-        if (stream) {
-          ASSERT_TRUE(client.Receive(&text));
-        } else {  // it has begun once others are refused
-          while (
-              Exchange(server.port(), Post("/v1/completions", Completion(Json::object()))).status !=
-              503)
-            continue;
+        while (client.Receive(&text)) continue;
+        if (!stream && version == std::string("1.0")) {  // nothing can tell him from who is gone
+          EXPECT_EQ(text, "");
+          continue;
         }
-        const Reply refused =
-            Exchange(server.port(), Post("/v1/completions", Completion(Json::object())));
-        EXPECT_EQ(refused.status, 503);
-        EXPECT_NE(refused.head.find("Retry-After: 1"), std::string::npos) << refused.head;
-        half ? static_cast<void>(shutdown(client.fd(), SHUT_WR)) : client.Close();
-        // Without its cancellation the request would go on for minutes.
-        const auto patience =
-            std::chrono::steady_clock::now() + std::chrono::milliseconds(kPatienceMs);
-        Reply reply;
-        do {
-          ASSERT_LT(std::chrono::steady_clock::now(), patience) << stream << half;
-          reply = Exchange(server.port(), Post("/v1/completions", Completion(Json::object())));
-        } while (reply.status == 503);
-        EXPECT_EQ(reply.json()["choices"][0]["text"], "123456.");
+        const std::string go_on = "HTTP/1.1 100 Continue\r\n\r\n";
+        if (text.starts_with(go_on)) text.erase(0, go_on.size());
+        EXPECT_TRUE(text.starts_with("HTTP/" + std::string(version) + " 200 OK\r\n")) << text;
+        EXPECT_NE(text.find(stream ? "[DONE]" : "\"completion_tokens\":200"), text.npos) << text;
       }
     }
   }
+  ExpectServes(server.port());
 }
 
 TEST(ServeTest, EveryChoiceCountsAsARequest) {
@@ -356,14 +397,25 @@ TEST(ServeTest, BadRequestsAreNamedAndTheNextIsServed) {
   completion(R"({"prompt": "x", "temperature": -1})", 400, "temperature");
   completion(R"({"prompt": "x", "n": 0})", 400, "n");
   completion(R"({"prompt": "x", "stop": ")" + std::string(5000, 'a') + "\"}", 400, "stop");
-  completion(R"({"prompt": "x", "max_tokens": 9999, "min_tokens": 2000})", 400, "min_tokens");
+  completion(R"({"prompt": "x", "max_tokens": 20, "min_tokens": 21})", 400, "min_tokens");
+  completion(R"({"prompt": "x", "max_tokens": 1023})", 400, "max_tokens");
+  completion(R"({"prompt": ["x", "yz"], "max_tokens": 1022})", 400, "max_tokens");
   completion(R"({"prompt": "x", "model": "gpt-9"})", 404, "model");
   completion(std::string((8 << 20) + 1, ' '), 413, nullptr);
   expect(Post("/v1/chat/completions", R"({"messages": "x"})"), 400, "messages");
-  expect("POST /v1/completions HTTP/1.1\r\nContent-Length: 200000000\r\n\r\n{", 413, nullptr);
-  expect("POST /v1/completions HTTP/1.1\r\nContent-Length: -1\r\n\r\n{", 400, nullptr);
-  expect("POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
-         501, nullptr);
+  const auto chat = [](const std::string& content, const std::string& fields) {
+    return Post("/v1/chat/completions",
+                R"({"messages": [{"role": "user", "content": ")" + content + "\"}]" + fields + "}");
+  };
+  expect(chat(std::string(2000, 'a'), ""), 400, "messages");
+  expect(chat("a", R"(, "max_tokens": 1024)"), 400, "max_tokens");
+  expect(chat("a", R"(, "max_completion_tokens": 1024)"), 400, "max_completion_tokens");
+  const std::string post = "POST /v1/completions HTTP/1.1\r\nHost: x\r\n";
+  expect(post + "Content-Length: 200000000\r\n\r\n{", 413, nullptr);
+  expect(post + "Content-Length: -1\r\n\r\n{", 400, nullptr);
+  expect(post + "Transfer-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", 501, nullptr);
+  expect("GET /health HTTP/1.1\r\n\r\n", 400, nullptr);
+  expect(Get("/health", "Host: y\r\n"), 400, nullptr);
   expect("what?\r\n\r\n", 400, nullptr);
   expect(Get("/nowhere"), 404, nullptr);
   expect(Get("/v1/completions"), 405, nullptr);
@@ -384,7 +436,7 @@ TEST(ServeTest, BadRequestsAreNamedAndTheNextIsServed) {
 }
 
 TEST(ServeTest, MutatedRequestsAreAnsweredOrClosed) {
-  Server server({"--max-model-len", "1k"});
+  Server server({"--max-model-len", "128"});  // those that lose their max_tokens are served, too
   const Json chat = {{"messages", {{{"role", "user"}, {"content", "hi"}}}},
                      {"max_tokens", 2},
                      {"temperature", 0.5},
@@ -444,16 +496,46 @@ TEST(ServeTest, LargeBodiesMayAskFirst) {
   EXPECT_EQ(ParseReply(text).status, 200) << text;
 }
 
+TEST(ServeTest, OtherFormsOfARequest) {
+  Server server({"--api-key", "secret"});
+  const int port = server.port();
+  EXPECT_EQ(Exchange(port, "GET /health HTTP/1.0\r\n\r\n").status, 200);
+  const std::string key = "Authorization: bEARER secret\r\n";
+  for (const char* target : {"http://x/v1/models", "HTTP://x:80/v1/models?a=http://y/"})
+    EXPECT_EQ(Exchange(port, Get(target, key)).json()["object"], "list") << target;
+  for (const char* target : {"http://x?key=secret", "http://x/?key=secret"})
+    EXPECT_NE(Exchange(port, Get(target)).body.find("</html>"), std::string::npos) << target;
+  EXPECT_EQ(Exchange(port, Get("http://x/nowhere", key)).status, 404);
+
+  // A HEAD has the head of its GET.
+  for (const auto& [target, status] :
+       {std::pair{"/health", 200}, {"/?key=secret", 200}, {"/v1/models", 401}, {"/metrics", 401}}) {
+    std::string head = Get(target);
+    head.replace(0, 3, "HEAD");
+    const Reply get = Exchange(port, Get(target)), reply = Exchange(port, head);
+    EXPECT_EQ(reply.status, status) << target;
+    EXPECT_EQ(reply.head, get.head);
+    EXPECT_EQ(reply.body, "") << target;
+  }
+  std::string head = Get("/tokenize", key);
+  const Reply refused = Exchange(port, head.replace(0, 3, "HEAD"));
+  EXPECT_EQ(refused.status, 405);
+  EXPECT_EQ(refused.body, "");
+}
+
 TEST(ServeTest, TheKeyGuardsEverythingButHealth) {
   Server server({"--api-key", "secret", "--served-model-name", "amber"});
   const int port = server.port();
   const std::string key = "Authorization: Bearer secret\r\n";
   EXPECT_EQ(Exchange(port, Get("/health")).status, 200);
-  for (const char* path : {"/version", "/v1/models", "/v1/completions", "/nowhere", "/health/.."}) {
+  for (const char* path : {"/", "/?key=secreT", "/version", "/v1/models", "/v1/models?key=secret",
+                           "/v1/completions", "/nowhere", "/health/.."}) {
     EXPECT_EQ(Exchange(port, Get(path)).status, 401) << path;
     EXPECT_EQ(Exchange(port, Get(path, "Authorization: Bearer secreT\r\n")).status, 401) << path;
   }
   EXPECT_EQ(Exchange(port, Post("/v1/completions", Completion(Json::object()))).status, 401);
+  EXPECT_NE(Exchange(port, Get("/")).body.find("open /?key=KEY"), std::string::npos);
+  EXPECT_EQ(Exchange(port, Get("/", key)).status, 200);
   EXPECT_TRUE(Exchange(port, Get("/version", key)).json().contains("version"));
   const Json models = Exchange(port, Get("/v1/models", key)).json();
   EXPECT_EQ(models["data"][0]["id"], "amber");

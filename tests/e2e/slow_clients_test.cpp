@@ -109,7 +109,8 @@ TEST(SlowClientsTest, WhoReadsNothingIsCutOffAndHisRequestEnds) {
   ASSERT_TRUE(deaf.Send(Post("/v1/completions", AskForMuch(30000))));
   const auto patience = std::chrono::steady_clock::now() + std::chrono::milliseconds(kPatienceMs);
   const std::string aborted =
-      "vllm:request_success_total{model_name=\"needle\",finished_reason=\"abort\"} 8\n";
+      "vllm:request_success_total{model_name=\"needle\",engine=\"0\",finished_reason=\"abort\"} "
+      "8\n";
   while (Exchange(server.port(), Get("/metrics")).body.find(aborted) == std::string::npos)
     ASSERT_LT(std::chrono::steady_clock::now(), patience);
   EXPECT_EQ(Metric(server.port(), "vllm:num_requests_running"), 0);

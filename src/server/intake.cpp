@@ -1,0 +1,102 @@
+#include "server/intake.h"
+
+#include <algorithm>
+#include <ctime>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "base/error.h"
+#include "io/json.h"
+
+namespace octavo {
+
+Intake::Intake(const Engine& engine, const ServerOptions& options)
+    : engine_(engine),
+      model_name_(options.model_name),
+      sampling_defaults_(
+          openai::SamplingDefaults(options.generation_config, options.model_folder)) {
+  try {
+    chat_template_ = ChatTemplate::FromFolder(options.tokenizer_folder, options.chat_template);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kNotFound || !options.chat_template.empty()) throw;
+    no_chat_template_ = error.message();
+  }
+}
+
+std::vector<int32_t> Intake::EncodeChat(const openai::Conversation& chat,
+                                        bool add_special_tokens) const {
+  if (!chat_template_) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "chat_template: expected one, since the model has none: " + no_chat_template_);
+  }
+  const bool own = chat.chat_template.empty();
+  const std::time_t seconds = std::time(nullptr);
+  std::tm now;
+  localtime_r(&seconds, &now);
+  std::string text;
+  try {
+    text = own ? chat_template_->Render(chat.context, now)
+               : chat_template_->RenderBy(jinja::Template(chat.chat_template, "template"),
+                                          chat.context, now);
+  } catch (const Error& error) {
+    throw Error(error.code(), (own ? "messages: " : "chat_template: ") + error.message());
+  }
+  if (chat.continue_final_message) text = openai::UpToFinalMessage(std::move(text), chat);
+  return engine_.Encode(text, add_special_tokens);
+}
+
+Generation::Prepared Intake::Completion(openai::Api api, std::string_view body) const {
+  Generation::Prepared out{.request = openai::ParseRequest(api, body, sampling_defaults_)};
+  openai::CompletionRequest& request = out.request;
+  if (!request.model.empty() && request.model != model_name_) {
+    throw Error(ErrorCode::kNotFound, fmt::format("model: this server has {}, not {}",
+                                                  Quote(model_name_), Quote(request.model)));
+  }
+  const bool special = request.add_special_tokens;
+  int64_t by_default = 16;
+  if (api == openai::Api::kChat) {
+    openai::EncodedPrompt& encoded = out.prompts.emplace_back();
+    encoded.tokens = EncodeChat(request.chat, special);
+    if (request.echo) encoded.text = openai::EchoOf(request);
+    by_default = engine_.max_model_len() - std::ssize(encoded.tokens);
+    by_default = std::max<int64_t>(by_default, 1);
+  }
+  for (auto& prompt : request.prompts) {
+    openai::EncodedPrompt& encoded = out.prompts.emplace_back();
+    if (auto* text = std::get_if<std::string>(&prompt)) {
+      encoded.tokens = engine_.Encode(*text, special);
+      if (request.echo) encoded.text = std::move(*text);
+    } else {
+      encoded.tokens = std::move(std::get<std::vector<int32_t>>(prompt));
+      if (request.echo) encoded.text = engine_.Decode(encoded.tokens, request.skip_special_tokens);
+    }
+  }
+  request.sampling.max_tokens =
+      request.max_tokens.value_or(static_cast<int>(std::min<int64_t>(by_default, INT32_MAX)));
+  for (const openai::EncodedPrompt& prompt : out.prompts) {
+    openai::CheckRoom(request, std::ssize(prompt.tokens), engine_.max_model_len());
+    // Each sequence of the engine needs tokens of its own, which it will add to.
+    for (int n = 0; n < request.n; ++n) {
+      out.engine_requests.push_back({.prompt = prompt.tokens, .sampling = request.sampling});
+      out.engine_requests.back().sampling.choice = static_cast<uint32_t>(n);
+    }
+  }
+  return out;
+}
+
+std::string Intake::Tokenize(std::string_view body) const {
+  const openai::TokenizeRequest request = openai::ParseTokenize(body);
+  const auto* text = std::get_if<std::string>(&request.text);
+  const std::vector<int32_t> tokens =
+      text ? engine_.Encode(*text, request.add_special_tokens)
+           : EncodeChat(std::get<openai::Conversation>(request.text), /*add_special_tokens=*/false);
+  return openai::TokenizeBody(tokens, engine_.max_model_len());
+}
+
+std::string Intake::Detokenize(std::string_view body) const {
+  return openai::DetokenizeBody(
+      engine_.Decode(openai::ParseDetokenize(body, engine_.vocab_size())));
+}
+
+}  // namespace octavo

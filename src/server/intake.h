@@ -1,0 +1,39 @@
+// The bodies of POST requests in the engine's terms: parsed, rendered by the chat template,
+// encoded, checked against the length that the engine serves. No sockets; any thread may call it.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "octavo/engine.h"
+#include "server/generation.h"
+#include "server/http_server.h"
+#include "server/openai.h"
+#include "text/chat_template.h"
+
+namespace octavo {
+
+class Intake {
+ public:
+  // Throws Error if the chat template or generation_config.json is broken. `engine` must outlive
+  // it.
+  Intake(const Engine& engine, const ServerOptions& options);
+
+  Generation::Prepared Completion(openai::Api api, std::string_view body) const;
+  // The answers' bodies.
+  std::string Tokenize(std::string_view body) const;
+  std::string Detokenize(std::string_view body) const;
+
+ private:
+  std::vector<int32_t> EncodeChat(const openai::Conversation& chat, bool add_special_tokens) const;
+
+  const Engine& engine_;
+  const std::string model_name_;
+  std::optional<ChatTemplate> chat_template_;
+  std::string no_chat_template_;  // why
+  SamplingParams sampling_defaults_;
+};
+
+}  // namespace octavo
