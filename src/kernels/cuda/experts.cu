@@ -110,7 +110,7 @@ __global__ void sort_rows_kernel(const BFloat16* x, int64_t x_stride, const int3
 template <class Out>
 __global__ void add_experts_kernel(const float* results, int top_k, int hidden, int64_t out_stride,
                                    Out* out) {
-  WaitForInputs();
+  OverlapAndWaitForInputs();
   const int64_t row = blockIdx.x;
   for (int i = static_cast<int>(threadIdx.x) * 8; i < hidden;
        i += static_cast<int>(blockDim.x) * 8) {

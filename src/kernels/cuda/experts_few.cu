@@ -64,7 +64,8 @@ __global__ __launch_bounds__(kFewWarps * 32, Weights::kBlocksOfTwo) void gate_up
   const int first_out = static_cast<int>(blockIdx.x) * kFewOuts;
   const int lane = static_cast<int>(threadIdx.x % 32);
   const bool dense = p.ids == nullptr;
-  if (!dense) WaitForInputs();  // which expert it is depends on them
+  // Which expert it is depends on them. In this order: down_kernel reads the ids before it waits.
+  if (!dense) WaitForInputs();
   const FewTile tile = FindTile(p, static_cast<int>(blockIdx.y));
   if (tile.expert < 0) return;
   const auto x_row = [&](int) -> const BFloat16* {
@@ -78,7 +79,7 @@ __global__ __launch_bounds__(kFewWarps * 32, Weights::kBlocksOfTwo) void gate_up
   StreamFew<Weights::kAheadOfTwo, BFloat16>(
       weights, p.hidden, x_row,
       [&] {
-        if (dense) WaitForInputs();
+        if (dense) OverlapAndWaitForInputs();
       },
       sums);
   partials[0].Put(sums[0]);
@@ -115,7 +116,7 @@ __global__ __launch_bounds__(kFewWarps * 32,
       {p.down + tile.expert * p.weight_stride, first_out, p.hidden, p.intermediate}};
   float sums[1][1][4] = {};
   StreamFew<Weights::kAhead, BFloat16>(
-      weights, p.intermediate, row, [] { WaitForInputs(); }, sums);
+      weights, p.intermediate, row, [] { OverlapAndWaitForInputs(); }, sums);
   partials.Put(sums[0]);
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < kFewOuts * tile.pairs; i += kFewWarps * 32) {

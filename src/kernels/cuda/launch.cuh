@@ -2,8 +2,13 @@
 //
 // A kernel launched so begins with WaitForInputs(), before which it may read only what no kernel
 // writes (weights) and write nothing; after it, everything before in the stream is complete. Then
-// it lets the next one start, which waits in its turn. Decode does that when it has asked for its
-// last page: earlier, the next kernel's weights would take the bus from it.
+// it lets the next one start, which waits in its turn.
+//
+// Kernels that stream weights, or stand between such, let the next one start before they wait
+// themselves: mostly it is small and then ready when its inputs are. Norms and append do not, for
+// behind them the next weights would take the bus from those that are waited for (a step of
+// Llama-3.1-8B: 5.84 ms, 5.77 with the former, 6.2 with both). Decode does it when it has asked for
+// its last page.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -24,6 +29,12 @@ __device__ __forceinline__ void LetNextKernelStart() {
 __device__ __forceinline__ void WaitForInputs() {
   WaitForPriorKernels();
   LetNextKernelStart();
+}
+
+// The same the other way round.
+__device__ __forceinline__ void OverlapAndWaitForInputs() {
+  LetNextKernelStart();
+  WaitForPriorKernels();
 }
 
 inline cudaLaunchAttribute EarlyLaunch() {

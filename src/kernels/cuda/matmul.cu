@@ -63,7 +63,7 @@ __global__ __launch_bounds__(kFewWarps * 32,
         const int row = first_row + 8 * n + lane / 4;
         return row < p.rows ? static_cast<const X*>(p.x) + row * p.x_stride + lane_k : nullptr;
       },
-      [] { WaitForInputs(); }, sums);
+      [] { OverlapAndWaitForInputs(); }, sums);
   partials.Put(sums[0]);
   __syncthreads();
   const int rows = min(8 * kTiles, p.rows - first_row);
@@ -102,7 +102,7 @@ __global__ __launch_bounds__(kThinWarps *
   };
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) load(i, lane_k + i * kStep);
-  WaitForInputs();
+  OverlapAndWaitForInputs();
   float sums[kRows] = {};
   for (int begin = lane_k; begin < p.k; begin += kAhead * kStep) {
 #pragma unroll

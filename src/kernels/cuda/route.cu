@@ -31,7 +31,7 @@ __device__ float WarpSum(float x) {
 }
 
 __global__ __launch_bounds__(kWarps * 32) void route_kernel(RouteParams p) {
-  WaitForInputs();
+  OverlapAndWaitForInputs();
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int row = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32);
   if (row >= p.rows) return;
