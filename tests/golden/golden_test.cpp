@@ -17,6 +17,7 @@ const char* const kFamilies[] = {"llama",       "llama_hd128_tied", "qwen2",   "
 VerifyOptions Options(const std::string& family) {
   VerifyOptions options;
   options.engine.model = std::string(OCTAVO_SOURCE_DIR) + "/tests/golden/" + family;
+  options.engine.device = "cpu";
   options.engine.threads = 2;
   return options;
 }
@@ -60,6 +61,29 @@ TEST_P(GoldenTest, BFloat16Fp8Cache) {
   VerifyOptions options = Options(GetParam());
   options.engine.kv_cache_dtype = "fp8";
   ExpectPasses(options);
+}
+
+// The whole path on a GPU, recorded decode steps too: what the kernels' own tests cannot see is how
+// they follow one another. A quarter more than octavo verify allows, for routing decisions that
+// flip (docs/numerics.md).
+TEST_P(GoldenTest, OnCuda) {
+  for (const char* format : {"bf16", "fp8"}) {
+    VerifyOptions options = Options(GetParam());
+    options.engine.device = "cuda";
+    options.engine.kv_cache_dtype = format;
+    options.engine.attention_math = "16bit";
+    VerifyReport report;
+    try {
+      report = Verify(options);
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::kUnsupported) throw;
+      GTEST_SKIP() << error.message();
+    }
+    const PromptResult& all = report.prompts.back();
+    ASSERT_GT(all.tolerance, 0);
+    EXPECT_LE(all.relative_l2, 1.25 * all.tolerance) << format;
+    EXPECT_LE(all.chunked_l2, 1.25 * all.tolerance) << format;
+  }
 }
 
 // How far transformers' own fp8 cache moves the logits of a prompt: what quantising does to this
