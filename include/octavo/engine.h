@@ -13,8 +13,10 @@
 // request that fails later ends with FinishReason::kError and a message; the others go on.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
@@ -113,8 +115,14 @@ struct Event {
   double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;
 };
 
+// Bounds of a histogram of tokens per step: vLLM's.
+inline constexpr int64_t kStepTokenBounds[] = {1,   8,    16,   32,   64,   128,  256,
+                                               512, 1024, 2048, 4096, 8192, 16384};
+
 struct EngineStats {
   int64_t steps = 0, prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0, preemptions = 0;
+  int64_t step_tokens = 0;                                                 // of all steps
+  std::array<int64_t, std::size(kStepTokenBounds) + 1> steps_by_tokens{};  // the last: of more
   int64_t running = 0, waiting = 0;
   int64_t peak_running = 0;  // most sequences in one step since the start
   int64_t cache_bytes = 0, cache_bytes_used = 0;

@@ -221,7 +221,9 @@ void Engine::Impl::RunStep() {
 void Engine::Impl::RunStep(const Step& step) {
   BuildBatch(step);
   const Clock::time_point begin = Clock::now();
+  int64_t tokens = 0;
   for (const Chunk& chunk : step.chunks) {
+    tokens += chunk.count;
     if (!chunk.sequence->scheduled) chunk.sequence->scheduled = begin;
   }
   std::vector<Ranking> rankings;
@@ -229,6 +231,8 @@ void Engine::Impl::RunStep(const Step& step) {
   totals.model_seconds += SecondsSince(begin);
   scheduler.Complete(step);
   ++totals.steps;
+  totals.step_tokens += tokens;
+  ++totals.steps_by_tokens[std::ranges::lower_bound(kStepTokenBounds, tokens) - kStepTokenBounds];
 
   RequestId ended = 0;  // rows of one request are adjacent
   for (size_t i = 0; i < rows.size(); ++i) {

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <thread>
 #include <utility>
 
@@ -294,7 +295,12 @@ TEST(EngineTest, StatsCountARequestBeforeItsLastEvent) {
   client.Wait();
   EXPECT_EQ(prompt_tokens, 100);
   EXPECT_EQ(generated_tokens, 5);
-  EXPECT_GE(engine->stats().steps, 5);
+  const EngineStats stats = engine->stats();
+  EXPECT_GE(stats.steps, 5);
+  EXPECT_EQ(std::accumulate(stats.steps_by_tokens.begin(), stats.steps_by_tokens.end(), int64_t{0}),
+            stats.steps);
+  // The last token of a sequence is in no step.
+  EXPECT_EQ(stats.step_tokens, stats.prompt_tokens + stats.generated_tokens - 1);
   EXPECT_GT(engine->stats().model_seconds, 0);
   EXPECT_GT(engine->stats().loop_seconds, 0);
 }

@@ -183,6 +183,10 @@ std::string Metrics::Text(const EngineOptions& options, const EngineStats& stats
       "Time in the engine's loop outside of the model, while it has work.", stats.loop_seconds);
   one("octavo:server_cpu_seconds_total", "counter",
       "Processor time of HTTP, JSON, templates and tokenising.", cpu_seconds_);
+  out += Histogram({std::begin(kStepTokenBounds), std::end(kStepTokenBounds)},
+                   {stats.steps_by_tokens.begin(), stats.steps_by_tokens.end()},
+                   count(stats.step_tokens))
+             .Text("vllm:iteration_tokens_total", "Tokens of a step of the engine.", labels);
   by("vllm:request_success_total", "counter", "Requests by how they ended.", "finished_reason",
      finished_);
   out += ttft_.Text("vllm:time_to_first_token_seconds", "Time to the first token.", labels);

@@ -19,6 +19,9 @@ class Histogram {
  public:
   explicit Histogram(std::vector<double> bounds)
       : bounds_(std::move(bounds)), counts_(bounds_.size() + 1) {}
+  // What has been counted elsewhere: as many counts as bounds and one.
+  Histogram(std::vector<double> bounds, std::vector<uint64_t> counts, double sum)
+      : bounds_(std::move(bounds)), counts_(std::move(counts)), sum_(sum) {}
   void Observe(double value);
   // `labels`: what stands between braces, without "le".
   std::string Text(const std::string& name, const std::string& help,

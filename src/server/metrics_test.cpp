@@ -31,16 +31,19 @@ TEST(Metrics, NamesOfVllmAndTheCachesHealth) {
   metrics.Count({.reason = "abort", .seconds = 1, .queue_seconds = 1});  // no token: it never ran
   metrics.CountPrompt(2, 7);
   metrics.SetCpuSeconds(0.125);
-  const EngineStats stats{.steps = 12345678,
-                          .prompt_tokens = 90,
-                          .cached_tokens = 10,
-                          .running = 2,
-                          .waiting = 3,
-                          .cache_bytes = 100,
-                          .cache_bytes_used = 25,
-                          .cache_tokens = 640,
-                          .model_seconds = 1234.56789,
-                          .loop_seconds = 0.5};
+  EngineStats stats{.steps = 12345678,
+                    .prompt_tokens = 90,
+                    .cached_tokens = 10,
+                    .running = 2,
+                    .waiting = 3,
+                    .cache_bytes = 100,
+                    .cache_bytes_used = 25,
+                    .cache_tokens = 640,
+                    .model_seconds = 1234.56789,
+                    .loop_seconds = 0.5};
+  stats.step_tokens = 300;
+  stats.steps_by_tokens[1] = 5;  // 2 to 8 tokens
+  stats.steps_by_tokens.back() = 2;
   const std::vector<LayerCacheReport> layers = {{.k_format = "fp8_e4m3",
                                                  .v_format = "bf16",
                                                  .k_scale_source = "default \"1.0\"",
@@ -53,6 +56,10 @@ TEST(Metrics, NamesOfVllmAndTheCachesHealth) {
        {"vllm:num_requests_running{model_name=\"m\",engine=\"0\"} 2\n",
         "vllm:kv_cache_usage_perc{model_name=\"m\",engine=\"0\"} 0.25\n",
         "vllm:prefix_cache_queries_total{model_name=\"m\",engine=\"0\"} 100\n",
+        "vllm:iteration_tokens_total_bucket{model_name=\"m\",engine=\"0\",le=\"1\"} 0\n",
+        "vllm:iteration_tokens_total_bucket{model_name=\"m\",engine=\"0\",le=\"16384\"} 5\n",
+        "vllm:iteration_tokens_total_bucket{model_name=\"m\",engine=\"0\",le=\"+Inf\"} 7\n",
+        "vllm:iteration_tokens_total_sum{model_name=\"m\",engine=\"0\"} 300\n",
         "octavo:engine_steps_total{model_name=\"m\",engine=\"0\"} 12345678\n",
         "octavo:engine_model_seconds_total{model_name=\"m\",engine=\"0\"} 1234.56789\n",
         "octavo:engine_loop_seconds_total{model_name=\"m\",engine=\"0\"} 0.5\n",
