@@ -8,7 +8,8 @@
 // themselves: mostly it is small and then ready when its inputs are. Norms and append do not, for
 // behind them the next weights would take the bus from those that are waited for (a step of
 // Llama-3.1-8B: 5.84 ms, 5.77 with the former, 6.2 with both). Decode does it when it has asked for
-// its last page.
+// its last page. What comes behind one of the former starts while the last but one may still run:
+// only behind a WaitForInputs() may a kernel read, before it waits, what the last but one wrote.
 #pragma once
 
 #include <cuda_runtime.h>

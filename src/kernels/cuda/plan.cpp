@@ -26,8 +26,10 @@ constexpr int kFixedPieces = 16;
 constexpr int kFixedPiecePages = 32;
 // Prefill: K and V of the heads worked on together, in bytes; L2 holds 50 MB and more.
 constexpr int64_t kHeadGroupBytes = 32 << 20;
-// Prefill: the smallest pieces in tiles, for adding up has its price: these of a short step and of
-// one that is longer, and this part of an equal share.
+// Prefill: adding up has its price, so pieces have kGoodPieceTiles at least, and a part of a
+// worker's equal share of everything; in steps where that share is smaller, the share, or
+// kMinPieceTiles. With such a part there are less than 4 pieces for each worker, which is what
+// there is room for.
 constexpr int kMinPieceTiles = 8, kGoodPieceTiles = 32;
 constexpr int kPiecesOfShare = 12;
 

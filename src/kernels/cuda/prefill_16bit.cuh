@@ -44,8 +44,8 @@ using ProducerOf =
                                         kValues == Operand::kWiden>,
                        PlainProducer>;
 
-// kQuerySteps: steps of Q K whose queries are in registers, as many as there is room for. They
-// spare shared memory, which bounds these products, a third to a half of what a step reads of it.
+// kQuerySteps: steps of Q K whose queries are in registers, where that pays. It spares shared
+// memory a third to a half of what a step reads of it.
 template <int kHeadDim, int kConsumers, int kTileTokens, int kStages, int kQuerySteps_,
           Operand kKeys, Operand kValues>
 struct Prefill16BitConfig
@@ -77,7 +77,7 @@ struct Consumer16Bit {
   float scores[C::kTileTokens / 2];
   float out[C::kHeadDim / 2];
   uint32_t probabilities[C::kTileTokens / 4];
-  uint32_t queries[4 * C::kQuerySteps + 1];
+  uint32_t queries[C::kQuerySteps > 0 ? 4 * C::kQuerySteps : 1];
 
   __device__ Consumer16Bit(typename C::Shared& shared, int warpgroup)
       : shared(shared),
