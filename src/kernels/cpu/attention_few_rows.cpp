@@ -138,10 +138,6 @@ void Values(const AttentionBlock& block, const uint8_t* v, const float* p, const
   }
 }
 
-// A page's K, and its V, is asked for a page ahead, in as many steps as the smallest head_dim
-// makes.
-inline constexpr int kPrefetchSteps = 16;
-
 // keep[position] is all ones where a row at `last` sees the token, else all zeros.
 void VisibleTokens(const AttentionBlock& block, int first_token, int last, float* keep) {
   const DF d;
@@ -218,12 +214,17 @@ struct MaskedValuesEntry {
                                               Values<Loader, 4, true>};
 };
 
-// `count` codes to float16 bits, which are cheaper to widen from memory than codes are.
+// `count` codes, a multiple of four vectors of bits, to float16 bits, which are cheaper to widen
+// from memory than codes are. Four at once: a loop over one took half as long again where its few
+// instructions came to lie unluckily (Zen 3).
 template <class Format>
 void Expand(const uint8_t* codes, size_t count, int16_t* bits) {
   const hn::Repartition<int16_t, DF> d16;
-  for (size_t i = 0; i < count; i += 2 * kLanes)
-    hn::StoreU(Format::Bits16(d16, LoadCodes(d16, codes + i)), d16, bits + i);
+  constexpr size_t kVector = 2 * kLanes;
+  for (size_t i = 0; i < count; i += 4 * kVector) {
+    for (size_t j = i; j < i + 4 * kVector; j += kVector)
+      hn::StoreU(Format::Bits16(d16, LoadCodes(d16, codes + j)), d16, bits + j);
+  }
 }
 
 // One head's K or V in a type that the kernels below read.
@@ -264,12 +265,23 @@ auto ByType(DType type) {
 // The logarithm of the number of rows to take next of those that are left.
 int StepLog2(int left) { return left >= 4 ? 2 : left >= 2 ? 1 : 0; }
 
+// How often Scores (`vectors` tokens) or Values (dimensions) ask for some of the next page's K or
+// V: evenly over all products of a page, since a burst that ends early leaves the memory idle.
+int PrefetchSteps(int rows, int vectors) {
+  int steps = 0;
+  for (int r = 0; r < rows; r += 1 << StepLog2(rows - r))
+    steps += vectors / OpenVectors(1 << StepLog2(rows - r));
+  return steps;
+}
+
 void AttendFew(const AttentionBlock& block, int page_begin, int page_end,
                const AttentionState& state, float* scratch) {
   const KvLayout& layout = block.args->cache.layout;
   const DType k_storage = StorageDType(layout.k_format), v_storage = StorageDType(layout.v_format);
   const size_t elements = kPageSize * static_cast<size_t>(block.head_dim);
   const int rows = block.rows;
+  const int k_steps = PrefetchSteps(rows, kPageSize);
+  const int v_steps = PrefetchSteps(rows, hwy::RoundUpTo(block.head_dim, kLanes));
   std::fill_n(state.m, rows, -std::numeric_limits<float>::infinity());
   std::fill_n(state.l, rows, 0.0f);
   std::fill_n(state.o, rows * block.row_stride, 0.0f);
@@ -284,7 +296,7 @@ void AttendFew(const AttentionBlock& block, int page_begin, int page_end,
     page.PrefetchNextScales(index);
     const Elements k = Widen(page.k, k_storage, elements, expanded);
     const ScoresFunction* scores = ByType<ScoresEntry>(k.type);
-    Prefetcher next_k = page.NextK(index, kPrefetchSteps);
+    Prefetcher next_k = page.NextK(index, k_steps);
     for (int r = 0; r < rows; r += 1 << StepLog2(rows - r)) {
       scores[StepLog2(rows - r)](block, k.data, block.q + r * block.row_stride, s + r * kPageSize,
                                  next_k);
@@ -298,7 +310,7 @@ void AttendFew(const AttentionBlock& block, int page_begin, int page_end,
     const Elements v = Widen(page.v, v_storage, elements, expanded);
     const ValuesFunction* values =
         page.masked ? ByType<MaskedValuesEntry>(v.type) : ByType<ValuesEntry>(v.type);
-    Prefetcher next_v = page.NextV(index, kPrefetchSteps);
+    Prefetcher next_v = page.NextV(index, v_steps);
     for (int r = 0; r < rows; r += 1 << StepLog2(rows - r)) {
       values[StepLog2(rows - r)](block, v.data, s + r * kPageSize, keep + r * kPageSize, alpha + r,
                                  state.o + r * block.row_stride, next_v);
