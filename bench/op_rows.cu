@@ -32,23 +32,20 @@ int SetsOf(double bytes) {
 }
 
 Row NormRow(int64_t rows, int64_t columns) {
-  const double bytes = static_cast<double>(rows * columns) * 14 + 2.0 * columns;
+  const double bytes = static_cast<double>(rows * columns) * 6 + 2.0 * columns;
   const int sets = SetsOf(bytes);
   struct Work {
-    Numbered x, delta, weight, out;
+    Numbered x, weight, out;
   };
-  const auto work = std::make_shared<Work>(Work{{sets, kF32, rows * columns},
-                                                {sets, kF32, rows * columns},
-                                                {sets, kBF16, columns},
-                                                {sets, kBF16, rows * columns}});
+  const auto work = std::make_shared<Work>(
+      Work{{sets, kF32, rows * columns}, {sets, kBF16, columns}, {sets, kBF16, rows * columns}});
   return {.group = "norm",
-          .name = std::to_string(rows) + " x " + std::to_string(columns) + " + delta",
+          .name = std::to_string(rows) + " x " + std::to_string(columns),
           .format = "f32 to bf16",
           .bytes = bytes,
           .sets = sets,
           .call = [=](int set, void* stream) {
             cuda::Norm({.x = Tensor(work->x.sets[set].as(), kF32, {rows, columns}),
-                        .delta = Tensor(work->delta.sets[set].as(), kF32, {rows, columns}),
                         .weight = Tensor(work->weight.sets[set].as(), kBF16, {columns}),
                         .eps = 1e-5f,
                         .out = Tensor(work->out.sets[set].as(), kBF16, {rows, columns})},

@@ -78,7 +78,7 @@ class PretendedDevice final : public Backend {
   }
   void Norm(const NormArgs& a) override {
     Do([this, a] {
-      Expect(a.x, a.delta, a.weight, a.out);
+      Expect(a.x, a.weight, a.out);
       cpu_->Norm(a);
     });
   }

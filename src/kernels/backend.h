@@ -36,23 +36,24 @@ struct GatherArgs {
   Tensor out;
 };
 
-// If delta: x += delta (rounded to x's type). out = x * rsqrt(mean(x^2) + eps) * (weight + offset).
-// Rows of [rows, columns]. Without `out`: only the addition.
+// out = x * rsqrt(mean(x^2) + eps) * (weight + offset), or with `accumulate` out += that. Rows of
+// [rows, columns].
 struct NormArgs {
-  Tensor x;       // [rows, hidden] T, updated in place when delta is given
-  Tensor delta;   // [rows, hidden], x's type, optional
+  Tensor x;       // [rows, hidden] T
   Tensor weight;  // [hidden]
   float eps = 0;
-  float offset = 0;  // 1 for Gemma
-  Tensor out;      // [rows, hidden], x's type, or bfloat16 of a float32 x; may be x or delta itself
-  Tensor rounded;  // [rows, hidden] bfloat16, optional: float32 `out` once more, where
-                   // Backend::intermediate_dtype() is bfloat16
+  float offset = 0;         // 1 for Gemma
+  Tensor out;               // [rows, hidden], x's type, or bfloat16 of a float32 x; may be x
+  Tensor rounded;           // [rows, hidden] bfloat16, optional: float32 `out` once more, where
+                            // Backend::intermediate_dtype() is bfloat16
+  bool accumulate = false;  // x and `out` are float32
 };
 
-// out = x * weight^T + bias. x: [rows, in] T; weight: [out, in]; bias: [out], optional; out: [rows,
-// out] T or float32. Rows of x and out may be strided.
+// out = x * weight^T + bias, or with `accumulate` out += that. x: [rows, in] T; weight: [out, in];
+// bias: [out], optional; out: [rows, out] T or float32. Rows of x and out may be strided.
 struct MatMulArgs {
   Tensor x, weight, bias, out;
+  bool accumulate = false;  // `out` is float32
 };
 
 // One of several matmuls of the same x.
@@ -88,7 +89,7 @@ struct Expert {
 };
 
 // out[row] = sum over k of weights[row, k] * expert(ids[row, k])(x[row]), added in float32 in the
-// order of k. Values between gate, up and down are float32.
+// order of k, or with `accumulate` out += that. Values between gate, up and down are float32.
 struct ExpertsArgs {
   Tensor x;  // [rows, hidden] T
   Tensor ids, weights;
@@ -96,6 +97,7 @@ struct ExpertsArgs {
   Activation activation = Activation::kSilu;
   float limit = 0;
   Tensor out;  // [rows, hidden] T or float32
+  bool accumulate = false;
 };
 
 // cos_sin[i] = cos, then sin of positions[i] * inv_freq[j] (product in float32, accurate cos and

@@ -60,49 +60,34 @@ class Conformance {
   }
 
   void Norms() {
-    enum class Out { kOwn, kX, kDelta, kNone };
     for (DType t : {DType::kF32, DType::kBF16}) {
       for (DType weight_type : {DType::kF32, DType::kBF16, DType::kF16}) {
         for (int64_t columns : {1, 16, 63, 64, 200, 2049}) {
-          for (const bool add : {false, true}) {
-            for (const Out where : {Out::kOwn, Out::kX, Out::kDelta, Out::kNone}) {
-              if (!add && (where == Out::kDelta || where == Out::kNone)) continue;
-              NormCase(t, t, weight_type, columns, add, static_cast<int>(where));
-              if (t == DType::kF32 && where == Out::kOwn) {
-                NormCase(t, DType::kBF16, weight_type, columns, add, static_cast<int>(where));
-              }
-            }
+          for (const bool in_place : {false, true})
+            NormCase(t, t, weight_type, columns, in_place, false);
+          if (t == DType::kF32) {
+            NormCase(t, DType::kBF16, weight_type, columns, false, false);
+            NormCase(t, t, weight_type, columns, false, true);
           }
         }
       }
     }
   }
 
-  void NormCase(DType t, DType out_type, DType weight_type, int64_t columns, bool add, int where) {
-    const TestTensor weight = Random(weight_type, 1, columns);
-    const TestTensor x = Random(t, 9, columns, 3, 5), delta = Random(t, 9, columns, 0.5, 1);
+  void NormCase(DType t, DType out_type, DType weight_type, int64_t columns, bool in_place,
+                bool accumulate) {
+    const TestTensor weight = Random(weight_type, 1, columns), x = Random(t, 9, columns, 3, 5);
     const std::string what =
-        "norm of " + ShapeString(x) + (add ? " + delta" : "") + ", out " + std::to_string(where);
-    struct Memory {
-      TestTensor x, delta, out;
-    };
-    Memory got{x, delta, TestTensor(out_type, 9, columns, 7)}, want = got;
-    const auto run = [&](Backend& backend, const Memory& m) {
-      const Tensor outs[] = {m.out, m.x, m.delta, Tensor()};
-      backend.Norm({.x = m.x,
-                    .delta = add ? m.delta.tensor() : Tensor(),
-                    .weight = where == 3 ? Tensor() : weight.tensor(),
-                    .eps = 1e-5f,
-                    .offset = columns % 2 ? 1.0f : 0.0f,
-                    .out = outs[where]});
-    };
-    run(subject_, got);
-    run(*oracle_, want);
-    // The sum is one exact operation and one rounding: bit-exact.
-    for (int64_t r = 0; r < 9 && where != 1; ++r) EXPECT_TRUE(got.x.SameRow(r, want.x, r)) << what;
-    ExpectMatches(got.x, want.x, what);
-    ExpectMatches(got.delta, want.delta, what);
-    if (where == 0) ExpectMatches(got.out, want.out, what);
+        "norm of " + ShapeString(x) + (in_place ? " in place" : "") + (accumulate ? ", added" : "");
+    Compare(in_place ? x : Random(out_type, 9, columns, 2, 7), what,
+            [&](Backend& backend, const TestTensor& out) {
+              backend.Norm({.x = in_place ? out : x,
+                            .weight = weight,
+                            .eps = 1e-5f,
+                            .offset = columns % 2 ? 1.0f : 0.0f,
+                            .out = out,
+                            .accumulate = accumulate});
+            });
   }
 
   void MatMuls() {
@@ -133,15 +118,19 @@ class Conformance {
                      weight = Random(weight_type, outs, columns, 1, 1);
     const TestTensor bias = Random(weight_type, 1, outs);
     for (const bool with_bias : {false, true}) {
-      const std::string what =
-          "matmul " + ShapeString(x) + " x " + ShapeString(weight) + " -> " + Name(out_type);
-      Compare(TestTensor(out_type, rows, outs, 5), what,
-              [&](Backend& backend, const TestTensor& out) {
-                backend.MatMul({.x = x,
-                                .weight = weight,
-                                .bias = with_bias ? bias.tensor() : Tensor(),
-                                .out = out});
-              });
+      for (const bool accumulate : {false, true}) {
+        if (accumulate && out_type != DType::kF32) continue;
+        const std::string what = "matmul " + ShapeString(x) + " x " + ShapeString(weight) + " -> " +
+                                 Name(out_type) + (accumulate ? ", added" : "");
+        Compare(Random(out_type, rows, outs, 2, 5), what,
+                [&](Backend& backend, const TestTensor& out) {
+                  backend.MatMul({.x = x,
+                                  .weight = weight,
+                                  .bias = with_bias ? bias.tensor() : Tensor(),
+                                  .out = out,
+                                  .accumulate = accumulate});
+                });
+      }
     }
   }
 
@@ -250,16 +239,19 @@ class Conformance {
       const TestTensor logits = Random(DType::kF32, c.rows, c.experts);
       TestTensor ids(DType::kI32, c.rows, c.top_k), weights(DType::kF32, c.rows, c.top_k);
       oracle_->Route({.logits = logits, .top_k = c.top_k, .ids = ids, .weights = weights});
-      Compare(TestTensor(c.t, c.rows, c.hidden, 1), "experts",
-              [&](Backend& backend, const TestTensor& out) {
-                backend.Experts({.x = x,
-                                 .ids = ids,
-                                 .weights = weights,
-                                 .experts = experts,
-                                 .activation = c.activation,
-                                 .limit = 1.5f,
-                                 .out = out});
-              });
+      for (const bool accumulate : {false, true}) {
+        Compare(Random(c.t, c.rows, c.hidden, 2, 1), "experts",
+                [&](Backend& backend, const TestTensor& out) {
+                  backend.Experts({.x = x,
+                                   .ids = ids,
+                                   .weights = weights,
+                                   .experts = experts,
+                                   .activation = c.activation,
+                                   .limit = 1.5f,
+                                   .out = out,
+                                   .accumulate = accumulate});
+                });
+      }
     }
   }
 

@@ -68,11 +68,7 @@ TEST_F(RowInvarianceTest, Norm) {
   for (DType t : {DType::kF32, DType::kBF16}) {
     const TestTensor x = Random(t, kRows, kHidden), weight = Random(DType::kF32, 1, kHidden);
     Check(t, kHidden, [&](Backend& backend, int64_t begin, int64_t end, const TestTensor& out) {
-      backend.Norm({.x = x.tensor().Rows(begin, end),
-                    .delta = {},
-                    .weight = weight,
-                    .eps = 1e-6f,
-                    .out = out});
+      backend.Norm({.x = x.tensor().Rows(begin, end), .weight = weight, .eps = 1e-6f, .out = out});
     });
   }
 }

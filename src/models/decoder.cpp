@@ -10,12 +10,14 @@ namespace octavo {
 Decoder::Layout Decoder::LayOut(const ModelSpec& spec, DType dtype, DType intermediate,
                                 const StepLimits& limits) {
   int64_t q = 0, kv = 0, inner = 0, experts = 0, top_k = 0, rope = 0;
+  bool post_norms = false;
   for (const LayerSpec& layer : spec.layers) {
     q = std::max<int64_t>(q, layer.heads * layer.head_dim);
     kv = std::max<int64_t>(kv, layer.kv_heads * layer.head_dim);
     if (layer.ffn.experts == 0) inner = std::max(inner, layer.ffn.intermediate);
     experts = std::max<int64_t>(experts, layer.ffn.experts);
     top_k = std::max<int64_t>(top_k, layer.ffn.top_k);
+    post_norms |= layer.post_norms;
   }
   for (const RopeSpec& table : spec.ropes) rope += 2 * std::ssize(table.inv_freq);
   int64_t total = 0;
@@ -32,7 +34,7 @@ Decoder::Layout Decoder::LayOut(const ModelSpec& spec, DType dtype, DType interm
   at.hidden = take(f32, rows, spec.hidden);
   at.normed = take(f32, rows, spec.hidden);
   at.rounded = take(intermediate, rows, experts == 0 || intermediate == f32 ? 0 : spec.hidden);
-  at.delta = take(f32, rows, spec.hidden);
+  at.block_out = take(f32, rows, post_norms ? spec.hidden : 0);
   at.qkv = take(f32, rows, q + 2 * kv);
   at.query = take(intermediate, rows, intermediate == f32 ? 0 : q);
   at.attended = take(dtype, rows, q);
@@ -120,7 +122,6 @@ void Decoder::Forward(const StepInput& input, const StepObserver& observer) {
   const int tokens = static_cast<int>(input.ids.size());
   OCTAVO_CHECK(tokens > 0 && tokens <= limits_.tokens, tokens, limits_.tokens);
   residual_ = Scratch(at_.hidden, DType::kF32, tokens, spec_.hidden);
-  block_out_ = Scratch(at_.delta, DType::kF32, tokens, spec_.hidden);
 
   int64_t rope = at_.rope;
   rope_tables_.clear();
@@ -142,39 +143,15 @@ void Decoder::Forward(const StepInput& input, const StepObserver& observer) {
   backend_.Gather(
       {.table = weights_.embedding, .ids = input.ids, .scale = scale, .out = residual_});
 
-  Tensor pending;  // what the last block adds to the residual stream; the next norm does it
   for (size_t l = 0; l < spec_.layers.size(); ++l) {
-    const LayerSpec& layer = spec_.layers[l];
-    const LayerWeights& w = weights_.layers[l];
-    const auto norm = [&](const Tensor& x, const Tensor& delta, const Tensor& weight,
-                          const Tensor& out, const Tensor& rounded = {}) {
-      backend_.Norm({.x = x,
-                     .delta = delta,
-                     .weight = weight,
-                     .eps = spec_.norm_eps,
-                     .offset = spec_.norm_offset,
-                     .out = out,
-                     .rounded = rounded});
-    };
-    block_in_ = Scratch(at_.normed, dtype_, tokens, spec_.hidden);
-    norm(residual_, pending, w.input_norm, block_in_);
     if (observer.hidden) observer.hidden(static_cast<int>(l), residual_);
     Attend(l, input, observer);
-    if (layer.post_norms) norm(block_out_, {}, w.post_attention_norm, block_out_);
-    experts_in_ = {};
-    if (layer.ffn.experts > 0) {
-      // A routing decision should not hang on a rounding.
-      block_in_ = Scratch(at_.normed, DType::kF32, tokens, spec_.hidden);
-      if (intermediate_ != DType::kF32)
-        experts_in_ = Scratch(at_.rounded, intermediate_, tokens, spec_.hidden);
-    }
-    norm(residual_, block_out_, layer.post_norms ? w.pre_ffn_norm : w.post_attention_norm,
-         block_in_, experts_in_);
-    FeedForward(layer, w, tokens);
-    if (layer.post_norms) norm(block_out_, {}, w.post_ffn_norm, block_out_);
-    pending = block_out_;
+    FeedForward(l, tokens);
   }
-  backend_.Norm({.x = residual_, .delta = pending, .weight = {}, .out = {}});
+}
+
+NormArgs Decoder::NormOf(const Tensor& x, const Tensor& weight, const Tensor& out) const {
+  return {.x = x, .weight = weight, .eps = spec_.norm_eps, .offset = spec_.norm_offset, .out = out};
 }
 
 void Decoder::Attend(size_t l, const StepInput& input, const StepObserver& observer) {
@@ -194,7 +171,9 @@ void Decoder::Attend(size_t l, const StepInput& input, const StepObserver& obser
   AttentionPlan* plan = (decode_only_ ? plans.decode : plans.any).get();
 
   const Projection projections[] = {{w.q, w.q_bias, q}, {w.k, w.k_bias, k}, {w.v, w.v_bias, v}};
-  backend_.Project(block_in_, projections);
+  const Tensor normed = Scratch(at_.normed, dtype_, tokens, spec_.hidden);
+  backend_.Norm(NormOf(residual_, w.input_norm, normed));
+  backend_.Project(normed, projections);
   backend_.Append({.q = q,
                    .k = k,
                    .v = v,
@@ -218,39 +197,71 @@ void Decoder::Attend(size_t l, const StepInput& input, const StepObserver& obser
                       .sinks = w.sinks,
                       .next = w.o});
   if (observer.attended) observer.attended(static_cast<int>(l), attended);
-  backend_.MatMul({.x = attended, .weight = w.o, .bias = w.o_bias, .out = block_out_});
+  AddToResidual(layer, w.post_attention_norm, [&](const Tensor& out, bool accumulate) {
+    backend_.MatMul(
+        {.x = attended, .weight = w.o, .bias = w.o_bias, .out = out, .accumulate = accumulate});
+  });
 }
 
-void Decoder::FeedForward(const LayerSpec& layer, const LayerWeights& w, int tokens) {
+// A block's last op: adds to the residual stream itself, unless a norm is between.
+template <class Op>
+void Decoder::AddToResidual(const LayerSpec& layer, const Tensor& post_norm, const Op& op) {
+  if (!layer.post_norms) return op(residual_, true);
+  const Tensor out = Scratch(at_.block_out, DType::kF32, residual_.rows(), spec_.hidden);
+  op(out, false);
+  NormArgs norm = NormOf(out, post_norm, residual_);
+  norm.accumulate = true;
+  backend_.Norm(norm);
+}
+
+void Decoder::FeedForward(size_t l, int tokens) {
+  const LayerSpec& layer = spec_.layers[l];
+  const LayerWeights& w = weights_.layers[l];
   const FfnSpec& ffn = layer.ffn;
+  // A routing decision should not hang on a rounding.
+  const DType normed_dtype = ffn.experts > 0 ? DType::kF32 : dtype_;
+  NormArgs norm = NormOf(residual_, layer.post_norms ? w.pre_ffn_norm : w.post_attention_norm,
+                         Scratch(at_.normed, normed_dtype, tokens, spec_.hidden));
   if (ffn.experts == 0) {
     const Tensor both = Scratch(at_.gate_up, intermediate_, tokens, 2 * ffn.intermediate);
     const Tensor gate = both.Columns(0, ffn.intermediate),
                  up = both.Columns(ffn.intermediate, 2 * ffn.intermediate);
+    backend_.Norm(norm);
     backend_.GatedProject(
-        block_in_, {w.dense.gate, w.dense.gate_bias, gate}, {w.dense.up, w.dense.up_bias, up},
+        norm.out, {w.dense.gate, w.dense.gate_bias, gate}, {w.dense.up, w.dense.up_bias, up},
         {.activation = ffn.activation, .limit = ffn.limit, .gate = gate, .up = up, .out = gate});
-    backend_.MatMul(
-        {.x = gate, .weight = w.dense.down, .bias = w.dense.down_bias, .out = block_out_});
+    AddToResidual(layer, w.post_ffn_norm, [&](const Tensor& out, bool accumulate) {
+      backend_.MatMul({.x = gate,
+                       .weight = w.dense.down,
+                       .bias = w.dense.down_bias,
+                       .out = out,
+                       .accumulate = accumulate});
+    });
     return;
   }
+  if (intermediate_ != DType::kF32)
+    norm.rounded = Scratch(at_.rounded, intermediate_, tokens, spec_.hidden);
   const Tensor logits = Scratch(at_.router, DType::kF32, tokens, ffn.experts);
   const Tensor ids = Scratch(at_.route_ids, DType::kI32, tokens, ffn.top_k);
   const Tensor weights = Scratch(at_.route_weights, DType::kF32, tokens, ffn.top_k);
-  backend_.MatMul({.x = block_in_, .weight = w.router, .bias = w.router_bias, .out = logits});
+  backend_.Norm(norm);
+  backend_.MatMul({.x = norm.out, .weight = w.router, .bias = w.router_bias, .out = logits});
   backend_.Route({.logits = logits,
                   .top_k = ffn.top_k,
                   .softmax_first = ffn.softmax_first,
                   .normalize = ffn.normalize_topk,
                   .ids = ids,
                   .weights = weights});
-  backend_.Experts({.x = experts_in_ ? experts_in_ : block_in_,
-                    .ids = ids,
-                    .weights = weights,
-                    .experts = w.experts,
-                    .activation = ffn.activation,
-                    .limit = ffn.limit,
-                    .out = block_out_});
+  AddToResidual(layer, w.post_ffn_norm, [&](const Tensor& out, bool accumulate) {
+    backend_.Experts({.x = norm.rounded ? norm.rounded : norm.out,
+                      .ids = ids,
+                      .weights = weights,
+                      .experts = w.experts,
+                      .activation = ffn.activation,
+                      .limit = ffn.limit,
+                      .out = out,
+                      .accumulate = accumulate});
+  });
 }
 
 Tensor Decoder::Logits(const Tensor& rows, const StepObserver& observer) {
@@ -260,12 +271,7 @@ Tensor Decoder::Logits(const Tensor& rows, const StepObserver& observer) {
   const Tensor normed = Scratch(at_.logit_normed, intermediate_, count, spec_.hidden);
   const Tensor logits = Scratch(at_.logits, DType::kF32, count, spec_.vocab);
   backend_.Gather({.table = residual_, .ids = rows, .out = x});
-  backend_.Norm({.x = x,
-                 .delta = {},
-                 .weight = weights_.final_norm,
-                 .eps = spec_.norm_eps,
-                 .offset = spec_.norm_offset,
-                 .out = normed});
+  backend_.Norm(NormOf(x, weights_.final_norm, normed));
   if (observer.hidden) observer.hidden(static_cast<int>(spec_.layers.size()), normed);
   backend_.MatMul({.x = normed, .weight = weights_.lm_head, .bias = {}, .out = logits});
   return logits;

@@ -74,7 +74,7 @@ class Decoder {
  private:
   // Byte offsets of the scratch tensors, each grown to the widest layer.
   struct Layout {
-    int64_t hidden, normed, rounded, delta, qkv, query, attended, gate_up, router, route_ids,
+    int64_t hidden, normed, rounded, block_out, qkv, query, attended, gate_up, router, route_ids,
         route_weights, rope, logit_rows, logit_normed, logits, total;
   };
   static Layout LayOut(const ModelSpec& spec, DType dtype, DType intermediate,
@@ -88,7 +88,10 @@ class Decoder {
   };
   void MakePlans();
   void Attend(size_t l, const StepInput& input, const StepObserver& observer);
-  void FeedForward(const LayerSpec& layer, const LayerWeights& w, int tokens);
+  void FeedForward(size_t l, int tokens);
+  template <class Op>
+  void AddToResidual(const LayerSpec& layer, const Tensor& post_norm, const Op& op);
+  NormArgs NormOf(const Tensor& x, const Tensor& weight, const Tensor& out) const;
   Tensor Scratch(int64_t offset, DType dtype, int64_t rows, int64_t columns) const;
 
   const ModelSpec& spec_;
@@ -104,7 +107,7 @@ class Decoder {
   std::vector<size_t> layer_plans_;  // index into plans_
   bool decode_only_ = false;         // the planned step
   std::vector<Tensor> rope_tables_;
-  Tensor residual_, block_in_, experts_in_, block_out_;
+  Tensor residual_;
 };
 
 }  // namespace octavo

@@ -144,6 +144,13 @@ class Ops {
     if (failure.empty()) failure = Differ(got, out, limit);
     tally_.Count(name, failure);
   }
+  // The same of another output of the same ops.
+  void Same(const std::string& name, Matrix& out, double limit) {
+    Matrix got;
+    std::string failure = out.Fetch(got);
+    if (failure.empty()) failure = Differ(got, out, limit);
+    tally_.Count(name, failure);
+  }
   static std::string Shape(const Matrix& m) { return ShapeString(m.Host()); }
 
   void Gathers() {
@@ -169,37 +176,29 @@ class Ops {
   void Norms() {
     for (int64_t columns : {64, 256, 2880, 4096, 12288}) {
       for (int64_t rows : {1, 37}) {
-        for (const bool add : {false, true}) {
-          for (DType to : {kF32, kBF16}) NormCase(rows, columns, add, to);
-        }
+        for (DType to : {kF32, kBF16}) NormCase(rows, columns, to, false);
+        NormCase(rows, columns, kF32, true);
       }
     }
   }
-  void NormCase(int64_t rows, int64_t columns, bool add, DType to) {
-    Matrix x = Random(kF32, rows, columns, 3, 8), delta = Random(kF32, rows, columns, 0.5),
-           weight = Random(kBF16, 1, columns);
-    Matrix out(to, rows, columns, 8), rounded(kBF16, rows, columns, 8);
+  void NormCase(int64_t rows, int64_t columns, DType to, bool accumulate) {
+    Matrix x = Random(kF32, rows, columns, 3, 8), weight = Random(kBF16, 1, columns);
+    Matrix out = Random(to, rows, columns, 2, 8), rounded(kBF16, rows, columns, 8);
     const auto args = [&](auto side) {
       return NormArgs{.x = side(x),
-                      .delta = add ? side(delta) : Tensor(),
                       .weight = Flat(side(weight)),
                       .eps = 1e-5f,
                       .offset = rows == 1 ? 1.0f : 0.0f,
                       .out = side(out),
-                      .rounded = to == kF32 ? side(rounded) : Tensor()};
+                      .rounded = to == kF32 && !accumulate ? side(rounded) : Tensor(),
+                      .accumulate = accumulate};
     };
-    const std::string name = "norm " + Shape(x) + (add ? " + delta" : "") + " to " + Name(to);
+    const std::string name = "norm " + Shape(x) + " to " + Name(to) + (accumulate ? ", added" : "");
     Compare(
         name, out, [&] { cuda::Norm(args([](Matrix& m) { return m.Device(); }), nullptr); },
         [&] { reference::Norm(args([](Matrix& m) { return m.Host(); })); }, Limit(to));
-    Matrix sum;
-    std::string failure = x.Fetch(sum);
-    if (failure.empty()) failure = Differ(sum, x, 1e-7);
-    tally_.Count(name + ", x", failure);
-    if (to != kF32) return;
-    failure = rounded.Fetch(sum);
-    if (failure.empty()) failure = Differ(sum, rounded, Limit(kBF16));
-    tally_.Count(name + ", rounded", failure);
+    if (!args([](Matrix& m) { return m.Host(); }).rounded) return;
+    Same(name + ", rounded", rounded, Limit(kBF16));
   }
 
   void Activations() {
@@ -244,7 +243,7 @@ class Ops {
   }
 
   void Routes() {
-    for (const auto& [experts, top_k] : {std::pair{4, 2}, {32, 4}, {128, 8}, {60, 6}}) {
+    for (const auto& [experts, top_k] : {std::pair{4, 2}, {32, 4}, {128, 8}, {60, 6}, {200, 7}}) {
       for (const bool softmax_first : {true, false}) {
         for (const bool normalize : {true, false}) {
           Matrix logits = Random(kF32, 131, experts, 2, 4);
@@ -264,10 +263,7 @@ class Ops {
               name, weights,
               [&] { cuda::Route(args([](Matrix& m) { return m.Device(); }), nullptr); },
               [&] { reference::Route(args([](Matrix& m) { return m.Host(); })); }, 1e-6);
-          Matrix got;
-          std::string failure = ids.Fetch(got);
-          if (failure.empty()) failure = Differ(got, ids, 0);
-          tally_.Count(name + ", ids", failure);
+          Same(name + ", ids", ids, 0);
         }
       }
     }
@@ -295,7 +291,9 @@ class Ops {
     int64_t all = 0;
     for (int64_t n : outs) all += n;
     Matrix x = Random(from, rows, k, 1, 8), weight = Random(kBF16, all, k),
-           biases = Random(to, 1, all, std::sqrt(static_cast<double>(k))), out(to, rows, all, 8);
+           biases = Random(to, 1, all, std::sqrt(static_cast<double>(k))),
+           out = Random(to, rows, all, std::sqrt(static_cast<double>(k)), 8);
+    const bool accumulate = to == kF32 && random_() % 2 == 0;
     const auto parts = [&](auto side) {
       std::vector<Projection> list;
       int64_t begin = 0;
@@ -308,12 +306,16 @@ class Ops {
       return list;
     };
     Compare(
-        "matmul " + Shape(x) + " x " + Shape(weight) + (bias ? " + bias" : "") + " to " + Name(to),
+        "matmul " + Shape(x) + " x " + Shape(weight) + (bias ? " + bias" : "") + " to " + Name(to) +
+            (accumulate ? ", added" : ""),
         out,
-        [&] { matmuls_.Project(x.Device(), parts([](Matrix& m) { return m.Device(); }), nullptr); },
+        [&] {
+          matmuls_.Project(x.Device(), parts([](Matrix& m) { return m.Device(); }), nullptr,
+                           accumulate);
+        },
         [&] {
           for (const Projection& p : parts([](Matrix& m) { return m.Host(); }))
-            reference::MatMul({x.Host(), p.weight, p.bias, p.out});
+            reference::MatMul({x.Host(), p.weight, p.bias, p.out, accumulate});
         },
         from == kF32 ? 2e-5 : Limit(to));  // x as two bfloat16 is off by 2^-17
   }
@@ -374,6 +376,7 @@ class Ops {
       MixtureCase({.rows = rows, .experts = 128, .top_k = 8, .hidden = 200, .inner = 72});
     }
     if (quick_) return;
+    MixtureCase({.rows = 3, .experts = 160, .top_k = 8, .hidden = 64, .inner = 48});
     for (int64_t rows : {5, 1500}) {
       MixtureCase(
           {.rows = rows, .experts = 5, .top_k = 3, .hidden = 2880, .inner = 2880, .bias = true});
@@ -422,26 +425,25 @@ class Ops {
   };
   // Of many rows, the reference does only the first and the last four.
   void MixtureCase(const Mixture& mixture, DType weight_type = kBF16) {
+    for (const bool accumulate : {false, true}) MixtureCase(mixture, weight_type, accumulate);
+  }
+  void MixtureCase(const Mixture& mixture, DType weight_type, bool accumulate) {
     const auto& [rows, experts, top_k, hidden, inner, bias, given_deviation] = mixture;
     Matrix x = Random(kBF16, rows, hidden);
     Matrix ids(kI32, rows, top_k), weights(kF32, rows, top_k);
-    std::uniform_real_distribution<double> uniform(0, 1);
-    std::vector<int32_t> order(experts);
-    for (int e = 0; e < experts; ++e) order[e] = e;
-    for (int64_t r = 0; r < rows; ++r) {
-      std::shuffle(order.begin(), order.end(), random_);
-      std::sort(order.begin(), order.begin() + top_k);
-      for (int k = 0; k < top_k; ++k) {
-        ids.Put(r, k, order[k]);
-        weights.Put(r, k, uniform(random_));
-      }
-    }
+    Matrix logits = Random(kF32, rows, experts);
+    reference::Route({.logits = logits.Host(),
+                      .top_k = top_k,
+                      .softmax_first = bias,
+                      .normalize = rows % 2 == 1,
+                      .ids = ids.Host(),
+                      .weights = weights.Host()});
     const double deviation =
         given_deviation > 0 ? given_deviation : 1 / std::sqrt(static_cast<double>(hidden));
     Matrix matrices = weight_type == kBF16 ? Random(kBF16, experts * 3, inner * hidden, deviation)
                                            : Mxfp4Matrices(experts, hidden, inner, deviation);
     Matrix biases = Random(kBF16, experts, 2 * inner + hidden, 0.1);
-    Matrix out(kF32, rows, hidden, 8);
+    Matrix out = Random(kF32, rows, hidden, 1, 8);
     const auto list = [&](auto side) {
       std::vector<Expert> all;
       for (int64_t e = 0; e < experts; ++e) {
@@ -471,7 +473,8 @@ class Ops {
                     .experts = all,
                     .activation = bias ? Activation::kSwigluOai : Activation::kSilu,
                     .limit = 7,
-                    .out = side(out).Rows(begin, end)});
+                    .out = side(out).Rows(begin, end),
+                    .accumulate = accumulate});
     };
     Matrix got;
     const auto device = [](Matrix& m) { return m.Device(); };
@@ -481,15 +484,16 @@ class Ops {
     std::string failure = out.Fetch(got);
     const int64_t checked =
         rows * top_k * hidden * inner < 20'000'000 ? rows : std::min<int64_t>(rows, 4);
-    for (const int64_t begin : {int64_t{0}, rows - checked}) {
-      const int64_t end = begin + checked;
+    for (const int64_t begin : {int64_t{0}, std::max(checked, rows - checked)}) {
+      const int64_t end = std::min(begin + checked, rows);
+      if (begin == end) break;
       run(host, begin, end, reference::Experts);
       // Values between the two products are bfloat16.
       if (failure.empty()) failure = Differ(got, out, Limit(kBF16), begin, end);
     }
     tally_.Count("experts " + Shape(x) + " of " + std::to_string(experts) + " top " +
                      std::to_string(top_k) + ", intermediate " + std::to_string(inner) + ", " +
-                     Name(weight_type),
+                     Name(weight_type) + (accumulate ? ", added" : ""),
                  failure);
   }
 

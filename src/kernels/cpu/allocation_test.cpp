@@ -59,7 +59,7 @@ TEST(AllocationTest, SteadyStateAllocatesNothing) {
   const auto step = [&] {
     backend->Gather(
         {.table = head, .ids = Tensor(tokens.data(), DType::kI32, {kRows}), .out = out});
-    backend->Norm({.x = x, .delta = {}, .weight = norm, .eps = 1e-5f, .out = out});
+    backend->Norm({.x = x, .weight = norm, .eps = 1e-5f, .out = out});
     backend->MatMul({.x = x, .weight = square, .bias = {}, .out = out});
     backend->GatedActivation({.gate = x, .up = up, .out = out});
     backend->MatMul({.x = x, .weight = gate, .bias = {}, .out = router});

@@ -51,17 +51,6 @@ void GatherRows(const GatherArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-// x += delta, rounded to T.
-template <class T>
-HWY_INLINE void AddRow(T* x, const T* delta, int64_t columns) {
-  int64_t i = 0;
-  for (; i + kStep <= columns; i += kStep) Store(hn::Add(Load(x + i), Load(delta + i)), x + i);
-  if (i < columns) {
-    const size_t n = static_cast<size_t>(columns - i);
-    StoreN(hn::Add(LoadN(x + i, n), LoadN(delta + i, n)), x + i, n);
-  }
-}
-
 // Four accumulators hide the latency of the multiply-add.
 template <class T>
 HWY_INLINE float SumSquares(const T* x, int64_t columns) {
@@ -87,47 +76,52 @@ HWY_INLINE float SumSquares(const T* x, int64_t columns) {
   return hn::GetLane(hn::SumOfLanes(FloatTag(), sum));
 }
 
-template <class T, class W, class O>
+template <bool kAccumulate, class T, class W, class O>
 HWY_INLINE void NormRow(const T* x, const W* weight, float offset, float scale, int64_t columns,
                         O* out) {
   const V s = Set(scale), add = Set(offset);
+  const auto normed = [&](V v, V w) { return hn::Mul(hn::Mul(v, s), hn::Add(w, add)); };
   int64_t i = 0;
   for (; i + kStep <= columns; i += kStep) {
-    Store(hn::Mul(hn::Mul(Load(x + i), s), hn::Add(Load(weight + i), add)), out + i);
+    V v = normed(Load(x + i), Load(weight + i));
+    if constexpr (kAccumulate) v = hn::Add(Load(out + i), v);
+    Store(v, out + i);
   }
   if (i < columns) {
     const size_t n = static_cast<size_t>(columns - i);
-    StoreN(hn::Mul(hn::Mul(LoadN(x + i, n), s), hn::Add(LoadN(weight + i, n), add)), out + i, n);
+    V v = normed(LoadN(x + i, n), LoadN(weight + i, n));
+    if constexpr (kAccumulate) v = hn::Add(LoadN(out + i, n), v);
+    StoreN(v, out + i, n);
   }
 }
 
-template <class T, class O>
+template <bool kAccumulate, class T, class O>
 HWY_INLINE void NormRowOf(const NormArgs& args, int64_t row) {
   const int64_t columns = args.x.columns();
-  T* x = args.x.Row<T>(row);
-  if (args.delta) AddRow(x, args.delta.Row<T>(row), columns);
-  if (!args.out) return;
+  const T* x = args.x.Row<T>(row);
   const float mean = SumSquares(x, columns) / static_cast<float>(columns);
   const float scale = 1.0f / sqrtf(mean + args.eps);
   O* out = args.out.Row<O>(row);
   switch (args.weight.dtype) {
     case DType::kBF16:
-      return NormRow(x, args.weight.Row<BF16>(0), args.offset, scale, columns, out);
+      return NormRow<kAccumulate>(x, args.weight.Row<BF16>(0), args.offset, scale, columns, out);
     case DType::kF16:
-      return NormRow(x, args.weight.Row<F16>(0), args.offset, scale, columns, out);
+      return NormRow<kAccumulate>(x, args.weight.Row<F16>(0), args.offset, scale, columns, out);
     default:
-      return NormRow(x, args.weight.Row<float>(0), args.offset, scale, columns, out);
+      return NormRow<kAccumulate>(x, args.weight.Row<float>(0), args.offset, scale, columns, out);
   }
 }
 
 void NormRows(const NormArgs& args, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
-    if (args.x.dtype == DType::kBF16) {
-      NormRowOf<BF16, BF16>(args, r);
+    if (args.accumulate) {
+      NormRowOf<true, float, float>(args, r);
+    } else if (args.x.dtype == DType::kBF16) {
+      NormRowOf<false, BF16, BF16>(args, r);
     } else if (args.out.dtype == DType::kBF16) {
-      NormRowOf<float, BF16>(args, r);
+      NormRowOf<false, float, BF16>(args, r);
     } else {
-      NormRowOf<float, float>(args, r);
+      NormRowOf<false, float, float>(args, r);
     }
   }
 }
@@ -234,13 +228,13 @@ void Gather(const GatherArgs& args, ThreadPool& pool) {
 void Norm(const NormArgs& args, ThreadPool& pool) {
   const Tensor& x = args.x;
   OCTAVO_CHECK(IsActivation(x.dtype) && !args.rounded, ShapeString(x));
-  OCTAVO_CHECK(!args.delta || SameShape(x, args.delta), ShapeString(x), ShapeString(args.delta));
-  OCTAVO_CHECK(!args.out || (args.out.rows() == x.rows() && args.out.columns() == x.columns() &&
-                             (args.out.dtype == x.dtype ||
-                              (x.dtype == DType::kF32 && IsActivation(args.out.dtype))) &&
-                             args.weight.size() == x.columns() && args.weight &&
-                             IsWeight(args.weight.dtype)),
-               ShapeString(x), ShapeString(args.out), ShapeString(args.weight));
+  OCTAVO_CHECK(
+      args.out.rows() == x.rows() && args.out.columns() == x.columns() &&
+          (args.out.dtype == x.dtype || (x.dtype == DType::kF32 && IsActivation(args.out.dtype))) &&
+          args.weight.size() == x.columns() && IsWeight(args.weight.dtype),
+      ShapeString(x), ShapeString(args.out), ShapeString(args.weight));
+  OCTAVO_CHECK(!args.accumulate || (x.dtype == DType::kF32 && args.out.dtype == DType::kF32),
+               ShapeString(x), ShapeString(args.out));
   ForRows(pool, x.rows(), x.columns(), [&](int64_t begin, int64_t end, int) {
     HWY_DYNAMIC_DISPATCH(NormRows)(args, begin, end);
   });

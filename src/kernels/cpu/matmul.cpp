@@ -248,18 +248,20 @@ struct BlockOf {
 };
 
 template <class T, class B>
-HWY_INLINE void FinishRow(const float* sums, const B* bias, int64_t outs, T* out) {
+HWY_INLINE void FinishRow(const float* sums, const B* bias, bool accumulate, int64_t outs, T* out) {
   constexpr int64_t kStep = kLanes;
   int64_t o = 0;
   for (; o + kStep <= outs; o += kStep) {
     V v = Load(sums + o);
     if (bias != nullptr) v = hn::Add(v, Load(bias + o));
+    if (accumulate) v = hn::Add(Load(out + o), v);
     Store(v, out + o);
   }
   if (o < outs) {
     const size_t n = static_cast<size_t>(outs - o);
     V v = LoadN(sums + o, n);
     if (bias != nullptr) v = hn::Add(v, LoadN(bias + o, n));
+    if (accumulate) v = hn::Add(LoadN(out + o, n), v);
     StoreN(v, out + o, n);
   }
 }
@@ -270,15 +272,16 @@ HWY_INLINE void FinishRowTo(const MatMulBlockArgs& args, const float* sums, int6
   T* out = args.out.Row<T>(row) + begin;
   switch (args.bias ? args.bias.dtype : DType::kF32) {
     case DType::kBF16:
-      return FinishRow(sums, args.bias.Row<BF16>(0) + begin, outs, out);
+      return FinishRow(sums, args.bias.Row<BF16>(0) + begin, args.accumulate, outs, out);
     case DType::kF16:
-      return FinishRow(sums, args.bias.Row<F16>(0) + begin, outs, out);
+      return FinishRow(sums, args.bias.Row<F16>(0) + begin, args.accumulate, outs, out);
     default:
-      return FinishRow(sums, args.bias ? args.bias.Row<float>(0) + begin : nullptr, outs, out);
+      return FinishRow(sums, args.bias ? args.bias.Row<float>(0) + begin : nullptr, args.accumulate,
+                       outs, out);
   }
 }
 
-// sums + bias, rounded once.
+// sums + bias, and what was there before if asked; rounded once.
 HWY_INLINE void Finish(const MatMulBlockArgs& args, const float* sums, int64_t row, int64_t rows) {
   for (int64_t r = 0; r < rows; ++r) {
     const float* row_sums = sums + r * (args.end - args.begin);
@@ -403,6 +406,7 @@ void MatMul(const MatMulArgs& args, ThreadPool& pool, MatMulScratch& scratch) {
   OCTAVO_CHECK(
       IsActivation(args.x.dtype) && IsActivation(args.out.dtype) && IsWeight(args.weight.dtype),
       ShapeString(args.x), ShapeString(args.weight), ShapeString(args.out));
+  OCTAVO_CHECK(!args.accumulate || args.out.dtype == DType::kF32, ShapeString(args.out));
   OCTAVO_CHECK(!args.bias || (args.bias.size() == outs && IsWeight(args.bias.dtype)),
                ShapeString(args.bias));
   const int64_t stride = FloatRowStride(columns);
@@ -432,7 +436,8 @@ void MatMul(const MatMulArgs& args, ThreadPool& pool, MatMulScratch& scratch) {
                    .begin = out,
                    .end = std::min(out + grid.block_outs, outs),
                    .out = to.Rows(row, row_end),
-                   .sums = sums + thread * sums_size});
+                   .sums = sums + thread * sums_size,
+                   .accumulate = args.accumulate});
     };
     // std::ref: a std::function made of it does not allocate.
     const int64_t widen_blocks = CeilDiv(x.rows, kWidenRows);

@@ -30,13 +30,15 @@ int64_t FloatRowStride(int64_t columns);  // columns, rounded up to a multiple o
 void WidenRows(const Tensor& x, const int32_t* ids, const FloatRows& out);
 
 // out[r, o - begin] = x[r] . weight[o] + bias[o] for o in [begin, end). out: float32 or bfloat16,
-// rows of its own stride. `sums` holds MatMulSums(rows, end - begin) floats. One thread.
+// rows of its own stride; with `accumulate`, out += that. `sums` holds MatMulSums(rows, end -
+// begin) floats. One thread.
 struct MatMulBlockArgs {
   FloatRows x;
   Tensor weight, bias;
   int64_t begin = 0, end = 0;
   Tensor out;
   float* sums = nullptr;
+  bool accumulate = false;
 };
 inline constexpr int64_t MatMulSums(int64_t rows, int64_t outs) { return rows * outs; }
 void MatMulBlock(const MatMulBlockArgs& args);

@@ -23,32 +23,39 @@ namespace {
 
 constexpr int64_t kStep = kLanes;
 
-// out = sum over k of weights[k] * y[places[k]], rounded once.
+// out = sum over k of weights[k] * y[places[k]], or out += that; rounded once.
 template <class T>
 HWY_INLINE void CombineRow(const float* y, int64_t y_stride, const int32_t* places,
-                           const float* weights, int64_t top_k, int64_t columns, T* out) {
+                           const float* weights, int64_t top_k, int64_t columns, bool accumulate,
+                           T* out) {
   for (int64_t i = 0; i < columns; i += kStep) {  // y's rows are padded to whole vectors
     V sum = hn::Mul(Set(weights[0]), Load(y + places[0] * y_stride + i));
     for (int64_t k = 1; k < top_k; ++k) {
       sum = hn::MulAdd(Set(weights[k]), Load(y + places[k] * y_stride + i), sum);
     }
     if (i + kStep <= columns) {
+      if (accumulate) sum = hn::Add(Load(out + i), sum);
       Store(sum, out + i);
     } else {
-      StoreN(sum, out + i, static_cast<size_t>(columns - i));
+      const size_t n = static_cast<size_t>(columns - i);
+      if (accumulate) sum = hn::Add(LoadN(out + i, n), sum);
+      StoreN(sum, out + i, n);
     }
   }
 }
 
 void CombineRows(const ExpertsArgs& args, const float* y, int64_t y_stride, const int32_t* places,
                  int64_t begin, int64_t end) {
-  const int64_t top_k = args.ids.columns(), columns = args.out.columns();
+  const auto combine = [&](int64_t r, auto* out) {
+    const int64_t top_k = args.ids.columns();
+    CombineRow(y, y_stride, places + r * top_k, args.weights.Row<float>(r), top_k,
+               args.out.columns(), args.accumulate, out);
+  };
   for (int64_t r = begin; r < end; ++r) {
-    const float* weights = args.weights.Row<float>(r);
     if (args.out.dtype == DType::kBF16) {
-      CombineRow(y, y_stride, places + r * top_k, weights, top_k, columns, args.out.Row<BF16>(r));
+      combine(r, args.out.Row<BF16>(r));
     } else {
-      CombineRow(y, y_stride, places + r * top_k, weights, top_k, columns, args.out.Row<float>(r));
+      combine(r, args.out.Row<float>(r));
     }
   }
 }

@@ -134,7 +134,7 @@ class CudaBackend final : public Backend {
   void Norm(const NormArgs& args) override { cuda::Norm(args, stream_); }
   void MatMul(const MatMulArgs& args) override {
     const Projection one[] = {{args.weight, args.bias, args.out}};
-    Project(args.x, one);
+    matmuls_->Project(args.x, one, stream_, args.accumulate);
   }
   void Project(const Tensor& x, std::span<const Projection> projections) override {
     matmuls_->Project(x, projections, stream_);

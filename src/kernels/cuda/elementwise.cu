@@ -69,13 +69,13 @@ __device__ float BlockSum(float x) {
 }
 
 struct NormParams {
-  float* x;
-  const float* delta;
+  const float* x;
   const BFloat16* weight;
   BFloat16* rounded;  // optional
-  int64_t x_stride, delta_stride, out_stride, rounded_stride;
+  int64_t x_stride, out_stride, rounded_stride;
   int columns;
   float eps, offset;
+  bool accumulate;
 };
 
 // A thread keeps its vectors between the sum and the product.
@@ -83,35 +83,37 @@ template <int kVectors, class Out>
 __global__ void norm_kernel(NormParams p, Out* out) {
   const int step = static_cast<int>(blockDim.x) * 8;
   const int first = static_cast<int>(threadIdx.x) * 8;
-  WaitForInputs();
   const int64_t row = blockIdx.x;
-  Vector8 x[kVectors];
+  Vector8 x[kVectors], weight[kVectors];
+#pragma unroll
+  for (int n = 0; n < kVectors; ++n) {
+    if (first + n * step < p.columns) weight[n] = Load8(p.weight + first + n * step);
+  }
+  OverlapAndWaitForInputs();
   float sum = 0;
 #pragma unroll
   for (int n = 0; n < kVectors; ++n) {
     const int i = first + n * step;
     if (i >= p.columns) continue;
     x[n] = Load8(p.x + row * p.x_stride + i);
-    if (p.delta) {
-      const Vector8 delta = Load8(p.delta + row * p.delta_stride + i);
-#pragma unroll
-      for (int k = 0; k < 8; ++k) x[n].v[k] += delta.v[k];
-      Store8(p.x + row * p.x_stride + i, x[n]);
-    }
 #pragma unroll
     for (float v : x[n].v) sum += v * v;
   }
-  if (!out) return;
   const float mean = BlockSum(sum) / static_cast<float>(p.columns);
   const float factor = 1.0f / sqrtf(mean + p.eps);
 #pragma unroll
   for (int n = 0; n < kVectors; ++n) {
     const int i = first + n * step;
     if (i >= p.columns) continue;
-    const Vector8 weight = Load8(p.weight + i);
 #pragma unroll
-    for (int k = 0; k < 8; ++k) x[n].v[k] *= factor * (weight.v[k] + p.offset);
-    Store8(out + row * p.out_stride + i, x[n]);
+    for (int k = 0; k < 8; ++k) x[n].v[k] *= factor * (weight[n].v[k] + p.offset);
+    Out* const to = out + row * p.out_stride + i;
+    if (p.accumulate) {
+      const Vector8 before = Load8(to);
+#pragma unroll
+      for (int k = 0; k < 8; ++k) x[n].v[k] += before.v[k];
+    }
+    Store8(to, x[n]);
     if (p.rounded) Store8(p.rounded + row * p.rounded_stride + i, x[n]);
   }
 }
@@ -163,23 +165,20 @@ void Gather(const GatherArgs& args, cudaStream_t stream) {
 
 void Norm(const NormArgs& args, cudaStream_t stream) {
   const int64_t columns = args.x.columns();
-  OCTAVO_CHECK(args.x.dtype == DType::kF32 && (!args.delta || args.delta.dtype == DType::kF32),
-               ShapeString(args.x), ShapeString(args.delta));
-  OCTAVO_CHECK(columns <= 4 * 8 * 1024, columns);
+  OCTAVO_CHECK(args.x.dtype == DType::kF32 && columns <= 4 * 8 * 1024, ShapeString(args.x));
   const NormParams params{.x = RowsOf<float>(args.x).data,
-                          .delta = RowsOf<float>(args.delta).data,
                           .weight = RowsOf<BFloat16>(args.weight).data,
                           .rounded = RowsOf<BFloat16>(args.rounded).data,
                           .x_stride = args.x.row_stride,
-                          .delta_stride = args.delta.row_stride,
                           .out_stride = args.out.row_stride,
                           .rounded_stride = args.rounded.row_stride,
                           .columns = static_cast<int>(columns),
                           .eps = args.eps,
-                          .offset = args.offset};
+                          .offset = args.offset,
+                          .accumulate = args.accumulate};
   const int threads = Threads(columns);
   const int64_t vectors = (columns / 8 + threads - 1) / threads;
-  ByType(args.out ? args.out.dtype : DType::kF32, [&](auto out) {
+  ByType(args.out.dtype, [&](auto out) {
     using Out = decltype(out);
     const auto kernel = vectors <= 1   ? norm_kernel<1, Out>
                         : vectors <= 2 ? norm_kernel<2, Out>

@@ -109,7 +109,7 @@ __global__ void sort_rows_kernel(const BFloat16* x, int64_t x_stride, const int3
 
 template <class Out>
 __global__ void add_experts_kernel(const float* results, int top_k, int hidden, int64_t out_stride,
-                                   Out* out) {
+                                   bool accumulate, Out* out) {
   OverlapAndWaitForInputs();
   const int64_t row = blockIdx.x;
   for (int i = static_cast<int>(threadIdx.x) * 8; i < hidden;
@@ -119,6 +119,11 @@ __global__ void add_experts_kernel(const float* results, int top_k, int hidden, 
       const Vector8 more = Load8(results + (row * top_k + k) * hidden + i);
 #pragma unroll
       for (int j = 0; j < 8; ++j) sum.v[j] += more.v[j];
+    }
+    if (accumulate) {
+      const Vector8 before = Load8(out + row * out_stride + i);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) sum.v[j] += before.v[j];
     }
     Store8(out + row * out_stride + i, sum);
   }
@@ -257,7 +262,7 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
   const int threads = std::min(1024, (hidden / 8 + 31) / 32 * 32);
   const auto add = [&]<class Out>(Out) {
     Launch(add_experts_kernel<Out>, static_cast<unsigned>(rows), threads, 0, stream, s.results,
-           top_k, hidden, args.out.row_stride, args.out.Row<Out>(0));
+           top_k, hidden, args.out.row_stride, args.accumulate, args.out.Row<Out>(0));
   };
   args.out.dtype == DType::kF32 ? add(float{}) : add(BFloat16{});
 }

@@ -39,6 +39,7 @@ struct FewParams {
   const void* x;
   int64_t x_stride;
   int rows, k;
+  bool accumulate;
 };
 
 // blockIdx.y: which 8 * kTiles rows.
@@ -76,10 +77,12 @@ __global__ __launch_bounds__(kFewWarps * 32,
                                   : ToFloat(static_cast<const BFloat16*>(part.bias)[column]);
     }
     const int64_t at = (first_row + row) * part.out_stride + column;
-    if (part.out_is_float)
-      static_cast<float*>(part.out)[at] = value;
-    else
+    if (part.out_is_float) {
+      auto* const to = static_cast<float*>(part.out) + at;
+      *to = p.accumulate ? *to + value : value;
+    } else {
       static_cast<BFloat16*>(part.out)[at] = FromFloat<BFloat16>(value);
+    }
   }
 }
 
@@ -131,13 +134,15 @@ __global__ __launch_bounds__(kThinWarps *
   }
 }
 
-void RunFew(const Tensor& x, std::span<const Projection> projections, cudaStream_t stream) {
+void RunFew(const Tensor& x, std::span<const Projection> projections, bool accumulate,
+            cudaStream_t stream) {
   FewParams params{.parts = {},
                    .count = static_cast<int>(projections.size()),
                    .x = x.data,
                    .x_stride = x.row_stride,
                    .rows = static_cast<int>(x.rows()),
-                   .k = static_cast<int>(x.columns())};
+                   .k = static_cast<int>(x.columns()),
+                   .accumulate = accumulate};
   int blocks = 0;
   for (size_t i = 0; i < projections.size(); ++i) {
     const Projection& p = projections[i];
@@ -153,7 +158,7 @@ void RunFew(const Tensor& x, std::span<const Projection> projections, cudaStream
     blocks += (outs + kFewOuts - 1) / kFewOuts;
   }
   if (x.dtype == DType::kF32 && params.rows <= 8 && params.count == 1 &&
-      params.parts[0].out_is_float) {
+      params.parts[0].out_is_float && !accumulate) {
     const auto thin = params.rows == 1   ? matmul_thin_kernel<1>
                       : params.rows <= 4 ? matmul_thin_kernel<4>
                                          : matmul_thin_kernel<8>;
@@ -241,16 +246,16 @@ class LtPlan {
   }
 
   void Run(cublasLtHandle_t handle, const Tensor& x, const void* weight, const void* bias,
-           void* out, void* workspace, cudaStream_t stream) {
+           void* out, bool accumulate, void* workspace, cudaStream_t stream) {
     const uint64_t rows = static_cast<uint64_t>(x.rows());
     for (cublasLtMatrixLayout_t layout : {x_, out_}) {
       LT_CHECK(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_COLS, &rows,
                                                 sizeof(rows)));
     }
     if (bias) Set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
-    const float one = 1, zero = 0;
-    LT_CHECK(cublasLtMatmul(handle, operation_, &one, weight, weight_, x.data, x_, &zero, out, out_,
-                            out, out_, &algorithm_, workspace, kWorkspaceBytes, stream));
+    const float one = 1, before = accumulate ? 1 : 0;
+    LT_CHECK(cublasLtMatmul(handle, operation_, &one, weight, weight_, x.data, x_, &before, out,
+                            out_, out, out_, &algorithm_, workspace, kWorkspaceBytes, stream));
   }
 
  private:
@@ -320,11 +325,13 @@ struct MatMuls::State {
 MatMuls::MatMuls() : state_(std::make_unique<State>()) {}
 MatMuls::~MatMuls() = default;
 
-void MatMuls::Project(const Tensor& x, std::span<const Projection> projections,
-                      cudaStream_t stream) {
+void MatMuls::Project(const Tensor& x, std::span<const Projection> projections, cudaStream_t stream,
+                      bool accumulate) {
   CheckShapes(x, projections);
+  for (const Projection& p : projections)
+    OCTAVO_CHECK(!accumulate || p.out.dtype == DType::kF32, ShapeString(p.out));
   if (x.rows() <= kFewRows || x.dtype == DType::kF32) {
-    RunFew(x, projections, stream);
+    RunFew(x, projections, accumulate, stream);
     return;
   }
   for (size_t i = 0; i < projections.size();) {
@@ -344,7 +351,7 @@ void MatMuls::Project(const Tensor& x, std::span<const Projection> projections,
                                  .out_stride = first.out.row_stride,
                                  .out = first.out.dtype,
                                  .bias = static_cast<bool>(first.bias)});
-    plan.Run(state_->handle, x, first.weight.data, first.bias.data, first.out.data,
+    plan.Run(state_->handle, x, first.weight.data, first.bias.data, first.out.data, accumulate,
              state_->workspace, stream);
   }
 }

@@ -30,7 +30,8 @@ class MatMuls {
   ~MatMuls();
   // x is bfloat16, or float32 for few outputs; outputs bfloat16 or float32. One launch for all
   // where their weights (and outputs) stand next to each other.
-  void Project(const Tensor& x, std::span<const Projection> projections, cudaStream_t stream);
+  void Project(const Tensor& x, std::span<const Projection> projections, cudaStream_t stream,
+               bool accumulate = false);
 
  private:
   struct State;

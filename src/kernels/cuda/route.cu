@@ -1,4 +1,6 @@
-// Route: a warp per row; a lane holds up to kSlots experts.
+// Route: a warp per row.
+#include <algorithm>
+
 #include "base/error.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
@@ -6,8 +8,7 @@
 namespace octavo::cuda {
 namespace {
 
-constexpr int kSlots = 16;     // so up to 512 experts
-constexpr int kMostTopK = 32;  // a lane each, in the end
+constexpr int kFewExperts = 128, kMostExperts = 512;
 constexpr int kWarps = 4;
 
 struct RouteParams {
@@ -19,79 +20,79 @@ struct RouteParams {
   float* weights;
 };
 
-__device__ float WarpMax(float x) {
-#pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, lane));
-  return x;
+constexpr int kMostTopK = 32;  // a lane each, in the end
+
+// Logits as integers of the same order, NaN above everything as torch.topk has it, and none zero.
+__device__ __forceinline__ uint32_t RankOf(float logit) {
+  if (logit != logit) return ~0u;
+  const uint32_t bits = __float_as_uint(logit + 0.0f);  // -0 is 0
+  return bits ^ (bits >> 31 ? ~0u : 0x80000000u);
 }
-__device__ float WarpSum(float x) {
+__device__ __forceinline__ float LogitOf(uint32_t rank) {
+  return __uint_as_float(rank ^ (rank >> 31 ? 0x80000000u : ~0u));
+}
+
+__device__ __forceinline__ float SumOverWarp(float x) {
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(~0u, x, lane);
   return x;
 }
 
+// Experts in ascending order. At most 32 * kSlots.
+template <int kSlots>
 __global__ __launch_bounds__(kWarps * 32) void route_kernel(RouteParams p) {
   OverlapAndWaitForInputs();
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const int row = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32);
+  const int64_t row = blockIdx.x * kWarps + threadIdx.x / 32;
   if (row >= p.rows) return;
   // Expert lane + 32 s is slot s.
-  float x[kSlots];
-  float max = -INFINITY;
+  uint32_t ranks[kSlots];
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) {
     const int expert = lane + 32 * s;
-    x[s] = expert < p.experts ? p.logits[row * p.stride + expert] : -INFINITY;
-    max = fmaxf(max, x[s]);
+    ranks[s] = expert < p.experts ? RankOf(p.logits[row * p.stride + expert]) : 0;
   }
-  max = WarpMax(max);
-  float sum = 0;
-#pragma unroll
-  for (int s = 0; s < kSlots; ++s) sum += expf(x[s] - max);
-  sum = WarpSum(sum);
-
+  const bool over_all = p.softmax_first && !p.normalize;
+  float sum = 0, max = 0;
   // One after the other: the largest that is left, the lowest expert first. Lane k keeps the k-th.
-  uint32_t taken = 0;
-  int id = 0x7FFFFFFF;
-  float logit = -INFINITY;
+  int id = 0;
+  float logit = 0;
   for (int k = 0; k < p.top_k; ++k) {
-    float best = -INFINITY;
-    int best_id = 0x7FFFFFFF;
+    uint32_t best = 0;
+    int best_id = 0;
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
-      const int expert = lane + 32 * s;
-      const bool free = expert < p.experts && !(taken >> s & 1);
-      if (free && (best_id == 0x7FFFFFFF || x[s] > best)) {
-        best = x[s];
-        best_id = expert;
+      if (ranks[s] > best) {
+        best = ranks[s];
+        best_id = lane + 32 * s;
+      }
+    }
+    const uint32_t highest = __reduce_max_sync(~0u, best);
+    const int chosen = __reduce_min_sync(~0u, best == highest ? best_id : 0x7FFFFFFF);
+    if (k == 0) {
+      max = LogitOf(highest);
+      if (over_all) {
+#pragma unroll
+        for (int s = 0; s < kSlots; ++s) sum += ranks[s] ? expf(LogitOf(ranks[s]) - max) : 0.0f;
+        sum = SumOverWarp(sum);
       }
     }
 #pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
-      const float other = __shfl_xor_sync(~0u, best, offset);
-      const int other_id = __shfl_xor_sync(~0u, best_id, offset);
-      const bool mine = best_id != 0x7FFFFFFF && (other_id == 0x7FFFFFFF || best > other ||
-                                                  (best == other && best_id < other_id));
-      if (!mine) {
-        best = other;
-        best_id = other_id;
-      }
+    for (int s = 0; s < kSlots; ++s) {
+      if (lane + 32 * s == chosen) ranks[s] = 0;
     }
-    if (best_id % 32 == lane) taken |= 1u << (best_id / 32);
     if (lane == k) {
-      id = best_id;
-      logit = best;
+      id = chosen;
+      logit = LogitOf(highest);
     }
   }
   const float power = lane < p.top_k ? expf(logit - max) : 0.0f;
-  const float chosen = WarpSum(power);
-  const float weight = power / (p.softmax_first && !p.normalize ? sum : chosen);
-  // In ascending order of experts: to the place of how many are lower.
-  int place = 0;
+  if (!over_all) sum = SumOverWarp(power);
+  int place = 0;  // how many are lower
   for (int k = 0; k < p.top_k; ++k) place += __shfl_sync(~0u, id, k) < id;
   if (lane < p.top_k) {
-    p.ids[int64_t{row} * p.top_k + place] = id;
-    p.weights[int64_t{row} * p.top_k + place] = weight;
+    p.ids[row * p.top_k + place] = id;
+    p.weights[row * p.top_k + place] = power / sum;
   }
 }
 
@@ -100,11 +101,13 @@ __global__ __launch_bounds__(kWarps * 32) void route_kernel(RouteParams p) {
 void Route(const RouteArgs& args, cudaStream_t stream) {
   const int rows = static_cast<int>(args.logits.rows());
   const int experts = static_cast<int>(args.logits.columns());
-  OCTAVO_CHECK(args.logits.dtype == DType::kF32 && experts <= 32 * kSlots &&
+  OCTAVO_CHECK(args.logits.dtype == DType::kF32 && experts <= kMostExperts &&
                    args.top_k <= std::min(experts, kMostTopK),
                ShapeString(args.logits), args.top_k);
   OCTAVO_CHECK(args.ids.contiguous() && args.weights.contiguous(), ShapeString(args.ids));
-  Launch(route_kernel, static_cast<unsigned>((rows + kWarps - 1) / kWarps), kWarps * 32, 0, stream,
+  const auto kernel =
+      experts <= kFewExperts ? route_kernel<kFewExperts / 32> : route_kernel<kMostExperts / 32>;
+  Launch(kernel, static_cast<unsigned>((rows + kWarps - 1) / kWarps), kWarps * 32, 0, stream,
          RouteParams{.logits = args.logits.Row<float>(0),
                      .stride = args.logits.row_stride,
                      .rows = rows,

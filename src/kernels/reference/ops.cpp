@@ -37,7 +37,8 @@ double Get(const Tensor& tensor, int64_t row, int64_t column) {
   }
 }
 
-void Put(const Tensor& tensor, int64_t row, int64_t column, double value) {
+void Put(const Tensor& tensor, int64_t row, int64_t column, double value, bool accumulate = false) {
+  if (accumulate) value += Get(tensor, row, column);
   const float rounded = static_cast<float>(value);
   switch (tensor.dtype) {
     case DType::kF32:
@@ -106,17 +107,12 @@ void Gather(const GatherArgs& args) {
 void Norm(const NormArgs& args) {
   const int64_t columns = args.x.columns();
   for (int64_t r = 0; r < args.x.rows(); ++r) {
-    if (args.delta) {
-      for (int64_t i = 0; i < columns; ++i)
-        Put(args.x, r, i, Get(args.x, r, i) + Get(args.delta, r, i));
-    }
-    if (!args.out) continue;
     double squares = 0;
     for (int64_t i = 0; i < columns; ++i) squares += Get(args.x, r, i) * Get(args.x, r, i);
     const double scale = 1 / std::sqrt(squares / columns + args.eps);
     for (int64_t i = 0; i < columns; ++i) {
       const double value = Get(args.x, r, i) * scale * (Get(args.weight, 0, i) + args.offset);
-      Put(args.out, r, i, value);
+      Put(args.out, r, i, value, args.accumulate);
       if (args.rounded) Put(args.rounded, r, i, value);
     }
   }
@@ -126,7 +122,7 @@ void MatMul(const MatMulArgs& args) {
   for (int64_t r = 0; r < args.x.rows(); ++r) {
     const std::vector<double> x = RowOf(args.x, r);
     for (int64_t o = 0; o < args.weight.rows(); ++o)
-      Put(args.out, r, o, Project(args.weight, args.bias, o, x));
+      Put(args.out, r, o, Project(args.weight, args.bias, o, x), args.accumulate);
   }
 }
 
@@ -180,7 +176,7 @@ void Experts(const ExpertsArgs& args) {
         sum[i] += args.weights.Row<float>(r)[k] * Project(expert.down, expert.down_bias, i, hidden);
       }
     }
-    for (size_t i = 0; i < sum.size(); ++i) Put(args.out, r, i, sum[i]);
+    for (size_t i = 0; i < sum.size(); ++i) Put(args.out, r, i, sum[i], args.accumulate);
   }
 }
 
