@@ -166,6 +166,7 @@ void Gather(const GatherArgs& args, cudaStream_t stream) {
 void Norm(const NormArgs& args, cudaStream_t stream) {
   const int64_t columns = args.x.columns();
   OCTAVO_CHECK(args.x.dtype == DType::kF32 && columns <= 4 * 8 * 1024, ShapeString(args.x));
+  OCTAVO_CHECK(!args.accumulate || args.out.dtype == DType::kF32, ShapeString(args.out));
   const NormParams params{.x = RowsOf<float>(args.x).data,
                           .weight = RowsOf<BFloat16>(args.weight).data,
                           .rounded = RowsOf<BFloat16>(args.rounded).data,
