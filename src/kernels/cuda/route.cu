@@ -9,6 +9,7 @@ namespace octavo::cuda {
 namespace {
 
 constexpr int kFewExperts = 128, kMostExperts = 512;
+constexpr int kMostTopK = 32;  // a lane each, in the end
 constexpr int kWarps = 4;
 
 struct RouteParams {
@@ -19,8 +20,6 @@ struct RouteParams {
   int32_t* ids;
   float* weights;
 };
-
-constexpr int kMostTopK = 32;  // a lane each, in the end
 
 // Logits as integers of the same order, NaN above everything as torch.topk has it, and none zero.
 __device__ __forceinline__ uint32_t RankOf(float logit) {
