@@ -113,6 +113,7 @@ class Ops {
     Activations();
     RopeTables();
     Routes();
+    RouteOrder();
     MatMuls();
     GatedProjects();
     Mixtures();
@@ -267,6 +268,21 @@ class Ops {
         }
       }
     }
+  }
+
+  // NaN ranks above everything, the two zeros as equals.
+  void RouteOrder() {
+    Matrix logits = Random(kF32, 3, 60, 2, 4), ids(kI32, 3, 4), weights(kF32, 3, 4);
+    for (int column : {50, 3}) logits.Put(0, column, NAN);
+    logits.Put(1, 7, INFINITY);
+    for (int column = 0; column < 60; ++column) logits.Put(2, column, column % 2 ? 0.0 : -0.0);
+    cuda::Route(
+        {.logits = logits.Device(), .top_k = 4, .ids = ids.Device(), .weights = weights.Device()},
+        nullptr);
+    OCTAVO_CUDA(cudaDeviceSynchronize());
+    reference::Route(
+        {.logits = logits.Host(), .top_k = 4, .ids = ids.Host(), .weights = weights.Host()});
+    Same("route of NaN, infinity and zeros, ids", ids, 0);
   }
 
   void MatMuls() {
