@@ -5,7 +5,8 @@
 // of the same rows follow each other. A tile is 32 pieces of 16 bytes and 32 scales:
 //   piece 4 * r + c (r < 8, c < 4): four words, of rows r and r + 8 in the tile's first 32 columns,
 //     then of the same rows in its second 32. A word is columns 8 * c ... 8 * c + 7 of those 32:
-//     the even ones in its low half, the odd ones in its high half, 4 bits each, in order;
+//     the even ones in its low half, the odd ones in its high half, in order, their bits where few
+//     operations bring them to where bfloat16 has them (kSignBits);
 //   scales of rows r and r + 8, first 32 columns, then second: byte 4 * r onwards.
 // A tensor's shape is the matrix's, its row_stride means nothing.
 #pragma once
@@ -46,8 +47,19 @@ inline constexpr int ScaleOffset(int64_t row, int64_t column) {
   const int r = static_cast<int>(row % kTileRows), c = static_cast<int>(column % kTileColumns);
   return kCodeBytes + r % 8 * 4 + c / kBlock * 2 + r / 8;
 }
-inline constexpr int ShiftInWord(int64_t column) {
-  return static_cast<int>(column % 2 * 16 + column % 8 / 2 * 4);
+// Within a word's halves, by column % 8 / 2: the sign's bit and the lowest of the other three.
+// bfloat16 has the sign in bit 15 and the lowest exponent and highest mantissa bits in 8, 7 and 6.
+inline constexpr int kSignBits[4] = {15, 12, 13, 14}, kMagnitudeBits[4] = {6, 3, 0, 9};
+inline constexpr uint32_t CodeInWord(int code, int64_t column) {
+  const int pair = static_cast<int>(column % 8 / 2);
+  return (static_cast<uint32_t>(code >> 3) << kSignBits[pair] | static_cast<uint32_t>(code & 7)
+                                                                    << kMagnitudeBits[pair])
+         << (column % 2 * 16);
+}
+inline constexpr int CodeOfWord(uint32_t word, int64_t column) {
+  const int pair = static_cast<int>(column % 8 / 2);
+  const uint32_t half = word >> (column % 2 * 16);
+  return static_cast<int>((half >> kSignBits[pair] & 1) << 3 | (half >> kMagnitudeBits[pair] & 7));
 }
 
 }  // namespace octavo::mxfp4

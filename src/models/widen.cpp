@@ -18,12 +18,18 @@ std::array<float, 256> Fp8Values() {
   return values;
 }
 
-// Eight values of a file's four bytes in the order of an MXFP4 word: even columns, then odd ones.
+// A file's four bytes, two neighbouring columns each, as an MXFP4 word.
 uint32_t Mxfp4Word(const uint8_t* from) {
-  uint32_t word = 0;
-  for (int i = 0; i < 4; ++i)
-    word |= (from[i] & 15u) << (4 * i) | (uint32_t{from[i]} >> 4) << (16 + 4 * i);
-  return word;
+  static const auto table = [] {
+    std::array<std::array<uint32_t, 256>, 4> words;
+    for (int i = 0; i < 4; ++i) {
+      for (int byte = 0; byte < 256; ++byte)
+        words[i][byte] =
+            mxfp4::CodeInWord(byte & 15, 2 * i) | mxfp4::CodeInWord(byte >> 4, 2 * i + 1);
+    }
+    return words;
+  }();
+  return table[0][from[0]] | table[1][from[1]] | table[2][from[2]] | table[3][from[3]];
 }
 
 // put(row and column of out, 16 bytes of codes, scale) for each block of the rows that out takes.

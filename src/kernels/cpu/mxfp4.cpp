@@ -45,13 +45,11 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 using Bytes = hn::Full128<uint8_t>;
+using Halves = hn::Full128<uint16_t>;
 using Words = hn::Full128<uint32_t>;
 
 HWY_INLINE void PutSixteen(hn::Vec<Bytes> codes, const Mxfp4Values& values, uint16_t* out) {
   const Bytes d;
-  // Even columns, then odd ones.
-  alignas(16) constexpr uint8_t kOrder[16] = {0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15};
-  codes = hn::TableLookupBytes(codes, hn::Load(d, kOrder));
   const auto low = hn::TableLookupBytes(hn::Load(d, values.low), codes);
   const auto high = hn::TableLookupBytes(hn::Load(d, values.high), codes);
   auto* bytes = reinterpret_cast<uint8_t*>(out);
@@ -59,14 +57,29 @@ HWY_INLINE void PutSixteen(hn::Vec<Bytes> codes, const Mxfp4Values& values, uint
   hn::StoreU(hn::InterleaveUpper(d, low, high), d, bytes + 16);
 }
 
+// The codes of columns 2 * kPair and 2 * kPair + 1 of each word, in the lowest bits of its halves.
+template <int kPair>
+HWY_INLINE hn::Vec<Halves> Codes(hn::Vec<Halves> words) {
+  const Halves d;
+  return hn::Or(hn::And(hn::ShiftRight<mxfp4::kSignBits[kPair] - 3>(words), hn::Set(d, 8)),
+                hn::And(hn::ShiftRight<mxfp4::kMagnitudeBits[kPair]>(words), hn::Set(d, 7)));
+}
+
 // Four words, 32 columns.
 HWY_INLINE void PutBlock(hn::Vec<Words> words, uint8_t scale, uint16_t* out) {
   const Bytes d;
-  const auto bytes = hn::BitCast(d, words);
-  const auto low = hn::And(bytes, hn::Set(d, 0x0F)), high = hn::ShiftRight<4>(bytes);
-  const Mxfp4Values& values = Mxfp4ValuesAt(scale);
-  PutSixteen(hn::InterleaveLower(d, low, high), values, out);
-  PutSixteen(hn::InterleaveUpper(d, low, high), values, out + 16);
+  const Halves halves;
+  const auto w = hn::BitCast(halves, words);
+  // Of each word, columns 0 2 1 3 and 4 6 5 7; then put in order.
+  const auto first = hn::BitCast(Words(), hn::Or(Codes<0>(w), hn::ShiftLeft<8>(Codes<1>(w)))),
+             second = hn::BitCast(Words(), hn::Or(Codes<2>(w), hn::ShiftLeft<8>(Codes<3>(w))));
+  alignas(16) constexpr uint8_t kOrder[16] = {0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15};
+  const auto put = [&](hn::Vec<Words> codes, uint16_t* to) {
+    PutSixteen(hn::TableLookupBytes(hn::BitCast(d, codes), hn::Load(d, kOrder)),
+               Mxfp4ValuesAt(scale), to);
+  };
+  put(hn::InterleaveLower(Words(), first, second), out);
+  put(hn::InterleaveUpper(Words(), first, second), out + 16);
 }
 
 void WidenTiles(const uint8_t* tile, int64_t tiles, uint16_t* out, int64_t stride) {

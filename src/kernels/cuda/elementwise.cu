@@ -127,8 +127,9 @@ __global__ void activation_kernel(Activation activation, float limit, Rows<const
   const int64_t row = index / vectors, i = index % vectors * 8;
   Vector8 g = Load8(gate.At(row, i));
   const Vector8 u = Load8(up.At(row, i));
+  const Activator activated(activation, limit);
 #pragma unroll
-  for (int k = 0; k < 8; ++k) g.v[k] = Activated(activation, limit, g.v[k], u.v[k]);
+  for (int k = 0; k < 8; ++k) g.v[k] = activated(g.v[k], u.v[k]);
   Store8(out.At(row, i), g);
 }
 

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/mxfp4.cuh"
 #include "kernels/cuda/ops.h"
 
 namespace octavo::cuda {
@@ -98,13 +99,23 @@ __global__ void sort_pairs_kernel(SortParams p) {
   SortPairs(p);
 }
 
+template <bool kMmaOrder>
 __global__ void sort_rows_kernel(const BFloat16* x, int64_t x_stride, const int32_t* sorted,
                                  int top_k, int hidden, BFloat16* out) {
   WaitForInputs();
   const BFloat16* from = x + sorted[blockIdx.x] / top_k * x_stride;
-  for (int i = static_cast<int>(threadIdx.x) * 8; i < hidden; i += static_cast<int>(blockDim.x) * 8)
-    *reinterpret_cast<uint4*>(out + int64_t{blockIdx.x} * hidden + i) =
-        *reinterpret_cast<const uint4*>(from + i);
+  BFloat16* to = out + int64_t{blockIdx.x} * hidden;
+  for (int i = static_cast<int>(threadIdx.x) * 8; i < hidden;
+       i += static_cast<int>(blockDim.x) * 8) {
+    if constexpr (kMmaOrder) {
+#pragma unroll
+      for (int j = 0; j < 8; j += 2)
+        *reinterpret_cast<uint32_t*>(to + MmaColumn(i + j)) =
+            *reinterpret_cast<const uint32_t*>(from + i + j);
+    } else {
+      *reinterpret_cast<uint4*>(to + i) = *reinterpret_cast<const uint4*>(from + i);
+    }
+  }
 }
 
 template <class Out>
@@ -194,8 +205,9 @@ void Experts::State::Sort(const ExpertsArgs& args, const ExpertsParams& params,
                     .tiles = tiles,
                     .tile_count = tile_count,
                     .sorted = sorted});
-  Launch(sort_rows_kernel, static_cast<unsigned>(params.pairs), 256, 0, stream,
-         args.x.Row<BFloat16>(0), args.x.row_stride, sorted, params.top_k, params.hidden, x);
+  Launch(params.mxfp4 ? sort_rows_kernel<true> : sort_rows_kernel<false>,
+         static_cast<unsigned>(params.pairs), 256, 0, stream, args.x.Row<BFloat16>(0),
+         args.x.row_stride, sorted, params.top_k, params.hidden, x);
 }
 
 void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
@@ -210,7 +222,7 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
                rows, experts, top_k, hidden, intermediate);
   const bool mxfp4 = first.gate.dtype == DType::kMxfp4;
   OCTAVO_CHECK(args.x.dtype == DType::kBF16 && (mxfp4 || first.gate.dtype == DType::kBF16) &&
-                   hidden % 8 == 0 && intermediate % 8 == 0,
+                   hidden % (mxfp4 ? 32 : 8) == 0 && intermediate % (mxfp4 ? 32 : 8) == 0,
                ShapeString(args.x), ShapeString(first.gate));
   for (const Expert& e : args.experts) {
     OCTAVO_CHECK(e.gate.dtype == first.gate.dtype && e.up.dtype == first.gate.dtype &&
@@ -255,7 +267,7 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
                              .results = s.results};
   if (many) {
     s.Sort(args, params, stream);
-    RunManyExperts(params, stream);
+    mxfp4 ? RunManyMxfp4Experts(params, stream) : RunManyBFloat16Experts(params, stream);
   } else {
     RunFewExperts(params, stream);
   }

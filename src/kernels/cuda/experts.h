@@ -24,7 +24,8 @@ struct ExpertsParams {
   const ExpertTile* tiles = nullptr;
   const int32_t* tile_count = nullptr;
   const int32_t* sorted = nullptr;  // [pairs] row * top_k + k
-  const BFloat16* x = nullptr;      // few rows: [rows, hidden]; many: [pairs, hidden], sorted
+  // few rows: [rows, hidden]; many: [pairs, hidden], sorted, for MXFP4 weights in MmaColumn's order
+  const BFloat16* x = nullptr;
   int64_t x_stride = 0;
   int pairs = 0, experts = 0, hidden = 0, intermediate = 0, top_k = 1;
   Activation activation{};
@@ -41,6 +42,7 @@ void RunFewExperts(const ExpertsParams& params, cudaStream_t stream);
 
 inline constexpr int kManyExpertPairs = 128;  // of a tile
 // Tensor-core products of tiles of kManyExpertPairs.
-void RunManyExperts(const ExpertsParams& params, cudaStream_t stream);
+void RunManyBFloat16Experts(const ExpertsParams& params, cudaStream_t stream);
+void RunManyMxfp4Experts(const ExpertsParams& params, cudaStream_t stream);
 
 }  // namespace octavo::cuda

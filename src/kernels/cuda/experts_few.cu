@@ -29,6 +29,7 @@ struct FewTile {
 // itself, which is quicker than a kernel that sorts.
 __device__ FewTile FindTile(const ExpertsParams& p, int index) {
   if (!p.ids) return {0, p.pairs, (uint64_t{1} << p.pairs) - 1};
+  if (p.pairs == p.top_k) return {p.ids[index], 1, uint64_t{1} << index};  // one row
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int low = lane < p.pairs ? p.ids[lane] : -1;
   const int high = lane + 32 < p.pairs ? p.ids[lane + 32] : -1;
@@ -58,9 +59,9 @@ __device__ FewTile FindTile(const ExpertsParams& p, int index) {
 }
 
 template <class Weights>
-__global__ __launch_bounds__(kFewWarps * 32, Weights::kBlocksOfTwo) void gate_up_kernel(
+__global__ __launch_bounds__(Weights::kWarps * 32, Weights::kBlocksOfTwo) void gate_up_kernel(
     const __grid_constant__ ExpertsParams p) {
-  __shared__ FewPartials<1> partials[2];
+  __shared__ FewPartials<Weights::kWarps, 1> partials[2];
   const int first_out = static_cast<int>(blockIdx.x) * kFewOuts;
   const int lane = static_cast<int>(threadIdx.x % 32);
   const bool dense = p.ids == nullptr;
@@ -68,13 +69,12 @@ __global__ __launch_bounds__(kFewWarps * 32, Weights::kBlocksOfTwo) void gate_up
   if (!dense) WaitForInputs();
   const FewTile tile = FindTile(p, static_cast<int>(blockIdx.y));
   if (tile.expert < 0) return;
-  const auto x_row = [&](int) -> const BFloat16* {
-    return lane / 4 < tile.pairs ? p.x + tile.Pair(lane / 4) / p.top_k * p.x_stride + lane % 4 * 8
-                                 : nullptr;
+  const auto x_row = [&](int) {
+    return p.x + tile.Pair(min(lane / 4, tile.pairs - 1)) / p.top_k * p.x_stride + lane % 4 * 8;
   };
   const int64_t expert = tile.expert * p.weight_stride;
-  const Weights weights[] = {{p.gate + expert, first_out, p.intermediate, p.hidden},
-                             {p.up + expert, first_out, p.intermediate, p.hidden}};
+  Weights weights[] = {{p.gate + expert, first_out, p.intermediate, p.hidden},
+                       {p.up + expert, first_out, p.intermediate, p.hidden}};
   float sums[2][1][4] = {};
   StreamFew<Weights::kAheadOfTwo, BFloat16>(
       weights, p.hidden, x_row,
@@ -85,7 +85,8 @@ __global__ __launch_bounds__(kFewWarps * 32, Weights::kBlocksOfTwo) void gate_up
   partials[0].Put(sums[0]);
   partials[1].Put(sums[1]);
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < kFewOuts * tile.pairs; i += kFewWarps * 32) {
+  for (int i = static_cast<int>(threadIdx.x); i < kFewOuts * tile.pairs;
+       i += Weights::kWarps * 32) {
     const int out = i % kFewOuts, pair = i / kFewOuts, column = first_out + out;
     if (column >= p.intermediate) continue;
     float gate = partials[0].Sum(out, pair), up = partials[1].Sum(out, pair);
@@ -94,32 +95,32 @@ __global__ __launch_bounds__(kFewWarps * 32, Weights::kBlocksOfTwo) void gate_up
       up += ToFloat(p.up_bias[tile.expert * p.bias_stride + column]);
     }
     p.activated[tile.Pair(pair) * p.activated_stride + column] =
-        FromFloat<BFloat16>(Activated(p.activation, p.limit, gate, up));
+        FromFloat<BFloat16>(Activator(p.activation, p.limit)(gate, up));
   }
 }
 
 template <class Weights>
-__global__ __launch_bounds__(kFewWarps * 32,
-                             4) void down_kernel(const __grid_constant__ ExpertsParams p) {
-  __shared__ FewPartials<1> partials;
+__global__ __launch_bounds__(Weights::kWarps * 32, Weights::kBlocks) void down_kernel(
+    const __grid_constant__ ExpertsParams p) {
+  __shared__ FewPartials<Weights::kWarps, 1> partials;
   // The ids are older than the kernel before, which has waited for them.
   const FewTile tile = FindTile(p, static_cast<int>(blockIdx.y));
   if (tile.expert < 0) return;
   const int first_out = static_cast<int>(blockIdx.x) * kFewOuts;
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const auto row = [&](int) -> const BFloat16* {
-    return lane / 4 < tile.pairs
-               ? p.activated + tile.Pair(lane / 4) * p.activated_stride + lane % 4 * 8
-               : nullptr;
+  const auto row = [&](int) {
+    return p.activated + tile.Pair(min(lane / 4, tile.pairs - 1)) * p.activated_stride +
+           lane % 4 * 8;
   };
-  const Weights weights[] = {
+  Weights weights[] = {
       {p.down + tile.expert * p.weight_stride, first_out, p.hidden, p.intermediate}};
   float sums[1][1][4] = {};
   StreamFew<Weights::kAhead, BFloat16>(
       weights, p.intermediate, row, [] { OverlapAndWaitForInputs(); }, sums);
   partials.Put(sums[0]);
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < kFewOuts * tile.pairs; i += kFewWarps * 32) {
+  for (int i = static_cast<int>(threadIdx.x); i < kFewOuts * tile.pairs;
+       i += Weights::kWarps * 32) {
     const int out = i % kFewOuts, column = first_out + out;
     if (column >= p.hidden) continue;
     float value = partials.Sum(out, i / kFewOuts);
@@ -134,9 +135,9 @@ unsigned Blocks(int outs) { return static_cast<unsigned>((outs + kFewOuts - 1) /
 template <class Weights>
 void Run(const ExpertsParams& params, cudaStream_t stream) {
   const auto tiles = static_cast<unsigned>(std::min(params.pairs, params.experts));
-  Launch(gate_up_kernel<Weights>, dim3(Blocks(params.intermediate), tiles), kFewWarps * 32, 0,
+  Launch(gate_up_kernel<Weights>, dim3(Blocks(params.intermediate), tiles), Weights::kWarps * 32, 0,
          stream, params);
-  Launch(down_kernel<Weights>, dim3(Blocks(params.hidden), tiles), kFewWarps * 32, 0, stream,
+  Launch(down_kernel<Weights>, dim3(Blocks(params.hidden), tiles), Weights::kWarps * 32, 0, stream,
          params);
 }
 
@@ -177,8 +178,8 @@ bool GatedProject(const Tensor& x, const Projection& gate, const Projection& up,
   params.limit = args.limit;
   params.activated = args.out.Row<BFloat16>(0);
   params.activated_stride = args.out.row_stride;
-  Launch(gate_up_kernel<BFloat16Few>, Blocks(params.intermediate), kFewWarps * 32, 0, stream,
-         params);
+  Launch(gate_up_kernel<BFloat16Few>, Blocks(params.intermediate), BFloat16Few::kWarps * 32, 0,
+         stream, params);
   return true;
 }
 

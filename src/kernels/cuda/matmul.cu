@@ -44,11 +44,11 @@ struct FewParams {
 
 // blockIdx.y: which 8 * kTiles rows.
 template <class X, int kTiles>
-__global__ __launch_bounds__(kFewWarps * 32,
+__global__ __launch_bounds__(BFloat16Few::kWarps * 32,
                              kTiles == 1 && sizeof(X) == 2
                                  ? 3
                                  : 2) void matmul_few_kernel(const __grid_constant__ FewParams p) {
-  __shared__ FewPartials<kTiles> partials;
+  __shared__ FewPartials<BFloat16Few::kWarps, kTiles> partials;
   const int block = static_cast<int>(blockIdx.x);
   int index = 0;
   while (index + 1 < p.count && block >= p.parts[index + 1].first_block) ++index;
@@ -57,18 +57,18 @@ __global__ __launch_bounds__(kFewWarps * 32,
   const int lane = static_cast<int>(threadIdx.x % 32), lane_k = lane % 4 * 8;
   float sums[1][kTiles][4] = {};
   const int first_row = static_cast<int>(blockIdx.y) * 8 * kTiles;
-  const BFloat16Few weights[] = {{part.weight, first_out, part.outs, p.k}};
+  BFloat16Few weights[] = {{part.weight, first_out, part.outs, p.k}};
   StreamFew<BFloat16Few::kAhead, X>(
       weights, p.k,
       [&](int n) -> const X* {
-        const int row = first_row + 8 * n + lane / 4;
-        return row < p.rows ? static_cast<const X*>(p.x) + row * p.x_stride + lane_k : nullptr;
+        const int row = min(first_row + 8 * n + lane / 4, p.rows - 1);
+        return static_cast<const X*>(p.x) + row * p.x_stride + lane_k;
       },
       [] { OverlapAndWaitForInputs(); }, sums);
   partials.Put(sums[0]);
   __syncthreads();
   const int rows = min(8 * kTiles, p.rows - first_row);
-  for (int i = static_cast<int>(threadIdx.x); i < kFewOuts * rows; i += kFewWarps * 32) {
+  for (int i = static_cast<int>(threadIdx.x); i < kFewOuts * rows; i += BFloat16Few::kWarps * 32) {
     const int out = i % kFewOuts, row = i / kFewOuts, column = first_out + out;
     if (column >= part.outs) continue;
     float value = partials.Sum(out, row);
@@ -174,7 +174,7 @@ void RunFew(const Tensor& x, std::span<const Projection> projections, bool accum
   const int rows = one ? 8 : 16;
   const dim3 grid(static_cast<unsigned>(blocks),
                   static_cast<unsigned>((params.rows + rows - 1) / rows));
-  Launch(kernel, grid, kFewWarps * 32, 0, stream, params);
+  Launch(kernel, grid, BFloat16Few::kWarps * 32, 0, stream, params);
 }
 
 // ---- many rows

@@ -5,7 +5,7 @@
 // the row of x lane/4: whatever order mma gives the eight, weights and x share it. So nothing is
 // transposed or exchanged. Of bfloat16 weights these are 16 bytes each, and a warp takes 32 of k
 // per step; MXFP4 weights lie so that 16 bytes are the same of both rows, for 64 of k. The warps of
-// a block share k out in turn and add up at the end, always in the same order.
+// a block take steps in turn and add up at the end, always in the same order.
 #pragma once
 
 #include "kernels/cuda/mxfp4.cuh"
@@ -14,7 +14,6 @@
 
 namespace octavo::cuda {
 
-inline constexpr int kFewWarps = 8;
 inline constexpr int kFewOuts = 16;  // outputs of a block
 
 // Weights pass through once.
@@ -30,10 +29,12 @@ __device__ __forceinline__ uint4 LoadWeights(const BFloat16* p) {
 // piece is 32 of k, kStep / 32 times: Low and High are those that this lane multiplies. Outputs
 // behind the last are read from the last.
 struct BFloat16Few {
-  static constexpr int kStep = 32;        // of k, of one warp
-  static constexpr int kAhead = 4;        // steps whose weights are on their way: 4 KiB per warp
-  static constexpr int kAheadOfTwo = 2;   // the same, of two matrices
-  static constexpr int kBlocksOfTwo = 2;  // of a multiprocessor
+  static constexpr int kWarps = 8;                            // of a block
+  static constexpr int kStep = 32, kStride = kWarps * kStep;  // of k: of a warp, of a block
+  static constexpr int kMultiple = 8;                         // that k is of
+  static constexpr int kAhead = 4;       // steps whose weights are on their way: 4 KiB per warp
+  static constexpr int kAheadOfTwo = 2;  // the same, of two matrices
+  static constexpr int kBlocks = 4, kBlocksOfTwo = 2;  // of a multiprocessor
   struct Piece {
     uint4 low{}, high{};
     __device__ const uint4& Low(int) const { return low; }
@@ -45,34 +46,40 @@ struct BFloat16Few {
     const int first = min(first_out + lane / 4, outs - 1),
               second = min(first_out + lane / 4 + 8, outs - 1);
     low = static_cast<const BFloat16*>(matrix) + int64_t{first} * k + lane % 4 * 8;
-    high_offset = int64_t{second - first} * k;
+    high_offset = (second - first) * k;
   }
-  __device__ Piece Load(int at) const {
+  // Step i of this warp's, counted from where it advanced to; it begins at `at` of k.
+  __device__ Piece Load(int /*i*/, int at) const {
     if (at + static_cast<int>(threadIdx.x % 4) * 8 >= k) return {};
     return {LoadWeights(low + at), LoadWeights(low + at + high_offset)};
   }
+  __device__ void Advance(int /*steps*/) {}
 
   const BFloat16* low;
-  int64_t high_offset;
-  int k;
+  int high_offset, k;
 };
 
 // The same of an MXFP4 matrix.
 struct Mxfp4Few {
-  static constexpr int kStep = mxfp4::kTileColumns;
-  static constexpr int kAhead = 6;  // 3 KiB per warp
+  static constexpr int kWarps = 4;  // so that all blocks of one row's experts fit at once
+  static constexpr int kStep = mxfp4::kTileColumns, kStride = kWarps * kStep;
+  static constexpr int kMultiple = mxfp4::kBlock;
+  static constexpr int kAhead = 5;  // 2.7 KiB per warp
   static constexpr int kAheadOfTwo = 3;
-  static constexpr int kBlocksOfTwo = 3;
+  static constexpr int kBlocks = 6, kBlocksOfTwo = 6;
   using Piece = Mxfp4Piece;
 
   __device__ Mxfp4Few(const void* matrix, int first_out, int /*outs*/, int k_)
-      : tiles(static_cast<const std::byte*>(matrix) + mxfp4::TileOffset(k_, first_out, 0)), k(k_) {}
-  __device__ Piece Load(int at) const {
+      : tiles(static_cast<const std::byte*>(matrix) + mxfp4::TileOffset(k_, first_out, 0) +
+              static_cast<int>(threadIdx.x / 32) * mxfp4::kTileBytes),
+        k(k_) {}
+  __device__ Piece Load(int i, int at) const {
     if (at >= k) return {};
-    return LoadMxfp4Piece(tiles + mxfp4::TileOffset(k, 0, at));
+    return tiles.Load(i * kWarps * mxfp4::kTileBytes);
   }
+  __device__ void Advance(int steps) { tiles.Advance(steps * kWarps * mxfp4::kTileBytes); }
 
-  const std::byte* tiles;
+  Mxfp4Tiles tiles;
   int k;
 };
 
@@ -114,56 +121,64 @@ struct FewX<float> {
   }
 };
 
-// One block's share of k, of 16 outputs of each matrix and 8 * kTiles rows of x. `x_row(n)`: the
-// row of x that this lane reads for tile n, at this lane's first element, or null. `inputs` is
-// called once the weights' first loads are on their way.
+// One warp's share of k, of 16 outputs of each matrix and 8 * kTiles rows of x. `x_row(n)`: the
+// row of x that this lane reads for tile n, at this lane's first element. `inputs` is called once
+// the weights' first loads are on their way.
 template <int kAhead, class X, class Weights, int kMatrices, int kTiles, class XRow, class Inputs>
-__device__ __forceinline__ void StreamFew(const Weights (&weights)[kMatrices], int k,
-                                          const XRow& x_row, const Inputs& inputs,
+__device__ __forceinline__ void StreamFew(Weights (&weights)[kMatrices], int k, const XRow& x_row,
+                                          const Inputs& inputs,
                                           float (&sums)[kMatrices][kTiles][4]) {
+  constexpr int kStep = Weights::kStep, kStride = Weights::kStride, kParts = kStep / 32;
+  const int first_k = static_cast<int>(threadIdx.x / 32) * kStep;
   const int lane_k = static_cast<int>(threadIdx.x % 4) * 8;
-  const int warp = static_cast<int>(threadIdx.x / 32);
-  constexpr int kStride = kFewWarps * Weights::kStep;
   typename Weights::Piece pieces[kAhead][kMatrices];
-  const auto load = [&](int slot, int at) {
+  const auto load = [&](int i, int first) {
 #pragma unroll
-    for (int m = 0; m < kMatrices; ++m) pieces[slot][m] = weights[m].Load(at);
+    for (int m = 0; m < kMatrices; ++m)
+      pieces[i % kAhead][m] = weights[m].Load(i, first + i * kStride);
   };
-  int begin = warp * Weights::kStep;
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) load(i, begin + i * kStride);
+  for (int i = 0; i < kAhead; ++i) load(i, first_k);
   inputs();
   const X* rows[kTiles];
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) rows[n] = x_row(n);
-  while (begin < k) {
+  for (int first = first_k; first < k; first += kAhead * kStride) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      const int at = begin + i * kStride;
+      if (kParts > 1 && first + i * kStride >= k) break;  // widening nothing takes time
+      FewX<X> x[kParts][kTiles];
 #pragma unroll
-      for (int part = 0; part < Weights::kStep / 32; ++part) {
-        const int x_at = at + 32 * part;
-        const bool inside = x_at + lane_k < k;
+      for (int part = 0; part < kParts; ++part) {
+        const int at = first + i * kStride + 32 * part;
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
-          FewX<X> x;
-          if (inside && rows[n]) x.Load(rows[n] + x_at);
-#pragma unroll
-          for (int m = 0; m < kMatrices; ++m)
-            x.Multiply(sums[m][n], pieces[i][m].Low(part), pieces[i][m].High(part));
+          if ((Weights::kMultiple % 32 == 0 && part == 0) || at + lane_k < k)
+            x[part][n].Load(rows[n] + at);
         }
       }
-      load(i, at + kAhead * kStride);
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+        for (int m = 0; m < kMatrices; ++m) {
+          const uint4& low = pieces[i][m].Low(part);
+          const uint4& high = pieces[i][m].High(part);
+#pragma unroll
+          for (int n = 0; n < kTiles; ++n) x[part][n].Multiply(sums[m][n], low, high);
+        }
+      }
+      load(i + kAhead, first);
     }
-    begin += kAhead * kStride;
+#pragma unroll
+    for (int m = 0; m < kMatrices; ++m) weights[m].Advance(kAhead);
   }
 }
 
-// The warps' sums, added in order: partial[warp][out][row], rows of 8 * kTiles + 1 floats.
-template <int kTiles>
+// The warps' sums, added in order.
+template <int kWarps, int kTiles>
 struct FewPartials {
   static constexpr int kRows = 8 * kTiles;
-  float sums[kFewWarps][kFewOuts][kRows + 1];
+  float sums[kWarps][kFewOuts][kRows + 1];
 
   __device__ void Put(const float (&own)[kTiles][4]) {
     const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
@@ -179,7 +194,7 @@ struct FewPartials {
   __device__ float Sum(int out, int row) const {
     float sum = 0;
 #pragma unroll
-    for (int warp = 0; warp < kFewWarps; ++warp) sum += sums[warp][out][row];
+    for (int warp = 0; warp < kWarps; ++warp) sum += sums[warp][out][row];
     return sum;
   }
 };

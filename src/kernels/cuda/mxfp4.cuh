@@ -6,19 +6,18 @@
 
 namespace octavo::cuda {
 
-// Eight values of a word times their scale as bfloat16, in order: exact. `scale` is its code.
+// Eight values of a word times their scale as bfloat16, in order: exact. `factor`: 2^126 times the
+// scale, twice.
 //
 // Sign, exponent and mantissa of a value, put where bfloat16 has its sign, lowest exponent bits and
-// highest mantissa bit, are that value times 2^-126, subnormal ones too.
-__device__ __forceinline__ uint4 WidenMxfp4(uint32_t word, uint32_t scale) {
-  const uint32_t factor = scale * 0x00800080u + 0x3F003F00u;  // 2^(scale - 127 + 126), twice
-  uint32_t pairs[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t on_top = word << (12 - 4 * i);  // of either half
-    pairs[i] = MultiplyBF16((on_top & 0x80008000u) | ((on_top >> 6) & 0x01C001C0u), factor);
-  }
-  return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+// highest mantissa bit, are that value times 2^-126, subnormal ones too. Right shifts and masks are
+// what costs: a multiprocessor does 64 of them at a time, left shifts elsewhere at the same time.
+__device__ __forceinline__ uint4 WidenMxfp4(uint32_t word, uint32_t factor) {
+  constexpr uint32_t kSign = 0x80008000, kMagnitude = 0x01C001C0;
+  return make_uint4(MultiplyBF16(word & (kSign | kMagnitude), factor),
+                    MultiplyBF16((word << 3) & (kSign | kMagnitude), factor),
+                    MultiplyBF16(((word << 2) & kSign) | ((word << 6) & kMagnitude), factor),
+                    MultiplyBF16(((word << 1) & kSign) | ((word >> 3) & kMagnitude), factor));
 }
 
 // What a lane holds of a tile: piece `lane` and the scales of its two rows.
@@ -29,19 +28,48 @@ struct Mxfp4Piece {
   // Columns 8 * (lane % 4) and on of the tile's first or second 32, of row lane / 4 and of row
   // lane / 4 + 8.
   __device__ __forceinline__ uint4 Low(int half) const {
-    return WidenMxfp4(half ? codes.z : codes.x, scales >> (16 * half) & 0xFF);
+    return WidenMxfp4(half ? codes.z : codes.x, Factor(2 * half));
   }
   __device__ __forceinline__ uint4 High(int half) const {
-    return WidenMxfp4(half ? codes.w : codes.y, scales >> (16 * half + 8) & 0xFF);
+    return WidenMxfp4(half ? codes.w : codes.y, Factor(2 * half + 1));
+  }
+
+ private:
+  // The scale's code becomes exponent bits: 2^(code - 127 + 126).
+  __device__ __forceinline__ uint32_t Factor(int i) const {
+    return __byte_perm(scales, 0, 0x4040 | i << 8 | i) * 0x80 + 0x3F003F00;
   }
 };
 
-__device__ __forceinline__ Mxfp4Piece LoadMxfp4Piece(const std::byte* tile) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  Mxfp4Piece piece;
-  piece.codes = LoadStreaming(tile + 16 * lane);
-  piece.scales = __ldg(reinterpret_cast<const uint32_t*>(tile + mxfp4::kCodeBytes + lane / 4 * 4));
-  return piece;
+// Where a lane reads tiles in global memory.
+class Mxfp4Tiles {
+ public:
+  __device__ explicit Mxfp4Tiles(const std::byte* tile) {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    codes_ = tile + 16 * lane;
+    scales_ = tile + mxfp4::kCodeBytes + lane / 4 * 4;
+    // Two registers each; ptxas would rather add them up anew for every load.
+    asm volatile("" : "+l"(codes_), "+l"(scales_));
+  }
+  __device__ __forceinline__ Mxfp4Piece Load(int bytes) const {
+    Mxfp4Piece piece;
+    piece.codes = LoadStreaming(codes_ + bytes);
+    piece.scales = __ldg(reinterpret_cast<const uint32_t*>(scales_ + bytes));
+    return piece;
+  }
+  __device__ void Advance(int bytes) {
+    codes_ += bytes;
+    scales_ += bytes;
+  }
+
+ private:
+  const std::byte *codes_, *scales_;
+};
+
+// Where column k of what these are multiplied with must stand for wgmma, of whose A a lane holds
+// columns 2 c, 2 c + 1 of each eight; of a tile it holds eight neighbours in 32.
+__host__ __device__ constexpr int MmaColumn(int k) {
+  return (k & ~31) | (k & 6) << 2 | (k >> 3 & 3) << 1 | (k & 1);
 }
 
 }  // namespace octavo::cuda

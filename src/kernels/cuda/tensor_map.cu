@@ -23,21 +23,33 @@ Encode EncodeFunction() {
   return encode;
 }
 
-}  // namespace
-
-CUtensorMap MakeTensorMap(const void* base, int rank, const cuuint64_t* dims,
-                          const cuuint64_t* strides, const cuuint32_t* box) {
+CUtensorMap Make(CUtensorMapDataType type, CUtensorMapSwizzle swizzle, const void* base, int rank,
+                 const cuuint64_t* dims, const cuuint64_t* strides, const cuuint32_t* box) {
   CUtensorMap map;
   const cuuint32_t steps[4] = {1, 1, 1, 1};
   const CUresult result =
-      EncodeFunction()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, rank, const_cast<void*>(base), dims,
-                       strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                       box[0] == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
-                       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      EncodeFunction()(&map, type, rank, const_cast<void*>(base), dims, strides, box, steps,
+                       CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     throw std::runtime_error("cuTensorMapEncodeTiled failed with " + std::to_string(result));
   }
   return map;
+}
+
+}  // namespace
+
+CUtensorMap MakeTensorMap(const void* base, int rank, const cuuint64_t* dims,
+                          const cuuint64_t* strides, const cuuint32_t* box) {
+  return Make(CU_TENSOR_MAP_DATA_TYPE_UINT8,
+              box[0] == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B, base, rank,
+              dims, strides, box);
+}
+
+CUtensorMap MakeWordTensorMap(const void* base, int rank, const cuuint64_t* dims,
+                              const cuuint64_t* strides, const cuuint32_t* box) {
+  return Make(CU_TENSOR_MAP_DATA_TYPE_UINT32, CU_TENSOR_MAP_SWIZZLE_NONE, base, rank, dims, strides,
+              box);
 }
 
 void SetPrefillMemory(const KvLayer& cache, const void* q, int q_element_size, int tokens,

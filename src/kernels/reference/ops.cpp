@@ -28,7 +28,7 @@ double Get(const Tensor& tensor, int64_t row, int64_t column) {
                          mxfp4::TileOffset(tensor.columns(), row, column);
       uint32_t word;
       std::memcpy(&word, tile + mxfp4::WordOffset(row, column), sizeof(word));
-      const double value = mxfp4::kValues[word >> mxfp4::ShiftInWord(column) & 15];
+      const double value = mxfp4::kValues[mxfp4::CodeOfWord(word, column)];
       return std::ldexp(value, tile[mxfp4::ScaleOffset(row, column)] - 127);
     }
     default:
