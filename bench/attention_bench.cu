@@ -102,7 +102,7 @@ void Run(const Options& options) {
     run("matmul " + std::to_string(rows), [&] { return MatMulRows(rows); });
   for (int rows : {1, 64, 8192})
     run("elementwise " + std::to_string(rows), [&] { return ElementwiseRows(rows); });
-  for (int rows : {1, 4, 8, 16, 32, 64, 256, 2048, 8192})
+  for (int rows : {1, 4, 8, 16, 32, 64, 128, 256, 2048, 8192})
     run("experts " + std::to_string(rows), [&] { return ExpertRows(rows); });
   for (int rows : {1, 64}) run("sample " + std::to_string(rows), [&] { return SampleRows(rows); });
   for (const AttentionSpec& spec : DecodeSpecs(options.quick)) {

@@ -399,8 +399,8 @@ class Ops {
       MixtureCase({.rows = rows, .experts = 16, .top_k = 4, .hidden = 2048, .inner = 768});
     }
   }
-  // Of whole and half tiles, small and the largest scales, one expert, all that there are, and some
-  // that no row chooses.
+  // Of whole and half tiles, small and the largest scales, one expert, all that there are, some
+  // that no row chooses, one that every row chooses (several narrow tiles).
   void Mxfp4Mixtures() {
     for (int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 33, 64, 65, 129, 300}) {
       const Mixture some{.rows = rows, .experts = 4, .top_k = 2, .hidden = 64, .inner = 32};
@@ -414,6 +414,14 @@ class Ops {
       MixtureCase({.rows = rows, .experts = 8, .top_k = 8, .hidden = 1056, .inner = 64},
                   DType::kMxfp4);
     }
+    MixtureCase({.rows = 70,
+                 .experts = 32,
+                 .top_k = 4,
+                 .hidden = 128,
+                 .inner = 96,
+                 .bias = true,
+                 .popular = true},
+                DType::kMxfp4);
     if (quick_) return;
     for (int64_t rows : {4, 70}) {
       for (double deviation : {1e-5, 4.0}) {
@@ -438,16 +446,18 @@ class Ops {
     int64_t hidden, inner;
     bool bias = false;
     double deviation = 0;  // of the weights; 0: 1 / sqrt(hidden)
+    bool popular = false;  // expert 1
   };
   // Of many rows, the reference does only the first and the last four.
   void MixtureCase(const Mixture& mixture, DType weight_type = kBF16) {
     for (const bool accumulate : {false, true}) MixtureCase(mixture, weight_type, accumulate);
   }
   void MixtureCase(const Mixture& mixture, DType weight_type, bool accumulate) {
-    const auto& [rows, experts, top_k, hidden, inner, bias, given_deviation] = mixture;
+    const auto& [rows, experts, top_k, hidden, inner, bias, given_deviation, popular] = mixture;
     Matrix x = Random(kBF16, rows, hidden);
     Matrix ids(kI32, rows, top_k), weights(kF32, rows, top_k);
     Matrix logits = Random(kF32, rows, experts);
+    for (int64_t r = 0; popular && r < rows; ++r) logits.Put(r, 1, 9);
     reference::Route({.logits = logits.Host(),
                       .top_k = top_k,
                       .softmax_first = bias,

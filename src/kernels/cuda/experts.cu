@@ -16,7 +16,7 @@ namespace {
 
 struct SortParams {
   const int32_t* ids;  // [pairs]
-  int pairs, experts;
+  int pairs, experts, tile_pairs;
   ExpertTile* tiles;
   int32_t* tile_count;
   int32_t* sorted;  // [pairs] pairs by expert, each expert's in order
@@ -39,13 +39,13 @@ __device__ void CutTiles(const SortParams& p, int32_t* totals) {
   for (int first = 0; first < p.experts; first += 32) {
     const int expert = first + lane;
     const int pairs = expert < p.experts ? totals[expert] : 0;
-    const int tiles = (pairs + kManyExpertPairs - 1) / kManyExpertPairs;
+    const int tiles = (pairs + p.tile_pairs - 1) / p.tile_pairs;
     const int pairs_end = pairs_before + InclusiveSum(pairs);
     const int tiles_end = tiles_before + InclusiveSum(tiles);
     const int begin = pairs_end - pairs;
     for (int t = 0; t < tiles; ++t) {
-      p.tiles[tiles_end - tiles + t] = {expert, begin + t * kManyExpertPairs,
-                                        min(begin + (t + 1) * kManyExpertPairs, pairs_end)};
+      p.tiles[tiles_end - tiles + t] = {expert, begin + t * p.tile_pairs,
+                                        min(begin + (t + 1) * p.tile_pairs, pairs_end)};
     }
     if (expert < p.experts) totals[expert] = begin;
     pairs_before = __shfl_sync(~0u, pairs_end, 31);
@@ -202,6 +202,7 @@ void Experts::State::Sort(const ExpertsArgs& args, const ExpertsParams& params,
          SortParams{.ids = args.ids.Row<int32_t>(0),
                     .pairs = params.pairs,
                     .experts = params.experts,
+                    .tile_pairs = params.tile_pairs,
                     .tiles = tiles,
                     .tile_count = tile_count,
                     .sorted = sorted});
@@ -236,6 +237,8 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
                    bias_stride == Stride(args.experts, &Expert::up_bias) &&
                    bias_stride == Stride(args.experts, &Expert::down_bias),
                stride, bias_stride);
+  // Experts that few pairs use are read faster by more warps with fewer sums each.
+  const bool narrow = mxfp4 && rows * top_k <= kNarrowExpertTile / 2 * experts;
   const bool many = rows > kFewExpertRows || rows * top_k > kFewExpertPairs;
   const auto bf16 = [](const Tensor& t) { return static_cast<const BFloat16*>(t.data); };
   const auto bytes = [](const Tensor& t) { return static_cast<const std::byte*>(t.data); };
@@ -252,6 +255,7 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
                              .tiles = s.tiles,
                              .tile_count = s.tile_count,
                              .sorted = s.sorted,
+                             .tile_pairs = narrow ? kNarrowExpertTile : kWideExpertTile,
                              .x = many ? s.x : args.x.Row<BFloat16>(0),
                              .x_stride = many ? hidden : args.x.row_stride,
                              .pairs = rows * top_k,

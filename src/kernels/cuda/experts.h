@@ -24,6 +24,7 @@ struct ExpertsParams {
   const ExpertTile* tiles = nullptr;
   const int32_t* tile_count = nullptr;
   const int32_t* sorted = nullptr;  // [pairs] row * top_k + k
+  int tile_pairs = 0;
   // few rows: [rows, hidden]; many: [pairs, hidden], sorted, for MXFP4 weights in MmaColumn's order
   const BFloat16* x = nullptr;
   int64_t x_stride = 0;
@@ -40,8 +41,9 @@ struct ExpertsParams {
 inline constexpr int kFewExpertRows = 8, kFewExpertPairs = 64;
 void RunFewExperts(const ExpertsParams& params, cudaStream_t stream);
 
-inline constexpr int kManyExpertPairs = 128;  // of a tile
-// Tensor-core products of tiles of kManyExpertPairs.
+// Tensor-core products of tiles of at most params.tile_pairs, which is kWideExpertTile or, where
+// weights are MXFP4, kNarrowExpertTile.
+inline constexpr int kWideExpertTile = 128, kNarrowExpertTile = 32;
 void RunManyBFloat16Experts(const ExpertsParams& params, cudaStream_t stream);
 void RunManyMxfp4Experts(const ExpertsParams& params, cudaStream_t stream);
 

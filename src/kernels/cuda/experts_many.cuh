@@ -1,16 +1,18 @@
-// Experts for many rows: a persistent grid takes products of [256 outputs, k] and [up to 128 pairs,
-// k]^T, 128 outputs each of gate and up or 256 of down. One thread fills a ring of stages, 64 of k
-// each, by TMA; two warpgroups multiply. How is the weights' to say, for they come as bfloat16
-// (experts_many_bf16.cu) or MXFP4 (experts_many_mxfp4.cu):
+// Experts for many rows: a persistent grid takes products of a tile's pairs with some outputs of
+// two matrices, gate and up or the first and second half of a tile's outputs of down. One thread
+// fills a ring of stages, 64 of k each, by TMA; the other warpgroups multiply. How is for Tiles to
+// say, for weights come as bfloat16 (experts_many_bf16.cu) or MXFP4 (experts_many_mxfp4.cu):
 //
-//   struct Weights {
-//     static constexpr int kBytes;    // of 128 outputs in a stage
-//     static constexpr int kStepX, kRowsY;  // the map's coordinates: of a step, outputs per row
-//     static constexpr int kStages, kBoxPairs;  // kBoxPairs: pairs that one copy brings
+//   template <bool kGated>  // gate and up, else down
+//   struct Tiles {
+//     static constexpr int kPairs, kOuts;     // of a tile at most; of either matrix
+//     static constexpr int kConsumers;        // warpgroups that multiply
+//     static constexpr int kStages, kBytes;   // kBytes: of kOuts in a stage
+//     static constexpr int kStepX, kRowsY;    // the map's coordinates: of a step, outputs per row
+//     static constexpr int kBoxPairs;         // that one copy brings
 //     static CUtensorMap Map(const void* base, int64_t k, int64_t outs, int64_t experts,
 //                            int64_t stride);
-//     template <bool kGated>  // else down
-//     static __device__ void Take(const ManyTile&, const ExpertsParams&, ManyRing<Weights>&);
+//     static __device__ void Take(const ManyTile&, const ExpertsParams&, ManyRing<Tiles>&);
 //   };
 #pragma once
 
@@ -23,36 +25,38 @@
 
 namespace octavo::cuda {
 
-inline constexpr int kManyOuts = 128;  // of a tile, of either matrix
 inline constexpr int kManyRowBytes = 128;
 inline constexpr int kManyStepK = kManyRowBytes / 2;
-inline constexpr int kManyConsumers = 2;  // warpgroups
-inline constexpr int kManyThreads = 128 * (kManyConsumers + 1);
-// Of all registers that threads get at first, the one that copies needs few.
-inline constexpr int kManyRegistersAtStart = 65536 / kManyThreads / 8 * 8, kManyCopyRegisters = 40;
-inline constexpr int kManyRegisters =
-    kManyRegistersAtStart + (kManyRegistersAtStart - kManyCopyRegisters) / kManyConsumers;
 
-template <class Weights>
+// Of all registers that threads get at first, the one that copies needs few.
+template <int kConsumers>
+struct ManyThreads {
+  static constexpr int kCount = 128 * (kConsumers + 1);
+  static constexpr int kRegistersAtStart = 65536 / kCount / 8 * 8, kCopyRegisters = 40;
+  static constexpr int kRegisters =
+      (kRegistersAtStart + (kRegistersAtStart - kCopyRegisters) / kConsumers) / 8 * 8;
+};
+
+template <class Tiles>
 struct alignas(1024) ManyStage {  // the swizzle counts from multiples of 1024
-  std::byte x[kManyExpertPairs * kManyRowBytes];
-  std::byte weights[2][Weights::kBytes];
+  std::byte x[Tiles::kPairs * kManyRowBytes];
+  std::byte weights[2][Tiles::kBytes];
 };
 
 // Where a thread stands in the ring.
-template <class Weights>
+template <class Tiles>
 struct ManyRing {
   struct Memory {
-    ManyStage<Weights> stages[Weights::kStages];
-    uint64_t full[Weights::kStages], empty[Weights::kStages];
+    ManyStage<Tiles> stages[Tiles::kStages];
+    uint64_t full[Tiles::kStages], empty[Tiles::kStages];
   };
   Memory& memory;
   int index = 0;
   uint32_t phase = 0;
 
-  __device__ ManyStage<Weights>& stage() { return memory.stages[index]; }
+  __device__ ManyStage<Tiles>& stage() { return memory.stages[index]; }
   __device__ void Next() {
-    if (++index == Weights::kStages) {
+    if (++index == Tiles::kStages) {
       index = 0;
       phase ^= 1;
     }
@@ -68,7 +72,7 @@ struct ManyProduct {
   CUtensorMap x;           // [pairs, k]
   CUtensorMap weights[2];  // [experts, outs, k]
   int k, out_tiles, tile_outs;
-  int second_out;  // from a tile's first output to the first of its second 128
+  int second_out;  // from a tile's first output to the second matrix's
   __device__ int Steps() const { return (k + kManyStepK - 1) / kManyStepK; }
 };
 
@@ -88,49 +92,50 @@ __device__ __forceinline__ void ForEachManyTile(const ManyProduct& product, cons
   }
 }
 
-template <class Weights>
+template <class Tiles>
 __device__ __forceinline__ void FillManyStages(const ManyProduct& product, const ManyTile& tile,
-                                               ManyRing<Weights>& ring) {
-  constexpr int kBoxBytes = Weights::kBoxPairs * kManyRowBytes;
+                                               ManyRing<Tiles>& ring) {
+  constexpr int kBoxBytes = Tiles::kBoxPairs * kManyRowBytes;
   const int pairs = tile.pairs.end - tile.pairs.begin;
-  const int boxes = (pairs + Weights::kBoxPairs - 1) / Weights::kBoxPairs;
+  const int boxes = (pairs + Tiles::kBoxPairs - 1) / Tiles::kBoxPairs;
   for (int step = 0; step < tile.steps; ++step, ring.Next()) {
     uint64_t* full = &ring.memory.full[ring.index];
     BarrierWait(&ring.memory.empty[ring.index], ring.phase ^ 1);
-    BarrierArriveExpect(full, 2 * Weights::kBytes + boxes * kBoxBytes);
+    BarrierArriveExpect(full, 2 * Tiles::kBytes + boxes * kBoxBytes);
     for (int m = 0; m < 2; ++m) {
-      TmaLoad3(ring.stage().weights[m], &product.weights[m], full, step * Weights::kStepX,
-               (m == 0 ? tile.out : tile.second_out) / Weights::kRowsY, tile.pairs.expert);
+      TmaLoad3(ring.stage().weights[m], &product.weights[m], full, step * Tiles::kStepX,
+               (m == 0 ? tile.out : tile.second_out) / Tiles::kRowsY, tile.pairs.expert);
     }
     for (int box = 0; box < boxes; ++box) {
       TmaLoad3(ring.stage().x + box * kBoxBytes, &product.x, full, step * kManyRowBytes,
-               tile.pairs.begin + box * Weights::kBoxPairs, 0);
+               tile.pairs.begin + box * Tiles::kBoxPairs, 0);
     }
   }
 }
 
-template <bool kGated, class Weights>
-__global__ __launch_bounds__(kManyThreads, 1) void many_experts_kernel(
+template <class Tiles>
+__global__ __launch_bounds__(ManyThreads<Tiles::kConsumers>::kCount, 1) void many_experts_kernel(
     const __grid_constant__ ManyProduct product, const __grid_constant__ ExpertsParams p) {
+  using Threads = ManyThreads<Tiles::kConsumers>;
   extern __shared__ uint8_t dynamic[];
-  auto& memory = *reinterpret_cast<ManyRing<Weights>::Memory*>(AlignShared<1024>(dynamic));
+  auto& memory = *reinterpret_cast<ManyRing<Tiles>::Memory*>(AlignShared<1024>(dynamic));
   if (threadIdx.x == 0) {
-    for (int i = 0; i < Weights::kStages; ++i) {
+    for (int i = 0; i < Tiles::kStages; ++i) {
       BarrierInit(&memory.full[i], 1);
-      BarrierInit(&memory.empty[i], 4 * kManyConsumers);
+      BarrierInit(&memory.empty[i], 4 * Tiles::kConsumers);
     }
     BarrierInitFence();
   }
   __syncthreads();
   WaitForInputs();
-  ManyRing<Weights> ring{memory};
-  if (threadIdx.x >= 128 * kManyConsumers) {
-    RegistersDown<kManyCopyRegisters>();
-    if (threadIdx.x > 128 * kManyConsumers) return;
+  ManyRing<Tiles> ring{memory};
+  if (threadIdx.x >= 128 * Tiles::kConsumers) {
+    RegistersDown<Threads::kCopyRegisters>();
+    if (threadIdx.x > 128 * Tiles::kConsumers) return;
     ForEachManyTile(product, p, [&](const ManyTile& t) { FillManyStages(product, t, ring); });
   } else {
-    RegistersUp<kManyRegisters>();
-    ForEachManyTile(product, p, [&](const ManyTile& t) { Weights::template Take<kGated>(t, p, ring); });
+    RegistersUp<Threads::kRegisters>();
+    ForEachManyTile(product, p, [&](const ManyTile& t) { Tiles::Take(t, p, ring); });
   }
 }
 
@@ -144,36 +149,37 @@ inline CUtensorMap BFloat16Map(const void* base, int64_t k, int64_t rows, int64_
   return MakeTensorMap(base, 3, dims, strides, box);
 }
 
-template <bool kGated, class Weights>
+template <class Tiles>
 void RunManyProduct(const ExpertsParams& p, const BFloat16* x, const std::byte* first,
                     const std::byte* second, int k, int outs, cudaStream_t stream) {
-  constexpr int kSharedBytes = sizeof(typename ManyRing<Weights>::Memory) + 1024;
+  constexpr int kSharedBytes = sizeof(typename ManyRing<Tiles>::Memory) + 1024;
   static const int processors = [] {
     int device = 0, count = 0;
     CUDA_CHECK(cudaGetDevice(&device));
     CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-    CUDA_CHECK(cudaFuncSetAttribute(many_experts_kernel<kGated, Weights>,
+    CUDA_CHECK(cudaFuncSetAttribute(many_experts_kernel<Tiles>,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
     return count;
   }();
   const auto map = [&](const std::byte* base) {
-    return Weights::Map(base, k, outs, p.experts, p.weight_stride);
+    return Tiles::Map(base, k, outs, p.experts, p.weight_stride);
   };
-  const int tile_outs = kGated ? kManyOuts : 2 * kManyOuts;
-  const ManyProduct product{.x = BFloat16Map(x, k, p.pairs, 1, 0, Weights::kBoxPairs),
+  const bool same = first == second;
+  const int tile_outs = same ? 2 * Tiles::kOuts : Tiles::kOuts;
+  const ManyProduct product{.x = BFloat16Map(x, k, p.pairs, 1, 0, Tiles::kBoxPairs),
                             .weights = {map(first), map(second)},
                             .k = k,
                             .out_tiles = (outs + tile_outs - 1) / tile_outs,
                             .tile_outs = tile_outs,
-                            .second_out = kGated ? 0 : kManyOuts};
-  Launch(many_experts_kernel<kGated, Weights>, static_cast<unsigned>(processors), kManyThreads,
-         kSharedBytes, stream, product, p);
+                            .second_out = same ? Tiles::kOuts : 0};
+  Launch(many_experts_kernel<Tiles>, static_cast<unsigned>(processors),
+         ManyThreads<Tiles::kConsumers>::kCount, kSharedBytes, stream, product, p);
 }
 
-template <class Weights>
-void RunManyExpertsOf(const ExpertsParams& p, cudaStream_t stream) {
-  RunManyProduct<true, Weights>(p, p.x, p.gate, p.up, p.hidden, p.intermediate, stream);
-  RunManyProduct<false, Weights>(p, p.activated, p.down, p.down, p.intermediate, p.hidden, stream);
+template <class GateUp, class Down>
+void RunManyProducts(const ExpertsParams& p, cudaStream_t stream) {
+  RunManyProduct<GateUp>(p, p.x, p.gate, p.up, p.hidden, p.intermediate, stream);
+  RunManyProduct<Down>(p, p.activated, p.down, p.down, p.intermediate, p.hidden, stream);
 }
 
 }  // namespace octavo::cuda

@@ -1,7 +1,6 @@
 // Experts of MXFP4 for many rows: outputs are the rows of wgmma's A, which may come from registers,
 // and are widened on their way there; pairs are the columns of B, as few as a tile has. So weights
-// pass through shared memory as they are, and with few pairs their bytes are what a tile costs. A
-// warpgroup takes 64 of the first and 64 of the second 128 outputs.
+// pass through shared memory as they are, and with few pairs their bytes are what a tile costs.
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/experts_many.cuh"
 #include "kernels/cuda/mxfp4.cuh"
@@ -9,22 +8,6 @@
 
 namespace octavo::cuda {
 namespace {
-
-// What a lane holds of 64 outputs and a step: A, four times.
-__device__ __forceinline__ void Widen(const std::byte* weights, uint32_t (&a)[16]) {
-  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  const std::byte* tile = weights + warp * mxfp4::kTileBytes;
-  const Mxfp4Piece piece{
-      *reinterpret_cast<const uint4*>(tile + 16 * lane),
-      *reinterpret_cast<const uint32_t*>(tile + mxfp4::kCodeBytes + lane / 4 * 4)};
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const uint4 low = piece.Low(half), high = piece.High(half);
-    const uint32_t both[] = {low.x, high.x, low.y, high.y, low.z, high.z, low.w, high.w};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) a[8 * half + i] = both[i];
-  }
-}
 
 // Of sums[m][4 j + 2 half + i], the output is `out + 8 half`, the pair 8 j + 2 (lane % 4) + i of
 // the tile's.
@@ -49,9 +32,8 @@ __device__ __forceinline__ void PutActivated(const ExpertsParams& p, const Exper
     for (int half = 0; half < 2; ++half) {
       const float* gate = sums[0] + 4 * j + 2 * half;
       const float* up = sums[1] + 4 * j + 2 * half;
-      two[half] =
-          Movmatrix(PackBF16(activated(gate[0] + gate_bias[half], up[0] + up_bias[half]),
-                             activated(gate[1] + gate_bias[half], up[1] + up_bias[half])));
+      two[half] = Movmatrix(PackBF16(activated(gate[0] + gate_bias[half], up[0] + up_bias[half]),
+                                     activated(gate[1] + gate_bias[half], up[1] + up_bias[half])));
     }
     const int pair = tile.begin + 8 * j + lane / 4;
     if (pair < tile.end && column < p.intermediate) {
@@ -89,10 +71,23 @@ __device__ __forceinline__ void PutResults(const ExpertsParams& p, const ExpertT
   }
 }
 
-struct Mxfp4Weights {
-  static constexpr int kBytes = kManyOuts / mxfp4::kTileRows * mxfp4::kTileBytes;
-  static constexpr int kStepX = mxfp4::kTileBytes / 4, kRowsY = mxfp4::kTileRows;
+__device__ __forceinline__ Mxfp4Piece SharedPiece(const std::byte* tile) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  return {*reinterpret_cast<const uint4*>(tile + 16 * lane),
+          *reinterpret_cast<const uint32_t*>(tile + mxfp4::kCodeBytes + lane / 4 * 4)};
+}
+
+// Warpgroups take 64 outputs each: of both matrices, or, where there are four of them for down, of
+// one. Narrow tiles of few pairs leave registers for twice as many.
+template <bool kGated, bool kNarrow>
+struct Mxfp4ManyTiles {
+  static constexpr int kPairs = kNarrow ? kNarrowExpertTile : kWideExpertTile;
+  static constexpr int kConsumers = kNarrow ? 4 : 2;
+  static constexpr int kMatrices = kNarrow && !kGated ? 1 : 2;  // of a warpgroup
+  static constexpr int kOuts = 64 * kConsumers * kMatrices / 2;
   static constexpr int kStages = 8, kBoxPairs = 16;
+  static constexpr int kStepX = mxfp4::kTileBytes / 4, kRowsY = mxfp4::kTileRows;
+  static constexpr int kBytes = kOuts / kRowsY * mxfp4::kTileBytes;
   static_assert(kManyStepK == mxfp4::kTileColumns);
 
   static CUtensorMap Map(const void* base, int64_t k, int64_t outs, int64_t experts,
@@ -103,53 +98,74 @@ struct Mxfp4Weights {
                                unsigned64(experts)};
     const cuuint64_t strides[] = {unsigned64(row),
                                   unsigned64(std::max(stride, mxfp4::Bytes(outs, k)))};
-    const cuuint32_t box[] = {kStepX, kManyOuts / kRowsY, 1};
+    const cuuint32_t box[] = {kStepX, kOuts / kRowsY, 1};
     return MakeWordTensorMap(base, 3, dims, strides, box);
   }
 
-  // More widths of the product gain nothing, and ptxas finds no registers for them.
-  template <bool kGated>
+  // ptxas finds registers for so many widths of the product.
   static __device__ __forceinline__ void Take(const ManyTile& tile, const ExpertsParams& p,
-                                              ManyRing<Mxfp4Weights>& ring) {
-    if (tile.pairs.end - tile.pairs.begin <= 32)
-      Take<kGated, 32>(tile, p, ring);
+                                              ManyRing<Mxfp4ManyTiles>& ring) {
+    if (!kNarrow && tile.pairs.end - tile.pairs.begin <= kPairs / 2)
+      TakeWidth<kPairs / 2>(tile, p, ring);
     else
-      Take<kGated, kManyExpertPairs>(tile, p, ring);
+      TakeWidth<kPairs>(tile, p, ring);
   }
 
  private:
-  template <bool kGated, int kN>
-  static __device__ __forceinline__ void Take(const ManyTile& tile, const ExpertsParams& p,
-                                              ManyRing<Mxfp4Weights>& ring) {
-    float sums[2][kN / 2] = {};
+  // Of all outputs of a tile, those of the first matrix before those of the second.
+  static __device__ int FirstOut(int matrix) {
+    const int warp = static_cast<int>(threadIdx.x / 32);
+    return matrix * kOuts + warp * 16;
+  }
+
+  template <int kN>
+  static __device__ __forceinline__ void TakeWidth(const ManyTile& tile, const ExpertsParams& p,
+                                                   ManyRing<Mxfp4ManyTiles>& ring) {
+    float sums[kMatrices][kN / 2] = {};
     Multiply<kN>(tile.steps, ring, sums);
-    const int row = static_cast<int>(threadIdx.x / 32) * 16 + static_cast<int>(threadIdx.x % 32) / 4;
+    const int row = static_cast<int>(threadIdx.x % 32) / 4;
     if constexpr (kGated) {
-      PutActivated<kN>(p, tile.pairs, tile.out + row, sums);
+      PutActivated<kN>(p, tile.pairs, tile.out + FirstOut(0) + row, sums);
     } else {
-      PutResults<kN>(p, tile.pairs, tile.out + row, sums[0]);
-      PutResults<kN>(p, tile.pairs, tile.second_out + row, sums[1]);
+#pragma unroll
+      for (int m = 0; m < kMatrices; ++m)
+        PutResults<kN>(p, tile.pairs, tile.out + FirstOut(m) + row, sums[m]);
     }
   }
 
-  // sums[m]: this warpgroup's 64 of the first or second outputs, by kN pairs.
+  // sums[m]: this warpgroup's 64 outputs of a matrix, by kN pairs.
   template <int kN>
-  static __device__ __forceinline__ void Multiply(int steps, ManyRing<Mxfp4Weights>& ring,
-                                                  float (&sums)[2][kN / 2]) {
-    uint32_t a[2][16];
+  static __device__ __forceinline__ void Multiply(int steps, ManyRing<Mxfp4ManyTiles>& ring,
+                                                  float (&sums)[kMatrices][kN / 2]) {
+    uint32_t a[2][kMatrices][8];
     int previous = -1;
     for (int step = 0; step < steps; ++step, ring.Next()) {
       const WgmmaOperand<kManyRowBytes> x(ring.stage().x);
+      const std::byte* weights = ring.stage().weights[0];
       ring.WaitFull();
+      Mxfp4Piece pieces[kMatrices];
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        WgmmaWait<1>();  // for the last products of a[m]
-        Widen(ring.stage().weights[m], a[m]);
+      for (int m = 0; m < kMatrices; ++m)
+        pieces[m] = SharedPiece(weights + FirstOut(m) / kRowsY * mxfp4::kTileBytes);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        WgmmaWait<1>();  // for the last products of a[half]
+#pragma unroll
+        for (int m = 0; m < kMatrices; ++m) {
+          const uint4 low = pieces[m].Low(half), high = pieces[m].High(half);
+          const uint32_t both[] = {low.x, high.x, low.y, high.y, low.z, high.z, low.w, high.w};
+#pragma unroll
+          for (int i = 0; i < 8; ++i) a[half][m][i] = both[i];
+        }
         WgmmaFence();
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          Wgmma<WgmmaType::kBF16, kN>::RS(sums[m], a[m][4 * i], a[m][4 * i + 1], a[m][4 * i + 2],
-                                          a[m][4 * i + 3], x.At(32 * i), 1);
+        for (int m = 0; m < kMatrices; ++m) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const uint32_t(&f)[8] = a[half][m];
+            Wgmma<WgmmaType::kBF16, kN>::RS(sums[m], f[4 * i], f[4 * i + 1], f[4 * i + 2],
+                                            f[4 * i + 3], x.At(64 * half + 32 * i), 1);
+          }
         }
         WgmmaCommit();
       }
@@ -164,7 +180,10 @@ struct Mxfp4Weights {
 }  // namespace
 
 void RunManyMxfp4Experts(const ExpertsParams& p, cudaStream_t stream) {
-  RunManyExpertsOf<Mxfp4Weights>(p, stream);
+  if (p.tile_pairs == kNarrowExpertTile)
+    RunManyProducts<Mxfp4ManyTiles<true, true>, Mxfp4ManyTiles<false, true>>(p, stream);
+  else
+    RunManyProducts<Mxfp4ManyTiles<true, false>, Mxfp4ManyTiles<false, false>>(p, stream);
 }
 
 }  // namespace octavo::cuda
