@@ -98,7 +98,7 @@ void Run(const Options& options) {
       run("append " + AppendName(tokens, head_dim), [&] { return AppendRows(tokens, head_dim); });
     }
   }
-  for (int rows : {1, 8, 16, 2048})
+  for (int rows : {1, 8, 16, 32, 64, 2048})
     run("matmul " + std::to_string(rows), [&] { return MatMulRows(rows); });
   for (int rows : {1, 64, 8192})
     run("elementwise " + std::to_string(rows), [&] { return ElementwiseRows(rows); });

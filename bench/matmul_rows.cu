@@ -61,14 +61,14 @@ std::vector<Row> MatMulRows(int rows) {
                 {"lm_head", 4096, {128256}}};
   std::vector<Row> list;
   for (const auto& shape : shapes) {
-    if (rows > 16 && shape.outs[0] == 128256) continue;  // of the last token only
+    if (rows > 64 && shape.outs[0] == 128256) continue;  // of the last token only
     const auto work = std::make_shared<MatMulWork>(rows, shape.k, shape.outs);
     const double all = static_cast<double>(work->All()), k = static_cast<double>(shape.k);
     list.push_back({.group = "matmul",
                     .name = std::to_string(rows) + " rows, " + shape.name,
                     .format = "bf16",
                     .bytes = 2 * all * k + rows * (2 * k + 4 * all),
-                    .flops = rows > 16 ? 2 * rows * all * k : 0,
+                    .flops = rows > 64 ? 2 * rows * all * k : 0,
                     .sets = static_cast<int>(work->sets.size()),
                     .call = [work](int set, void* stream) { work->Run(set, stream); }});
   }
