@@ -11,44 +11,74 @@ namespace {
 
 constexpr int kBothOuts = 256;  // of both matrices
 
-__device__ __forceinline__ float2 Bias2(const BFloat16* bias, int64_t at) {
-  return bias ? __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(bias + at))
-              : make_float2(0, 0);
-}
+// Two neighbouring biases each of columns first, first + 8, ...; behind the last column, the last.
+// All loads stand before stores and branches, or ptxas puts each where it is needed and waits for
+// it.
+template <int kCount>
+struct Biases {
+  __nv_bfloat162 two[kCount];
 
-// Accumulators 4 j + 2 half and the next are columns 8 j + 2 (lane % 4) and the next.
+  __device__ __forceinline__ Biases(const BFloat16* bias, int64_t at, int first, int columns) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      two[j] = bias ? *reinterpret_cast<const __nv_bfloat162*>(bias + at +
+                                                               min(first + 8 * j, columns - 2))
+                    : __nv_bfloat162{};
+    }
+  }
+};
+
+// Accumulators 4 j + 2 half and the next are pair `pair + 8 half`, columns first_column + 8 j and
+// the next.
 __device__ __forceinline__ void PutActivated(const ExpertsParams& p, const ExpertTile& tile,
-                                             int pair, int half, int first_column,
+                                             int pair, int first_column,
                                              const float (&sums)[kBothOuts / 2]) {
   const Activator activated(p.activation, p.limit);
-  BFloat16* to = p.activated + int64_t{pair} * p.intermediate;
+  constexpr int kColumns = kBothOuts / 16;
+  const int64_t at = tile.expert * p.bias_stride;
+  const Biases<kColumns> gate_bias(p.gate_bias, at, first_column, p.intermediate),
+      up_bias(p.up_bias, at, first_column, p.intermediate);
 #pragma unroll
-  for (int j = 0; j < kBothOuts / 16; ++j) {
-    const int column = first_column + 8 * j;
-    if (column >= p.intermediate) break;
-    const int64_t at = tile.expert * p.bias_stride + column;
-    const float2 gate = Bias2(p.gate_bias, at), up = Bias2(p.up_bias, at);
-    const float* g = sums + 4 * j + 2 * half;
-    const float* u = g + kBothOuts / 4;
-    *reinterpret_cast<uint32_t*>(to + column) =
-        PackBF16(activated(g[0] + gate.x, u[0] + up.x), activated(g[1] + gate.y, u[1] + up.y));
+  for (int half = 0; half < 2; ++half) {
+    if (pair + 8 * half >= tile.end) break;
+    BFloat16* to = p.activated + int64_t{pair + 8 * half} * p.intermediate;
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      const int column = first_column + 8 * j;
+      if (column >= p.intermediate) break;
+      const float2 gate = __bfloat1622float2(gate_bias.two[j]),
+                   up = __bfloat1622float2(up_bias.two[j]);
+      const float* g = sums + 4 * j + 2 * half;
+      const float* u = g + kBothOuts / 4;
+      *reinterpret_cast<uint32_t*>(to + column) =
+          PackBF16(activated(g[0] + gate.x, u[0] + up.x), activated(g[1] + gate.y, u[1] + up.y));
+    }
   }
 }
 
 __device__ __forceinline__ void PutResults(const ExpertsParams& p, const ExpertTile& tile, int pair,
-                                           int half, int first_column,
-                                           const float (&sums)[kBothOuts / 2]) {
-  const int source = p.sorted[pair];
-  const float weight = p.pair_weights[source];
-  float* to = p.results + int64_t{source} * p.hidden;
+                                           int first_column, const float (&sums)[kBothOuts / 2]) {
+  constexpr int kColumns = kBothOuts / 8;
+  const Biases<kColumns> biases(p.down_bias, tile.expert * p.bias_stride, first_column, p.hidden);
+  int source[2];
+  float weight[2];
 #pragma unroll
-  for (int j = 0; j < kBothOuts / 8; ++j) {
-    const int column = first_column + 8 * j;
-    if (column >= p.hidden) break;
-    const float2 bias = Bias2(p.down_bias, tile.expert * p.bias_stride + column);
-    const float* s = sums + 4 * j + 2 * half;
-    *reinterpret_cast<float2*>(to + column) =
-        make_float2((s[0] + bias.x) * weight, (s[1] + bias.y) * weight);
+  for (int half = 0; half < 2; ++half)
+    source[half] = __ldg(p.sorted + min(pair + 8 * half, tile.end - 1));
+#pragma unroll
+  for (int half = 0; half < 2; ++half) weight[half] = __ldg(p.pair_weights + source[half]);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float* to = p.results + int64_t{source[half]} * p.hidden;
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      const int column = first_column + 8 * j;
+      const float2 bias = __bfloat1622float2(biases.two[j]);
+      const float* s = sums + 4 * j + 2 * half;
+      if (pair + 8 * half < tile.end && column < p.hidden)
+        *reinterpret_cast<float2*>(to + column) =
+            make_float2((s[0] + bias.x) * weight[half], (s[1] + bias.y) * weight[half]);
+    }
   }
 }
 
@@ -78,15 +108,10 @@ struct BFloat16ManyTiles {
     Multiply(tile.steps, group, ring, sums);
     const int row = tile.pairs.begin + static_cast<int>(threadIdx.x) / 32 * 16 + lane / 4;
     const int column = tile.out + lane % 4 * 2;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int pair = row + 8 * half;
-      if (pair >= tile.pairs.end) continue;
-      if constexpr (kGated)
-        PutActivated(p, tile.pairs, pair, half, column, sums);
-      else
-        PutResults(p, tile.pairs, pair, half, column, sums);
-    }
+    if constexpr (kGated)
+      PutActivated(p, tile.pairs, row, column, sums);
+    else
+      PutResults(p, tile.pairs, row, column, sums);
   }
 
  private:

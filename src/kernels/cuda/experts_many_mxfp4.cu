@@ -43,29 +43,40 @@ __device__ __forceinline__ void PutActivated(const ExpertsParams& p, const Exper
   }
 }
 
-template <int kN>
-__device__ __forceinline__ void PutResults(const ExpertsParams& p, const ExpertTile& tile, int out,
-                                           const float (&sums)[kN / 2]) {
+// `outs`: of either matrix.
+template <int kN, int kMatrices>
+__device__ __forceinline__ void PutResults(const ExpertsParams& p, const ExpertTile& tile,
+                                           const int (&outs)[kMatrices],
+                                           const float (&sums)[kMatrices][kN / 2]) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  float bias[2] = {};
+  float bias[kMatrices][2] = {};
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    if (p.down_bias && out + 8 * half < p.hidden)
-      bias[half] = ToFloat(p.down_bias[tile.expert * p.bias_stride + out + 8 * half]);
+  for (int i = 0; i < 2 * kMatrices; ++i) {
+    const int out = outs[i / 2] + i % 2 * 8;
+    if (p.down_bias && out < p.hidden)
+      bias[i / 2][i % 2] = ToFloat(p.down_bias[tile.expert * p.bias_stride + out]);
   }
+  // Loads before stores, and no branches: ptxas would put each where it is needed, and wait for it.
+  constexpr int kTogether = 8;
 #pragma unroll
-  for (int j = 0; j < kN / 8; ++j) {
+  for (int first = 0; first < kN / 4; first += kTogether) {
+    const auto pair = [&](int n) {
+      return tile.begin + (first + n) / 2 * 8 + lane % 4 * 2 + (first + n) % 2;
+    };
+    int source[kTogether];
+    float weight[kTogether];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int pair = tile.begin + 8 * j + lane % 4 * 2 + i;
-      if (pair >= tile.end) break;
-      const int source = p.sorted[pair];
-      const float weight = p.pair_weights[source];
+    for (int n = 0; n < kTogether; ++n) source[n] = __ldg(p.sorted + min(pair(n), tile.end - 1));
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (out + 8 * half < p.hidden)
-          p.results[int64_t{source} * p.hidden + out + 8 * half] =
-              (sums[4 * j + 2 * half + i] + bias[half]) * weight;
+    for (int n = 0; n < kTogether; ++n) weight[n] = __ldg(p.pair_weights + source[n]);
+#pragma unroll
+    for (int n = 0; n < kTogether; ++n) {
+      float* to = p.results + int64_t{source[n]} * p.hidden;
+#pragma unroll
+      for (int i = 0; i < 2 * kMatrices; ++i) {
+        const int out = outs[i / 2] + i % 2 * 8;
+        const float sum = sums[i / 2][(first + n) / 2 * 4 + i % 2 * 2 + n % 2];
+        if (pair(n) < tile.end && out < p.hidden) to[out] = (sum + bias[i / 2][i % 2]) * weight[n];
       }
     }
   }
@@ -127,9 +138,10 @@ struct Mxfp4ManyTiles {
     if constexpr (kGated) {
       PutActivated<kN>(p, tile.pairs, tile.out + FirstOut(0) + row, sums);
     } else {
+      int outs[kMatrices];
 #pragma unroll
-      for (int m = 0; m < kMatrices; ++m)
-        PutResults<kN>(p, tile.pairs, tile.out + FirstOut(m) + row, sums[m]);
+      for (int m = 0; m < kMatrices; ++m) outs[m] = tile.out + FirstOut(m) + row;
+      PutResults<kN>(p, tile.pairs, outs, sums);
     }
   }
 
