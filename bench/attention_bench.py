@@ -93,7 +93,8 @@ def report(args):
     for row in rows:
         flops = f"{row['flops'] / row['us'] * 1e-6:.0f}" if row["flops"] else ""
         speed = row["bytes"] / row["us"] * 1e-3
-        lines.append(f"| {row['group']} {row['name']} | {row['format']} | {row['us']:.1f} | {flops} | "
+        name = row["name"].replace("|", "\\|")
+        lines.append(f"| {row['group']} {name} | {row['format']} | {row['us']:.1f} | {flops} | "
                      f"{speed:.0f} | {speed * 1e11 / bandwidth:.1f} |")
     with open(args.markdown, "w") as file:
         file.write("\n".join(lines) + "\n")
