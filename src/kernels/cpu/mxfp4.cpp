@@ -44,56 +44,87 @@ namespace HWY_NAMESPACE {
 namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
-using Bytes = hn::Full128<uint8_t>;
-using Halves = hn::Full128<uint16_t>;
-using Words = hn::Full128<uint32_t>;
+// A block of 16 bytes is four words of a row; two rows at once where vectors hold them.
+constexpr int kRows = HWY_HAVE_SCALABLE || HWY_MAX_BYTES < 32 ? 1 : 2;
+using Block = hn::Full128<uint8_t>;
+using Bytes = hn::FixedTag<uint8_t, 16 * kRows>;
+using Halves = hn::FixedTag<uint16_t, 8 * kRows>;
+using Words = hn::FixedTag<uint32_t, 4 * kRows>;
 
-HWY_INLINE void PutSixteen(hn::Vec<Bytes> codes, const Mxfp4Values& values, uint16_t* out) {
-  const Bytes d;
-  const auto low = hn::TableLookupBytes(hn::Load(d, values.low), codes);
-  const auto high = hn::TableLookupBytes(hn::Load(d, values.high), codes);
-  auto* bytes = reinterpret_cast<uint8_t*>(out);
-  hn::StoreU(hn::InterleaveLower(d, low, high), d, bytes);
-  hn::StoreU(hn::InterleaveUpper(d, low, high), d, bytes + 16);
+// kRows blocks, `distance` apart. Templates, so that only one branch need make sense.
+template <class Tag>
+HWY_INLINE hn::Vec<Tag> LoadBlocks(Tag d, const uint8_t* first, const uint8_t* second) {
+  if constexpr (kRows == 2)
+    return hn::Combine(d, hn::Load(hn::Half<Tag>(), second), hn::Load(hn::Half<Tag>(), first));
+  else
+    return hn::Load(d, first);
+}
+template <class Tag>
+HWY_INLINE void StoreBlocks(Tag d, hn::Vec<Tag> blocks, uint16_t* out, int64_t distance) {
+  if constexpr (kRows == 2) {
+    const hn::Half<Tag> half;
+    hn::StoreU(hn::LowerHalf(half, blocks), half, reinterpret_cast<uint8_t*>(out));
+    hn::StoreU(hn::UpperHalf(half, blocks), half, reinterpret_cast<uint8_t*>(out + distance));
+  } else {
+    hn::StoreU(blocks, d, reinterpret_cast<uint8_t*>(out));
+  }
 }
 
-// The codes of columns 2 * kPair and 2 * kPair + 1 of each word, in the lowest bits of its halves.
-template <int kPair>
-HWY_INLINE hn::Vec<Halves> Codes(hn::Vec<Halves> words) {
-  const Halves d;
-  return hn::Or(hn::And(hn::ShiftRight<mxfp4::kSignBits[kPair] - 3>(words), hn::Set(d, 8)),
-                hn::And(hn::ShiftRight<mxfp4::kMagnitudeBits[kPair]>(words), hn::Set(d, 7)));
+// Bits of a mask, from kRight higher.
+template <int kRight>
+HWY_INLINE hn::Vec<Halves> Field(hn::Vec<Halves> words, uint16_t mask) {
+  if constexpr (kRight > 0) words = hn::ShiftRight<kRight>(words);
+  if constexpr (kRight < 0) words = hn::ShiftLeft<-kRight>(words);
+  return hn::And(words, hn::Set(Halves(), mask));
 }
 
-// Four words, 32 columns.
-HWY_INLINE void PutBlock(hn::Vec<Words> words, uint8_t scale, uint16_t* out) {
+// In each half of a word, the codes of pairs kLow and kHigh of its columns, a byte each.
+template <int kLow, int kHigh>
+HWY_INLINE hn::Vec<Words> Codes(hn::Vec<Halves> words) {
+  const auto low = hn::Or(Field<mxfp4::kMagnitudeBits[kLow]>(words, 0x0007),
+                          Field<mxfp4::kSignBits[kLow] - 3>(words, 0x0008)),
+             high = hn::Or(Field<mxfp4::kMagnitudeBits[kHigh] - 8>(words, 0x0700),
+                           Field<mxfp4::kSignBits[kHigh] - 11>(words, 0x0800));
+  return hn::BitCast(Words(), hn::Or(low, high));
+}
+
+// 16 columns of kRows rows.
+HWY_INLINE void PutSixteen(hn::Vec<Words> mixed, hn::Vec<Bytes> low_table,
+                           hn::Vec<Bytes> high_table, uint16_t* out, int64_t stride) {
   const Bytes d;
-  const Halves halves;
-  const auto w = hn::BitCast(halves, words);
-  // Of each word, columns 0 2 1 3 and 4 6 5 7; then put in order.
-  const auto first = hn::BitCast(Words(), hn::Or(Codes<0>(w), hn::ShiftLeft<8>(Codes<1>(w)))),
-             second = hn::BitCast(Words(), hn::Or(Codes<2>(w), hn::ShiftLeft<8>(Codes<3>(w))));
-  alignas(16) constexpr uint8_t kOrder[16] = {0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15};
-  const auto put = [&](hn::Vec<Words> codes, uint16_t* to) {
-    PutSixteen(hn::TableLookupBytes(hn::BitCast(d, codes), hn::Load(d, kOrder)),
-               Mxfp4ValuesAt(scale), to);
-  };
-  put(hn::InterleaveLower(Words(), first, second), out);
-  put(hn::InterleaveUpper(Words(), first, second), out + 16);
+  alignas(16) constexpr uint8_t kOrder[16] = {1, 3, 4, 6, 0, 2, 5, 7, 9, 11, 12, 14, 8, 10, 13, 15};
+  const auto codes = hn::TableLookupBytes(hn::BitCast(d, mixed), hn::LoadDup128(d, kOrder));
+  const auto low = hn::TableLookupBytes(low_table, codes);
+  const auto high = hn::TableLookupBytes(high_table, codes);
+  StoreBlocks(d, hn::InterleaveLower(d, low, high), out, stride);
+  StoreBlocks(d, hn::InterleaveUpper(d, low, high), out + 8, stride);
+}
+
+// 32 columns of kRows rows, whose scales are four bytes apart.
+HWY_INLINE void PutBlocks(hn::Vec<Words> words, const uint8_t* scales, uint16_t* out,
+                          int64_t stride) {
+  const Mxfp4Values& first = Mxfp4ValuesAt(scales[0]);
+  const Mxfp4Values& second = Mxfp4ValuesAt(scales[kRows == 2 ? 4 : 0]);
+  const auto low = LoadBlocks(Bytes(), first.low, second.low);
+  const auto high = LoadBlocks(Bytes(), first.high, second.high);
+  const auto halves = hn::BitCast(Halves(), words);
+  const auto even = Codes<2, 0>(halves), odd = Codes<1, 3>(halves);
+  PutSixteen(hn::InterleaveLower(Words(), even, odd), low, high, out, stride);
+  PutSixteen(hn::InterleaveUpper(Words(), even, odd), low, high, out + 16, stride);
 }
 
 void WidenTiles(const uint8_t* tile, int64_t tiles, uint16_t* out, int64_t stride) {
   for (int64_t t = 0; t < tiles; ++t, tile += mxfp4::kTileBytes, out += mxfp4::kTileColumns) {
-    for (int r = 0; r < 8; ++r) {
+    for (int r = 0; r < 8; r += kRows) {
       hn::Vec<Words> first_low, first_high, second_low, second_high;
       hn::LoadInterleaved4(Words(), reinterpret_cast<const uint32_t*>(tile + 64 * r), first_low,
                            first_high, second_low, second_high);
       const uint8_t* scales = tile + mxfp4::kCodeBytes + 4 * r;
       uint16_t *low = out + r * stride, *high = low + 8 * stride;
-      PutBlock(first_low, scales[0], low);
-      PutBlock(first_high, scales[1], high);
-      PutBlock(second_low, scales[2], low + mxfp4::kBlock);
-      PutBlock(second_high, scales[3], high + mxfp4::kBlock);
+      PutBlocks(first_low, scales, low, stride);
+      PutBlocks(first_high, scales + 1, high, stride);
+      PutBlocks(second_low, scales + 2, low + mxfp4::kBlock, stride);
+      PutBlocks(second_high, scales + 3, high + mxfp4::kBlock, stride);
     }
   }
 }
