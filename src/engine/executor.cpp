@@ -78,7 +78,9 @@ std::shared_ptr<const LoadedModel> Load(const EngineOptions& options, const Mode
                                         Backend& backend) {
   if (options.dtype == "float32" && !backend.is_host()) {
     throw Error(ErrorCode::kUnsupported,
-                fmt::format("--dtype float32: needs --device cpu, found {}", backend.name()));
+                fmt::format("--dtype float32: needs --device cpu, found {}, which computes in "
+                            "bfloat16 (--dtype bfloat16)",
+                            backend.name()));
   }
   if (options.load_format != "auto" && options.load_format != "safetensors" &&
       options.load_format != "dummy") {
