@@ -1,7 +1,6 @@
 // Experts of bfloat16 for many rows: pairs are the rows of wgmma's A, 64 of each warpgroup, and the
-// 256 outputs the columns of its B. Of the two ways it reads shared memory least; its copies and
-// reads together are what the product waits for. Where a tile's pairs end before its second 64, the
-// second warpgroup only lets the stages go.
+// 256 outputs the columns of its B, which of the two ways reads shared memory least. Where a tile's
+// pairs end before its second 64, the second warpgroup only lets the stages go.
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/experts_many.cuh"
 #include "kernels/cuda/wgmma.cuh"
