@@ -514,8 +514,11 @@ class Ops {
       const int64_t end = std::min(begin + checked, rows);
       if (begin == end) break;
       run(host, begin, end, reference::Experts);
-      // Values between the two products are bfloat16; of few, errors do not average out.
-      if (failure.empty()) failure = Differ(got, out, 2 * Limit(kBF16), begin, end);
+      // Values between the two products are bfloat16. Of few, errors do not average out: of 3000
+      // random mixtures with 192 such values the worst was 1.5 times the limit of many.
+      const double values = static_cast<double>((end - begin) * top_k * inner);
+      const double limit = Limit(kBF16) * (1 + 8 / std::sqrt(values));
+      if (failure.empty()) failure = Differ(got, out, limit, begin, end);
     }
     tally_.Count("experts " + Shape(x) + " of " + std::to_string(experts) + " top " +
                      std::to_string(top_k) + ", intermediate " + std::to_string(inner) + ", " +
