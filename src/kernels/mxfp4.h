@@ -6,7 +6,7 @@
 //   piece 4 * r + c (r < 8, c < 4): four words, of rows r and r + 8 in the tile's first 32 columns,
 //     then of the same rows in its second 32. A word is columns 8 * c ... 8 * c + 7 of those 32:
 //     the even ones in its low half, the odd ones in its high half, in order, their bits where few
-//     operations bring them to where bfloat16 has them (kSignBits);
+//     operations bring them to where bfloat16 has them (SignBit);
 //   scales of rows r and r + 8, first 32 columns, then second: byte 4 * r onwards.
 // A tensor's shape is the matrix's, its row_stride means nothing.
 #pragma once
@@ -49,17 +49,25 @@ inline constexpr int ScaleOffset(int64_t row, int64_t column) {
 }
 // Within a word's halves, by column % 8 / 2: the sign's bit and the lowest of the other three.
 // bfloat16 has the sign in bit 15 and the lowest exponent and highest mantissa bits in 8, 7 and 6.
-inline constexpr int kSignBits[4] = {15, 12, 13, 14}, kMagnitudeBits[4] = {6, 3, 0, 9};
+inline constexpr int SignBit(int pair) { return pair == 0 ? 15 : 11 + pair; }
+inline constexpr int MagnitudeBit(int pair) { return pair == 3 ? 9 : 6 - 3 * pair; }
 inline constexpr uint32_t CodeInWord(int code, int64_t column) {
   const int pair = static_cast<int>(column % 8 / 2);
-  return (static_cast<uint32_t>(code >> 3) << kSignBits[pair] | static_cast<uint32_t>(code & 7)
-                                                                    << kMagnitudeBits[pair])
+  return (static_cast<uint32_t>(code >> 3) << SignBit(pair) | static_cast<uint32_t>(code & 7)
+                                                                  << MagnitudeBit(pair))
          << (column % 2 * 16);
+}
+// Columns 2 * pair and the next of a word's eight as bfloat16, the first in the low half, times
+// 2^-126: exact, subnormal ones too.
+inline constexpr uint32_t TinyPair(uint32_t word, int pair) {
+  const int up = 6 - MagnitudeBit(pair);
+  const uint32_t magnitudes = up >= 0 ? word << up : word >> -up;
+  return (word << (15 - SignBit(pair)) & 0x80008000) | (magnitudes & 0x01C001C0);
 }
 inline constexpr int CodeOfWord(uint32_t word, int64_t column) {
   const int pair = static_cast<int>(column % 8 / 2);
   const uint32_t half = word >> (column % 2 * 16);
-  return static_cast<int>((half >> kSignBits[pair] & 1) << 3 | (half >> kMagnitudeBits[pair] & 7));
+  return static_cast<int>((half >> SignBit(pair) & 1) << 3 | (half >> MagnitudeBit(pair) & 7));
 }
 
 }  // namespace octavo::mxfp4

@@ -85,6 +85,24 @@ TEST(Widen, Mxfp4AllCodesAndScales) {
   }
 }
 
+// What the GPU makes of a word, before it multiplies.
+TEST(Widen, Mxfp4TinyPairs) {
+  std::mt19937 random(2);
+  for (int i = 0; i < 1000; ++i) {
+    int codes[8];
+    uint32_t word = 0;
+    for (int c = 0; c < 8; ++c) {
+      codes[c] = static_cast<int>(random() % 16);
+      word |= mxfp4::CodeInWord(codes[c], c);
+    }
+    for (int c = 0; c < 8; ++c) {
+      ASSERT_EQ(mxfp4::CodeOfWord(word, c), codes[c]);
+      const auto tiny = static_cast<uint16_t>(mxfp4::TinyPair(word, c / 2) >> (c % 2 * 16));
+      ASSERT_EQ(std::ldexp(static_cast<double>(BF16ToFloat(tiny)), 126), kFp4[codes[c]]) << c;
+    }
+  }
+}
+
 TEST(Widen, Mxfp4RowsApart) {
   // 42 rows of five blocks; take every other one from row 1: two tiles by three, the last of either
   // not full.

@@ -81,10 +81,10 @@ HWY_INLINE hn::Vec<Halves> Field(hn::Vec<Halves> words, uint16_t mask) {
 // In each half of a word, the codes of pairs kLow and kHigh of its columns, a byte each.
 template <int kLow, int kHigh>
 HWY_INLINE hn::Vec<Words> Codes(hn::Vec<Halves> words) {
-  const auto low = hn::Or(Field<mxfp4::kMagnitudeBits[kLow]>(words, 0x0007),
-                          Field<mxfp4::kSignBits[kLow] - 3>(words, 0x0008)),
-             high = hn::Or(Field<mxfp4::kMagnitudeBits[kHigh] - 8>(words, 0x0700),
-                           Field<mxfp4::kSignBits[kHigh] - 11>(words, 0x0800));
+  const auto low = hn::Or(Field<mxfp4::MagnitudeBit(kLow)>(words, 0x0007),
+                          Field<mxfp4::SignBit(kLow) - 3>(words, 0x0008)),
+             high = hn::Or(Field<mxfp4::MagnitudeBit(kHigh) - 8>(words, 0x0700),
+                           Field<mxfp4::SignBit(kHigh) - 11>(words, 0x0800));
   return hn::BitCast(Words(), hn::Or(low, high));
 }
 

@@ -3,8 +3,8 @@
 // fills a ring of stages, 64 of k each, by TMA; the other warpgroups multiply. How is for Tiles to
 // say, for weights come as bfloat16 (experts_many_bf16.cu) or MXFP4 (experts_many_mxfp4.cu):
 //
-//   template <bool kGated>  // gate and up, else down
 //   struct Tiles {
+//     static constexpr bool kGated;           // gate and up, else down
 //     static constexpr int kPairs, kOuts;     // of a tile at most; of either matrix
 //     static constexpr int kConsumers;        // warpgroups that multiply
 //     static constexpr int kStages, kBytes;   // kBytes: of kOuts in a stage
@@ -22,6 +22,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/wgmma.cuh"
 
 namespace octavo::cuda {
 
@@ -71,24 +72,29 @@ struct ManyRing {
 struct ManyProduct {
   CUtensorMap x;           // [pairs, k]
   CUtensorMap weights[2];  // [experts, outs, k]
-  int k, out_tiles, tile_outs;
-  int second_out;  // from a tile's first output to the second matrix's
-  __device__ int Steps() const { return (k + kManyStepK - 1) / kManyStepK; }
+  int k, out_tiles;
 };
 
 struct ManyTile {
   ExpertTile pairs;
-  int out, second_out, steps;
+  int out, steps;
 };
 
+// A tile's first output of the second matrix, after that of the first; all of a tile's outputs.
+template <class Tiles>
+inline constexpr int kManySecondOut = Tiles::kGated ? 0 : Tiles::kOuts;
+template <class Tiles>
+inline constexpr int kManyTileOuts = kManySecondOut<Tiles> + Tiles::kOuts;
+
 // Calls f(tile) for each of the block's.
-template <class F>
+template <class Tiles, class F>
 __device__ __forceinline__ void ForEachManyTile(const ManyProduct& product, const ExpertsParams& p,
                                                 const F& f) {
   const int total = *p.tile_count * product.out_tiles;
   for (int i = static_cast<int>(blockIdx.x); i < total; i += static_cast<int>(gridDim.x)) {
-    const int out = i % product.out_tiles * product.tile_outs;
-    f(ManyTile{p.tiles[i / product.out_tiles], out, out + product.second_out, product.Steps()});
+    const int tile = i / product.out_tiles, out_tile = i - tile * product.out_tiles;
+    f(ManyTile{p.tiles[tile], out_tile * kManyTileOuts<Tiles>,
+               (product.k + kManyStepK - 1) / kManyStepK});
   }
 }
 
@@ -104,13 +110,29 @@ __device__ __forceinline__ void FillManyStages(const ManyProduct& product, const
     BarrierArriveExpect(full, 2 * Tiles::kBytes + boxes * kBoxBytes);
     for (int m = 0; m < 2; ++m) {
       TmaLoad3(ring.stage().weights[m], &product.weights[m], full, step * Tiles::kStepX,
-               (m == 0 ? tile.out : tile.second_out) / Tiles::kRowsY, tile.pairs.expert);
+               (tile.out + m * kManySecondOut<Tiles>) / Tiles::kRowsY, tile.pairs.expert);
     }
     for (int box = 0; box < boxes; ++box) {
       TmaLoad3(ring.stage().x + box * kBoxBytes, &product.x, full, step * kManyRowBytes,
                tile.pairs.begin + box * Tiles::kBoxPairs, 0);
     }
   }
+}
+
+// multiply(step) multiplies a full stage; when it returns, the products of the stage before are
+// over.
+template <class Tiles, class F>
+__device__ __forceinline__ void MultiplyStages(int steps, ManyRing<Tiles>& ring,
+                                               const F& multiply) {
+  int previous = -1;
+  for (int step = 0; step < steps; ++step, ring.Next()) {
+    ring.WaitFull();
+    multiply(step);
+    if (previous >= 0) ring.LetGo(previous);
+    previous = ring.index;
+  }
+  WgmmaWait<0>();
+  ring.LetGo(previous);
 }
 
 template <class Tiles>
@@ -132,10 +154,11 @@ __global__ __launch_bounds__(ManyThreads<Tiles::kConsumers>::kCount, 1) void man
   if (threadIdx.x >= 128 * Tiles::kConsumers) {
     RegistersDown<Threads::kCopyRegisters>();
     if (threadIdx.x > 128 * Tiles::kConsumers) return;
-    ForEachManyTile(product, p, [&](const ManyTile& t) { FillManyStages(product, t, ring); });
+    ForEachManyTile<Tiles>(product, p,
+                           [&](const ManyTile& t) { FillManyStages(product, t, ring); });
   } else {
     RegistersUp<Threads::kRegisters>();
-    ForEachManyTile(product, p, [&](const ManyTile& t) { Tiles::Take(t, p, ring); });
+    ForEachManyTile<Tiles>(product, p, [&](const ManyTile& t) { Tiles::Take(t, p, ring); });
   }
 }
 
@@ -164,14 +187,10 @@ void RunManyProduct(const ExpertsParams& p, const BFloat16* x, const std::byte* 
   const auto map = [&](const std::byte* base) {
     return Tiles::Map(base, k, outs, p.experts, p.weight_stride);
   };
-  const bool same = first == second;
-  const int tile_outs = same ? 2 * Tiles::kOuts : Tiles::kOuts;
   const ManyProduct product{.x = BFloat16Map(x, k, p.pairs, 1, 0, Tiles::kBoxPairs),
                             .weights = {map(first), map(second)},
                             .k = k,
-                            .out_tiles = (outs + tile_outs - 1) / tile_outs,
-                            .tile_outs = tile_outs,
-                            .second_out = same ? Tiles::kOuts : 0};
+                            .out_tiles = (outs + kManyTileOuts<Tiles> - 1) / kManyTileOuts<Tiles>};
   Launch(many_experts_kernel<Tiles>, static_cast<unsigned>(processors),
          ManyThreads<Tiles::kConsumers>::kCount, kSharedBytes, stream, product, p);
 }

@@ -3,7 +3,6 @@
 // pairs end before its second 64, the second warpgroup only lets the stages go.
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/experts_many.cuh"
-#include "kernels/cuda/wgmma.cuh"
 
 namespace octavo::cuda {
 namespace {
@@ -81,8 +80,9 @@ __device__ __forceinline__ void PutResults(const ExpertsParams& p, const ExpertT
   }
 }
 
-template <bool kGated>
+template <bool kGateUp>
 struct BFloat16ManyTiles {
+  static constexpr bool kGated = kGateUp;
   static constexpr int kPairs = kWideExpertTile, kOuts = kBothOuts / 2, kConsumers = 2, kStages = 4;
   static constexpr int kBytes = kOuts * kManyRowBytes, kStepX = kManyRowBytes, kRowsY = 1;
   static constexpr int kBoxPairs = kPairs;
@@ -118,22 +118,16 @@ struct BFloat16ManyTiles {
   static __device__ __forceinline__ void Multiply(int steps, int group,
                                                   ManyRing<BFloat16ManyTiles>& ring,
                                                   float (&sums)[kBothOuts / 2]) {
-    int previous = -1;
-    for (int step = 0; step < steps; ++step, ring.Next()) {
+    MultiplyStages(steps, ring, [&](int step) {
       const WgmmaOperand<kManyRowBytes> x(ring.stage().x + group * 64 * kManyRowBytes),
           weights(ring.stage().weights);
-      ring.WaitFull();
       WgmmaFence();
 #pragma unroll
       for (int bytes = 0; bytes < kManyRowBytes; bytes += 32)
         Wgmma<WgmmaType::kBF16, kBothOuts>::SS(sums, x.At(bytes), weights.At(bytes), step + bytes);
       WgmmaCommit();
       WgmmaWait<1>();
-      if (previous >= 0) ring.LetGo(previous);
-      previous = ring.index;
-    }
-    WgmmaWait<0>();
-    ring.LetGo(previous);
+    });
   }
 };
 

@@ -4,7 +4,6 @@
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/experts_many.cuh"
 #include "kernels/cuda/mxfp4.cuh"
-#include "kernels/cuda/wgmma.cuh"
 
 namespace octavo::cuda {
 namespace {
@@ -83,15 +82,15 @@ __device__ __forceinline__ void PutResults(const ExpertsParams& p, const ExpertT
 }
 
 __device__ __forceinline__ Mxfp4Piece SharedPiece(const std::byte* tile) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  return {*reinterpret_cast<const uint4*>(tile + 16 * lane),
-          *reinterpret_cast<const uint32_t*>(tile + mxfp4::kCodeBytes + lane / 4 * 4)};
+  return {*reinterpret_cast<const uint4*>(LaneCodes(tile)),
+          *reinterpret_cast<const uint32_t*>(LaneScales(tile))};
 }
 
 // Warpgroups take 64 outputs each: of both matrices, or, where there are four of them for down, of
 // one. Narrow tiles of few pairs leave registers for twice as many.
-template <bool kGated, bool kNarrow>
+template <bool kGateUp, bool kNarrow>
 struct Mxfp4ManyTiles {
+  static constexpr bool kGated = kGateUp;
   static constexpr int kPairs = kNarrow ? kNarrowExpertTile : kWideExpertTile;
   static constexpr int kConsumers = kNarrow ? 4 : 2;
   static constexpr int kMatrices = kNarrow && !kGated ? 1 : 2;  // of a warpgroup
@@ -116,10 +115,13 @@ struct Mxfp4ManyTiles {
   // ptxas finds registers for so many widths of the product.
   static __device__ __forceinline__ void Take(const ManyTile& tile, const ExpertsParams& p,
                                               ManyRing<Mxfp4ManyTiles>& ring) {
-    if (!kNarrow && tile.pairs.end - tile.pairs.begin <= kPairs / 2)
-      TakeWidth<kPairs / 2>(tile, p, ring);
-    else
-      TakeWidth<kPairs>(tile, p, ring);
+    if constexpr (!kNarrow) {
+      if (tile.pairs.end - tile.pairs.begin <= kPairs / 2) {
+        TakeWidth<kPairs / 2>(tile, p, ring);
+        return;
+      }
+    }
+    TakeWidth<kPairs>(tile, p, ring);
   }
 
  private:
@@ -150,11 +152,9 @@ struct Mxfp4ManyTiles {
   static __device__ __forceinline__ void Multiply(int steps, ManyRing<Mxfp4ManyTiles>& ring,
                                                   float (&sums)[kMatrices][kN / 2]) {
     uint32_t a[2][kMatrices][8];
-    int previous = -1;
-    for (int step = 0; step < steps; ++step, ring.Next()) {
+    MultiplyStages(steps, ring, [&](int) {
       const WgmmaOperand<kManyRowBytes> x(ring.stage().x);
       const std::byte* weights = ring.stage().weights[0];
-      ring.WaitFull();
       Mxfp4Piece pieces[kMatrices];
 #pragma unroll
       for (int m = 0; m < kMatrices; ++m)
@@ -181,11 +181,7 @@ struct Mxfp4ManyTiles {
         }
         WgmmaCommit();
       }
-      if (previous >= 0) ring.LetGo(previous);
-      previous = ring.index;
-    }
-    WgmmaWait<0>();
-    ring.LetGo(previous);
+    });
   }
 };
 

@@ -7,17 +7,21 @@
 namespace octavo::cuda {
 
 // Eight values of a word times their scale as bfloat16, in order: exact. `factor`: 2^126 times the
-// scale, twice.
-//
-// Sign, exponent and mantissa of a value, put where bfloat16 has its sign, lowest exponent bits and
-// highest mantissa bit, are that value times 2^-126, subnormal ones too. Right shifts and masks are
-// what costs: a multiprocessor does 64 of them at a time, left shifts elsewhere at the same time.
+// scale, twice. Right shifts and masks are what costs: a multiprocessor does 64 of them at a time,
+// left shifts elsewhere at the same time.
 __device__ __forceinline__ uint4 WidenMxfp4(uint32_t word, uint32_t factor) {
-  constexpr uint32_t kSign = 0x80008000, kMagnitude = 0x01C001C0;
-  return make_uint4(MultiplyBF16(word & (kSign | kMagnitude), factor),
-                    MultiplyBF16((word << 3) & (kSign | kMagnitude), factor),
-                    MultiplyBF16(((word << 2) & kSign) | ((word << 6) & kMagnitude), factor),
-                    MultiplyBF16(((word << 1) & kSign) | ((word >> 3) & kMagnitude), factor));
+  return make_uint4(MultiplyBF16(mxfp4::TinyPair(word, 0), factor),
+                    MultiplyBF16(mxfp4::TinyPair(word, 1), factor),
+                    MultiplyBF16(mxfp4::TinyPair(word, 2), factor),
+                    MultiplyBF16(mxfp4::TinyPair(word, 3), factor));
+}
+
+// Where this lane's part of a tile begins, and its scales.
+__device__ __forceinline__ const std::byte* LaneCodes(const std::byte* tile) {
+  return tile + 16 * (threadIdx.x % 32);
+}
+__device__ __forceinline__ const std::byte* LaneScales(const std::byte* tile) {
+  return tile + mxfp4::kCodeBytes + threadIdx.x % 32 / 4 * 4;
 }
 
 // What a lane holds of a tile: piece `lane` and the scales of its two rows.
@@ -45,9 +49,8 @@ struct Mxfp4Piece {
 class Mxfp4Tiles {
  public:
   __device__ explicit Mxfp4Tiles(const std::byte* tile) {
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    codes_ = tile + 16 * lane;
-    scales_ = tile + mxfp4::kCodeBytes + lane / 4 * 4;
+    codes_ = LaneCodes(tile);
+    scales_ = LaneScales(tile);
     // Two registers each; ptxas would rather add them up anew for every load.
     asm volatile("" : "+l"(codes_), "+l"(scales_));
   }
