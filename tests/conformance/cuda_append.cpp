@@ -253,13 +253,14 @@ class AppendCheck {
         const std::byte* fp8_row = fp8.data() + row * c.head_dim;
         const float* x = exact.q.Row<float>(t) + head * c.head_dim;
         const bool is_fp8 = variant_.fp8_queries && t % 3 != 0;
-        float largest = 0;
-        for (int d = 0; d < c.head_dim; ++d) largest = std::max(largest, std::abs(x[d]));
+        double magnitudes = 0;
+        for (int d = 0; d < c.head_dim; ++d) magnitudes += std::abs(x[d]);
         std::string wrong;
         if (is_fp8) {
           const float scale = scales[row];
-          if (!Near(scale, std::max(largest / 448, 1e-6f)))
-            wrong = "scale " + std::to_string(scale) + " of amax " + std::to_string(largest);
+          if (!Near(scale, std::max(magnitudes / 128, 1e-6)))
+            wrong =
+                "scale " + std::to_string(scale) + " of magnitudes " + std::to_string(magnitudes);
           else
             wrong = CheckRow(KvFormat::kFp8E4M3, fp8_row, x, c.head_dim, scale);
         } else {

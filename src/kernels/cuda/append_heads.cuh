@@ -44,10 +44,7 @@ __device__ __forceinline__ void Normalise(const float* weights, float eps, const
   float parts[4] = {};
 #pragma unroll
   for (int i = 0; i < 16; ++i) parts[i % 4] = fmaf(x[i], x[i], parts[i % 4]);
-  float squares = (parts[0] + parts[1]) + (parts[2] + parts[3]);
-#pragma unroll
-  for (int step = kHeadDim / 32; step > 0; step /= 2)
-    squares += __shfl_xor_sync(0xFFFFFFFF, squares, step);
+  const float squares = SumOverLanes<kHeadDim / 16>((parts[0] + parts[1]) + (parts[2] + parts[3]));
   const float inverse = ReciprocalRoot(squares * (1.0f / kHeadDim) + eps);
 #pragma unroll
   for (int i = 0; i < 16; i += 4) {
@@ -73,7 +70,7 @@ template <int kHeadDim>
 __device__ __forceinline__ void StoreQuery(const AppendParams& p, int64_t row, bool active,
                                            const Runs& runs, bool leads, bool fp8, float (&x)[16]) {
   if (fp8) {
-    const float scale = DynamicScale(MaxOverLanes<kHeadDim / 16>(LargestMagnitude(x)), false);
+    const float scale = QueryScale(SumOverLanes<kHeadDim / 16>(SumOfMagnitudes(x)));
     const float reciprocal = Reciprocal(scale);
 #pragma unroll
     for (int i = 0; i < 16; ++i) x[i] *= reciprocal;

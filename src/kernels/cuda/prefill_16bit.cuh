@@ -212,7 +212,7 @@ __device__ void Consume16Bit(const PrefillParams& p, typename C::Shared& shared)
       if (tile >= tiles.causal || IsWindowed<C::kTileTokens>(p, item, tile)) {
         MaskScores<C::kTileTokens>(consumer.scores, tile * C::kTileTokens, p, item, ThreadRow());
       }
-      OnlineSoftmax<C::kTileTokens, Range16Bit<C::kValue>, true>(consumer.scores, a, b);
+      OnlineSoftmax<C::kTileTokens, Range16Bit<C::kValue>>(consumer.scores, a, b);
     };
     const auto pack = [&](const Ring<C::kStages>& place) {
       if constexpr (C::kWidenValues) {

@@ -23,12 +23,12 @@ KernelEntry Entry() {
 // Shapes: what was fastest of those without spills (docs/kernels/prefill.md).
 std::vector<KernelEntry> PrefillFp8Kernels() {
   return {
-      Entry<PrefillFp8Config<64, 3, 192, 4, 1, true, true>>(),
-      Entry<PrefillFp8Config<128, 3, 128, 5, 1, true, true>>(),
-      Entry<PrefillFp8Config<256, 2, 128, 3, 2, false, true>>(),
-      Entry<PrefillFp8Config<64, 3, 128, 4, 1, false, false>>(),
-      Entry<PrefillFp8Config<128, 3, 128, 5, 1, false, false>>(),
-      Entry<PrefillFp8Config<256, 2, 128, 3, 1, false, false>>(),
+      Entry<PrefillFp8Config<64, 4, 192, 4, 1, true, true, 3>>(),
+      Entry<PrefillFp8Config<128, 3, 192, 3, 1, true, true, 3>>(),
+      Entry<PrefillFp8Config<256, 2, 192, 2, 2, false, true, 6>>(),
+      Entry<PrefillFp8Config<64, 4, 192, 4, 1, false, false, 3>>(),
+      Entry<PrefillFp8Config<128, 3, 192, 3, 1, false, false, 4>>(),
+      Entry<PrefillFp8Config<256, 2, 192, 2, 1, false, false, 4>>(),
   };
 }
 

@@ -104,12 +104,12 @@ __device__ __forceinline__ float QuadSum(float x) {
 
 // Brings a row's exponentials back into range if the largest of some scores, over the quad, asks
 // for it. Returns the factor for what there is already.
-__device__ __forceinline__ float MoveShift(PrefillRow& row, float max_score, float offset,
-                                           float limit) {
+template <class Range>
+__device__ __forceinline__ float MoveShift(PrefillRow& row, float max_score) {
   const float score = QuadMax(max_score);
   // The same sum as in the vote, or a row's bits would depend on who else votes.
-  if (!(fmaf(score, row.scale, row.shift) > limit)) return 1.0f;
-  const float shift = offset - score * row.scale;
+  if (!(fmaf(score, row.scale, row.shift) > Range::kLimit)) return 1.0f;
+  const float shift = Range::kOffset - score * row.scale;
   const float factor = Exp2(shift - row.shift);
   row.shift = shift;
   row.sum *= factor;
@@ -120,8 +120,8 @@ __device__ __forceinline__ float MoveShift(PrefillRow& row, float max_score, flo
 // Scores of a tile to exponentials of at most 2^kLimit; a row's largest is near 2^kOffset.
 //
 // The exponentials (MUFU) of the first keys run beside the maxima (ALU) of the others, which else
-// would wait for each other: see docs/kernels/prefill.md. kSum: adds them to the rows' sums.
-template <int kKeys, class Range, bool kSum>
+// would wait for each other: see docs/kernels/prefill.md.
+template <int kKeys, class Range>
 __device__ __forceinline__ void OnlineSoftmax(float (&s)[kKeys / 2], PrefillRow& a, PrefillRow& b) {
   constexpr int kFirst = kKeys / 4;
   const auto maxima = [&](int begin, int end, float& max_a, float& max_b) {
@@ -139,10 +139,8 @@ __device__ __forceinline__ void OnlineSoftmax(float (&s)[kKeys / 2], PrefillRow&
       s[i + 1] = Exp2(fmaf(s[i + 1], a.scale, a.shift));
       s[i + 2] = Exp2(fmaf(s[i + 2], b.scale, b.shift));
       s[i + 3] = Exp2(fmaf(s[i + 3], b.scale, b.shift));
-      if constexpr (kSum) {
-        a.sum += s[i] + s[i + 1];
-        b.sum += s[i + 2] + s[i + 3];
-      }
+      a.sum += s[i] + s[i + 1];
+      b.sum += s[i + 2] + s[i + 3];
     }
   };
   const auto out_of_range = [&](float max_a, float max_b) {
@@ -153,14 +151,14 @@ __device__ __forceinline__ void OnlineSoftmax(float (&s)[kKeys / 2], PrefillRow&
   float max_a, max_b;
   maxima(0, kFirst, max_a, max_b);
   if (out_of_range(max_a, max_b)) {
-    MoveShift(a, max_a, Range::kOffset, Range::kLimit);
-    MoveShift(b, max_b, Range::kOffset, Range::kLimit);
+    MoveShift<Range>(a, max_a);
+    MoveShift<Range>(b, max_b);
   }
   maxima(kFirst, kKeys, max_a, max_b);
   exponentials(0, kFirst);
   if (out_of_range(max_a, max_b)) {
-    const float factor_a = MoveShift(a, max_a, Range::kOffset, Range::kLimit);
-    const float factor_b = MoveShift(b, max_b, Range::kOffset, Range::kLimit);
+    const float factor_a = MoveShift<Range>(a, max_a);
+    const float factor_b = MoveShift<Range>(b, max_b);
 #pragma unroll
     for (int i = 0; i < kFirst / 2; i += 4) {
       s[i] *= factor_a;

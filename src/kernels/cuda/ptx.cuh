@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cuda.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -157,6 +158,13 @@ __device__ __forceinline__ uint32_t PackE4M3(float a, float b, float c, float d)
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(d), "f"(c));
   return low | (static_cast<uint32_t>(high) << 16);
 }
+// Of pairs of float16, a's low half is the lowest.
+__device__ __forceinline__ uint32_t PackE4M3(uint32_t a, uint32_t b) {
+  uint16_t low, high;
+  asm("cvt.rn.satfinite.e4m3x2.f16x2 %0, %1;" : "=h"(low) : "r"(a));
+  asm("cvt.rn.satfinite.e4m3x2.f16x2 %0, %1;" : "=h"(high) : "r"(b));
+  return low | (static_cast<uint32_t>(high) << 16);
+}
 __device__ __forceinline__ uint32_t PackE5M2(float a, float b, float c, float d) {
   uint16_t low, high;
   asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(low) : "f"(b), "f"(a));
@@ -190,6 +198,32 @@ __device__ __forceinline__ uint32_t MultiplyBF16(uint32_t a, uint32_t b) {
   uint32_t r;
   asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
+}
+__device__ __forceinline__ uint32_t AddF16(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+__device__ __forceinline__ uint32_t FmaF16(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t r;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+__device__ __forceinline__ uint32_t MaxF16(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+__device__ __forceinline__ uint32_t Exp2F16(uint32_t x) {
+  uint32_t r;
+  asm("ex2.approx.f16x2 %0, %1;" : "=r"(r) : "r"(x));
+  return r;
+}
+__device__ __forceinline__ float LowF16(uint32_t x) {
+  return __half2float(__ushort_as_half(static_cast<uint16_t>(x)));
+}
+__device__ __forceinline__ float HighF16(uint32_t x) {
+  return __half2float(__ushort_as_half(static_cast<uint16_t>(x >> 16)));
 }
 __device__ __forceinline__ uint32_t SubtractF16(uint32_t a, uint32_t b) {
   uint32_t r;

@@ -37,6 +37,20 @@ __device__ __forceinline__ float LargestMagnitude(const float (&x)[16]) {
   return MaxNaN(MaxNaN(parts[0], parts[1]), MaxNaN(parts[2], parts[3]));
 }
 
+__device__ __forceinline__ float SumOfMagnitudes(const float (&x)[16]) {
+  float parts[4] = {};
+#pragma unroll
+  for (int i = 0; i < 16; ++i) parts[i % 4] += fabsf(x[i]);
+  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+}
+
+template <int kLanes>
+__device__ __forceinline__ float SumOverLanes(float x) {
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xFFFFFFFF, x, step);
+  return x;
+}
+
 template <int kLanes>
 __device__ __forceinline__ float MaxOverLanes(float x) {
 #pragma unroll
@@ -72,6 +86,14 @@ __device__ __forceinline__ float DynamicScale(float amax, bool is_int8) {
   const Divisor by{is_int8 ? 127.0f : 448.0f, is_int8 ? 1 / 127.0f : 1 / 448.0f, 1};
   if (!(amax <= FLT_MAX)) return __int_as_float(0x7FC00000);
   return amax < 0x1p-30f ? 1e-6f : fmaxf(Divide(amax, by), 1e-6f);
+}
+
+// A query's scale: the magnitudes of its codes add up to 128, and with rounding to 136 at most, so
+// that a score of codes is at most 136 * 448 < 65504 and its sums may be float16. Of e4m3's 15
+// binades what lies below 2^-6 is subnormal. NaN if any element is NaN or infinite.
+__device__ __forceinline__ float QueryScale(float magnitudes) {
+  if (!(magnitudes <= FLT_MAX)) return __int_as_float(0x7FC00000);
+  return fmaxf(magnitudes * (1.0f / 128), 1e-6f);
 }
 
 // What a thread saw of K or of V.
