@@ -43,6 +43,9 @@ std::vector<AttentionSpec> DecodeSpecs(bool quick) {
       add("64 x " + Thousands(length), std::vector(64, length), base);
     add("8 x 1k", std::vector(8, k), base);
     for (int length : {256, 2 * k}) add("1 x " + Thousands(length), {length}, base);
+    AttentionSpec few = base;
+    few.kv_heads = 4;
+    add("1 x 32k, 4 kv heads", {32 * k}, few);
     AttentionSpec window = base;
     window.window = k;
     add("64 x 8k, window 1k", std::vector(64, 8 * k), window);

@@ -18,9 +18,26 @@ __global__ void __launch_bounds__(32 * kWarps, 2)
     const CombineItem item = items[block / blocks_per_item];
     const int row = block % blocks_per_item * kWarps + warp, rows = item.q_tokens * item.pack;
     if (row >= rows) continue;
-    float4 sum[1][(kDim + 127) / 128];
-    CombineRows<kDim, 1>(output, item, row, rows, 0, 1, lane, sum);
-    StoreCombinedRow<kDim>(output, item, row, lane, sum[0]);
+    const int head = item.head + row % item.pack;
+    const int64_t at = int64_t{item.q_row + row / item.pack} * output.heads + head;
+    CombineState<kDim, 1> state;
+    CombinePartials<kDim, 1, kDim == 256 ? 4 : 8>(output.partials, item, row, rows, 0, 1, lane,
+                                                  state);
+    float base = state.max[0];
+    if (kSides<kDim> == 2) base = fmaxf(base, __shfl_xor_sync(~0u, base, 16));
+    if (base == -INFINITY) base = 0;
+    const float weight = Exp2(state.max[0] - base);
+    const auto all_sides = [&](float x) {
+      x *= weight;
+      return kSides<kDim> == 2 ? x + __shfl_xor_sync(~0u, x, 16) : x;
+    };
+    const RowEnd end =
+        EndRow(all_sides(state.sum[0]), base, output.sinks ? output.sinks + head : nullptr,
+               output.v_scale ? output.v_scale + head / output.group : nullptr);
+    for (float4& x : state.out[0])
+      x = end.factor * float4{all_sides(x.x), all_sides(x.y), all_sides(x.z), all_sides(x.w)};
+    StoreCombinedRow<kDim>(output.out, at, lane, state.out[0]);
+    if (output.lse && lane == 0) output.lse[at] = end.lse;
   }
 }
 

@@ -37,9 +37,11 @@ struct DecodeShared {
   static constexpr int kMergeFloats = 16 * (kMergeColumns / 2 + 4);
 
   struct alignas(16) Item {
-    WorkItem work;  // sequence -1: there are no more
-    int32_t combine;
-    uint32_t ring_begin;  // stages of all items before
+    WorkItem work;                         // sequence -1: there are no more
+    int32_t combine;                       // its number, or -1
+    uint32_t ring_begin;                   // stages of all items before
+    CombineItem sequence;                  // that `combine` is the number of
+    float row_sink[kDecodeRows], v_scale;  // where there are such
   };
 
   alignas(128) std::byte q[kItems][kDecodeRows * kDim * 2];  // as in memory
@@ -121,6 +123,27 @@ __device__ __forceinline__ const typename Shared::Item& CurrentItem(Shared& shar
   return shared.items[ItemsDone(shared) % Shared::kItems];
 }
 
+// What the end of an item takes from global memory, a word or two for each lane of the producer.
+struct ItemEnd {
+  int32_t sequence = 0;
+  float sink = 0, v_scale = 0;
+
+  __device__ ItemEnd(const DecodeParams& p, const WorkItem& item, const ItemLink& link, int lane) {
+    if (item.sequence < 0) return;
+    if (link.combine >= 0 && lane < kWords)
+      sequence = reinterpret_cast<const int32_t*>(p.combines + link.combine)[lane];
+    if (p.sinks && lane < kDecodeRows) sink = p.sinks[item.head + lane % p.group];
+    if (p.v_scale) v_scale = p.v_scale[item.head / p.group];
+  }
+  template <class Item>
+  __device__ void Store(Item& item, int lane) const {
+    if (lane < kWords) reinterpret_cast<int32_t*>(&item.sequence)[lane] = sequence;
+    if (lane < kDecodeRows) item.row_sink[lane] = sink;
+    if (lane == 0) item.v_scale = v_scale;
+  }
+  static constexpr int kWords = sizeof(CombineItem) / 4;
+};
+
 template <int kDim, int kK, int kV>
 __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim>& shared,
                                         const DecodeRing<kDim, kK, kV>& ring, int lane) {
@@ -134,6 +157,7 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
   uint32_t phase = 0, slot_phase = 0, serial = 0;
   WorkItem item = p.items[blockIdx.x];
   ItemLink link = p.links[blockIdx.x];
+  ItemEnd end(p, item, link, lane);
   __syncthreads();  // barriers have been initialised meanwhile
   WaitForPriorKernels();
   const int stages = shared.stages;
@@ -141,6 +165,8 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
   while (more) {
     BarrierWait(&shared.item_empty[slot], slot_phase ^ 1);
     int next = 0;
+    end.Store(shared.items[slot], lane);
+    __syncwarp();
     if (elected) {
       shared.items[slot].work = item;
       shared.items[slot].combine = link.combine;
@@ -207,6 +233,7 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
     if (more) {
       item = p.items[next];
       link = p.links[next];
+      end = ItemEnd(p, item, link, lane);
     }
   }
   // From here on the bus is less than busy.
@@ -227,6 +254,12 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
     p.counters[0] = 0;
     p.counters[1] = 0;
   }
+}
+
+__device__ __forceinline__ float WarpMax(float x) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, lanes));
+  return x;
 }
 
 // The item's queries to fragments, each row a power of two away from float16's largest numbers (16-
@@ -532,20 +565,20 @@ __device__ __forceinline__ void FinishRow(const DecodeParams& p, DecodeShared<kD
   for (int w = 0; w < DecodeShared<kDim>::kWarps; ++w) {
     sum = fmaf(shared.sum[w][row], Exp2(shared.max[w][row] - base), sum);
   }
-  float v_scale = 1;
+  base -= kProbabilityShift;
   if (item.partial >= 0) {
-    __stcg(p.partials.lse2 + item.partial + row,
-           sum == 0 ? -INFINITY : base - kProbabilityShift + Log2(sum));
+    __stcg(p.partials.lse2 + item.partial + row, sum == 0 ? -INFINITY : base + Log2(sum));
+    shared.row_factor[row] = sum == 0 ? 0.0f : 1 / sum;
   } else {
-    const int head = item.head + row % p.group;
-    if (p.sinks) sum += Exp2(fmaf(p.sinks[head], kLog2E, kProbabilityShift - base));
-    if (p.v_scale) v_scale = p.v_scale[item.head / p.group];
+    const auto& current = CurrentItem(shared);
+    const RowEnd end = EndRow(sum, base, p.sinks ? &current.row_sink[row] : nullptr,
+                              p.v_scale ? &current.v_scale : nullptr);
+    shared.row_factor[row] = end.factor;
     if (p.lse) {
-      p.lse[int64_t{item.q_row + row / p.group} * p.heads + head] =
-          sum == 0 ? -INFINITY : kLn2 * (base - kProbabilityShift + Log2(sum));
+      const int head = item.head + row % p.group;
+      p.lse[int64_t{item.q_row + row / p.group} * p.heads + head] = end.lse;
     }
   }
-  shared.row_factor[row] = sum == 0 ? 0.0f : v_scale / sum;
 }
 
 // Adds up what the warps have, and writes the result of the item or its part of one. A warp without
@@ -637,57 +670,66 @@ __device__ __forceinline__ void CombineIfLast(const DecodeParams& p, DecodeShare
   const int warp = ThreadAgain() / 32, lane = ThreadAgain() % 32;
   constexpr int kWarps = DecodeShared<kDim>::kWarps;
   constexpr int kConsumers = 32 * kWarps;
-  const CombineItem item = p.combines[combine];
+  const auto& current = CurrentItem(shared);
+  const CombineItem& item = current.sequence;
   // Merge ended with a barrier.
   if (threadIdx.x == 0) {
-    __threadfence();
-    const bool last = atomicAdd(p.arrivals + combine, 1) == item.partials - 1;
+    const bool last = AddAcquireRelease(p.arrivals + combine, 1) == item.partials - 1;
     shared.last_arrival = last;
     if (last) p.arrivals[combine] = 0;
   }
   NamedBarrierSync(1, kConsumers);
   if (!shared.last_arrival) return;
-  __threadfence();
-  const CombineOutput output{.partials = p.partials,
-                             .heads = p.heads,
-                             .group = p.group,
-                             .v_scale = p.v_scale,
-                             .sinks = p.sinks,
-                             .out = p.out,
-                             .lse = p.lse};
   // Every warp takes some of the parts, of a few rows at a time.
-  constexpr int kRows = kDim == 256 ? 1 : 4;
-  constexpr int kParts = (kDim + 127) / 128;
-  static_assert(DecodeShared<kDim>::kMergeFloats >= kRows * kDim);
+  constexpr int kRows = kDim == 256 ? 2 : 4, kAhead = kDim == 256 ? 4 : 3;
+  constexpr int kParts = CombineState<kDim, kRows>::kParts;
+  static_assert(DecodeShared<kDim>::kMergeFloats >= kSides<kDim> * kRows * kDim);
+  static_assert(kDecodeRows >= kSides<kDim> * kRows);
   const int rows = item.q_tokens * item.pack;
+  const int side_row = lane / kRowLanes<kDim> * kRows, column = 4 * (lane % kRowLanes<kDim>);
   for (int first = 0; first < rows; first += kRows) {
-    float4 sum[kRows][kParts];
-    CombineRows<kDim, kRows>(output, item, first, rows, warp, kWarps, lane, sum);
+    CombineState<kDim, kRows> state;
+    CombinePartials<kDim, kRows, kAhead>(p.partials, item, first, rows, warp, kWarps, lane, state);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
+      if (column == 0) {
+        shared.max[warp][side_row + r] = state.max[r];
+        shared.sum[warp][side_row + r] = state.sum[r];
+      }
 #pragma unroll
       for (int j = 0; j < kParts; ++j) {
-        const int column = 4 * (lane + 32 * j);
-        if (column < kDim) {
-          *reinterpret_cast<float4*>(&shared.merge[warp][r * kDim + column]) = sum[r][j];
-        }
+        *reinterpret_cast<float4*>(&shared.merge[warp][(side_row + r) * kDim + column + 128 * j]) =
+            state.out[r][j];
       }
     }
     NamedBarrierSync(1, kConsumers);
-    if (warp < kRows && first + warp < rows) {
+    const int row = first + warp;
+    if (warp < kRows && row < rows) {
+      float base = -INFINITY, sum = 0;
+      float4 x[kParts] = {};
 #pragma unroll
-      for (int j = 0; j < kParts; ++j) {
-        const int column = 4 * (lane + 32 * j);
-        if (column >= kDim) break;
-        float4 x = {0, 0, 0, 0};
+      for (int i = 0; i < kWarps * kSides<kDim>; ++i)
+        base = fmaxf(base, shared.max[i % kWarps][i / kWarps * kRows + warp]);
+      if (base == -INFINITY) base = 0;
 #pragma unroll
-        for (int w = 0; w < kWarps; ++w) {
-          const auto y = *reinterpret_cast<const float4*>(&shared.merge[w][warp * kDim + column]);
-          x = {x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w};
+      for (int i = 0; i < kWarps * kSides<kDim>; ++i) {
+        const int at = i / kWarps * kRows + warp;
+        const float weight = Exp2(shared.max[i % kWarps][at] - base);
+        sum = fmaf(weight, shared.sum[i % kWarps][at], sum);
+#pragma unroll
+        for (int j = 0; j < kParts; ++j) {
+          x[j] = x[j] + weight * *reinterpret_cast<const float4*>(
+                                     &shared.merge[i % kWarps][at * kDim + column + 128 * j]);
         }
-        sum[0][j] = x;
       }
-      StoreCombinedRow<kDim>(output, item, first + warp, lane, sum[0]);
+      const RowEnd end = EndRow(sum, base, p.sinks ? &current.row_sink[row] : nullptr,
+                                p.v_scale ? &current.v_scale : nullptr);
+      const int64_t at =
+          int64_t{item.q_row + row / item.pack} * p.heads + item.head + row % item.pack;
+#pragma unroll
+      for (float4& y : x) y = end.factor * y;
+      StoreCombinedRow<kDim>(p.out, at, lane, x);
+      if (p.lse && lane == 0) p.lse[at] = end.lse;
     }
     NamedBarrierSync(1, kConsumers);
   }

@@ -14,6 +14,17 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// *at += x; what this block wrote before is seen by whoever sees the sum, and the other way round.
+// Returns what was there.
+__device__ __forceinline__ int AddAcquireRelease(int* at, int x) {
+  int before;
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(at), "r"(x)
+               : "memory");
+  return before;
+}
+
 // ---- mbarriers
 
 __device__ __forceinline__ void BarrierInit(uint64_t* barrier, int arrivals) {
