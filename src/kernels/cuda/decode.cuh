@@ -32,9 +32,8 @@ struct DecodeShared {
   static constexpr int kParts = kDim == 256 ? 2 : 1;  // of a page
   static constexpr int kItems = kDim == 256 ? 2 : 4;
   static constexpr int kThreads = 32 * (kWarps + 1);
-  // Merged at a time: 8 rows of 64 columns or 16 of 32, rows padded by 4.
-  static constexpr int kMergeColumns = 64;
-  static constexpr int kMergeFloats = 16 * (kMergeColumns / 2 + 4);
+  // Merged at a time: 16 rows of 32 columns, 8 of 64, 4 of 128 or 2 of 256, rows padded by 4.
+  static constexpr int kMergeFloats = 16 * (32 + 4);
 
   struct alignas(16) Item {
     WorkItem work;                         // sequence -1: there are no more
@@ -158,6 +157,12 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
   WorkItem item = p.items[blockIdx.x];
   ItemLink link = p.links[blockIdx.x];
   ItemEnd end(p, item, link, lane);
+  const auto entries_from = [&](int begin) {
+    return begin + lane < item.page_end
+               ? __ldg(p.block_table + item.sequence * p.block_table_stride + begin + lane)
+               : kNoPage;
+  };
+  uint32_t entries = item.sequence >= 0 ? entries_from(item.page_begin) : kNoPage;
   __syncthreads();  // barriers have been initialised meanwhile
   WaitForPriorKernels();
   const int stages = shared.stages;
@@ -185,11 +190,10 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
     const std::byte* claims = p.claims + int64_t{head} * (k_bytes + v_bytes);
     const std::byte* k_scales = p.claims + p.k_token_scale_offset + head * k_scale_bytes;
     const std::byte* v_scales = p.claims + p.v_token_scale_offset + head * v_scale_bytes;
-    const uint32_t* table = p.block_table + item.sequence * p.block_table_stride;
     for (int begin = item.page_begin; begin < item.page_end; begin += 32) {
-      const uint32_t entries = begin + lane < item.page_end ? __ldg(table + begin + lane) : kNoPage;
-      const int end = min(32, item.page_end - begin);
-      for (int i = 0; i < end; ++i) {
+      if (begin > item.page_begin) entries = entries_from(begin);
+      const int count = min(32, item.page_end - begin);
+      for (int i = 0; i < count; ++i) {
         const uint32_t page = __shfl_sync(~0u, entries, i);
         const int64_t at = int64_t{page} * kPageUnit;
 #pragma unroll
@@ -234,6 +238,7 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
       item = p.items[next];
       link = p.links[next];
       end = ItemEnd(p, item, link, lane);
+      entries = entries_from(item.page_begin);
     }
   }
   // From here on the bus is less than busy.
@@ -590,9 +595,9 @@ __device__ __forceinline__ void Merge(const DecodeParams& p, DecodeShared<kDim>&
   using Shared = DecodeShared<kDim>;
   constexpr int kWarps = Shared::kWarps;
   constexpr int kConsumers = 32 * kWarps;
-  constexpr int kColumns = Shared::kMergeColumns / kTiles;
-  constexpr int kStride = kColumns + 4;
   const int row_count = item.q_tokens * p.group;
+  const int columns = row_count <= 2 ? 256 : row_count <= 4 ? 128 : row_count <= 8 ? 64 : 32;
+  const int stride = columns + 4;
   const int thread = threadIdx.x;
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
@@ -624,27 +629,29 @@ __device__ __forceinline__ void Merge(const DecodeParams& p, DecodeShared<kDim>&
     }
   }
   if (thread < row_count) FinishRow(p, shared, item, thread, base_of(thread));
-  for (int begin = 0; begin < kDim; begin += kColumns) {
+  for (int begin = 0; begin < kDim; begin += columns) {
 #pragma unroll
     for (int c = 0; c < kDim / 16; ++c) {
-      if (16 * c < begin || 16 * c >= begin + kColumns) continue;
+      if (16 * c < begin || 16 * c >= begin + columns) continue;
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int row = 8 * tile + 2 * (lane % 4) + i % 2;
           const int column = 16 * c - begin + lane / 4 + 8 * (i / 2);
-          shared.merge[warp][row * kStride + column] = state.o[c][tile][i] * weight[tile][i % 2];
+          if (row < row_count)
+            shared.merge[warp][row * stride + column] = state.o[c][tile][i] * weight[tile][i % 2];
         }
       }
     }
     NamedBarrierSync(1, kConsumers);
-    for (int e = thread; e < row_count * kColumns / 4; e += kConsumers) {
-      const int row = e / (kColumns / 4), column = 4 * (e % (kColumns / 4));
+    const int row_shift = __ffs(min(columns, kDim) / 4) - 1;
+    for (int e = thread; e < row_count << row_shift; e += kConsumers) {
+      const int row = e >> row_shift, column = 4 * (e & ((1 << row_shift) - 1));
       float4 x = {0, 0, 0, 0};
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) {
-        const auto y = *reinterpret_cast<const float4*>(&shared.merge[w][row * kStride + column]);
+        const auto y = *reinterpret_cast<const float4*>(&shared.merge[w][row * stride + column]);
         x = {x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w};
       }
       const float factor = shared.row_factor[row];
