@@ -31,14 +31,14 @@ struct Fp8Row {
   float sum = 0, rescale = 1;
 
   __device__ explicit Fp8Row(float exact_scale) {
-    exact_scale = fminf(exact_scale, kFarthest);
+    // -inf stays -inf.
+    exact_scale = fminf(fmaxf(exact_scale, 0x1p-24f), kFarthest);
     scale = PackF16(exact_scale, exact_scale);
   }
   // The row for StoreRow, its shift as the exact scale would have it: a row's largest score, which
   // the shift comes from, is off by the scale's rounding.
   __device__ PrefillRow Exact(float exact_scale) const {
-    const float rounded = LowF16(scale), so_far = LowF16(shift);
-    return {.shift = rounded > 0 ? fmaf(so_far - kOffset, exact_scale / rounded, kOffset) : so_far,
+    return {.shift = fmaf(LowF16(shift) - kOffset, exact_scale / LowF16(scale), kOffset),
             .sum = sum};
   }
 };
@@ -84,7 +84,7 @@ __device__ __forceinline__ uint32_t Exp2Polynomial(uint32_t x) {
   constexpr uint32_t kLowest = 0xCB00CB00u;                                // -14
   constexpr uint32_t kRounder = 0x66006600u, kMinusRounder = 0xE600E600u;  // 1536
   const uint32_t c2 = PackF16(0.24f, 0.24f), c1 = PackF16(0.703f, 0.703f), c0 = PackF16(1, 1);
-  x = MaxF16(x, kLowest);
+  x = MaxNaNF16(x, kLowest);
   const uint32_t rounded = AddF16(x, kRounder);  // the integer in the lowest bits
   const uint32_t f = SubtractF16(x, AddF16(rounded, kMinusRounder));
   // To the exponents, which stay in range, so that nothing carries from half to half.
@@ -92,19 +92,20 @@ __device__ __forceinline__ uint32_t Exp2Polynomial(uint32_t x) {
 }
 
 __device__ __forceinline__ bool OutOfRange(uint32_t exponents) {
-  return fmaxf(LowF16(exponents), HighF16(exponents)) > Fp8Row::kLimit;
+  return !(LowF16(exponents) <= Fp8Row::kLimit && HighF16(exponents) <= Fp8Row::kLimit);
 }
 
 // Brings a row's exponentials back into range if the largest score over the quad asks for it.
 __device__ __forceinline__ void MoveShift(Fp8Row& row, uint32_t largest) {
-  largest = MaxF16(largest, __shfl_xor_sync(~0u, largest, 1));
-  largest = MaxF16(largest, __shfl_xor_sync(~0u, largest, 2));
+  largest = MaxNaNF16(largest, __shfl_xor_sync(~0u, largest, 1));
+  largest = MaxNaNF16(largest, __shfl_xor_sync(~0u, largest, 2));
   // The same sum as in the vote, or a row's bits would depend on who else votes.
   if (!OutOfRange(FmaF16(largest, row.scale, row.shift))) return;
-  const float score = fmaxf(LowF16(largest), HighF16(largest));
-  const float shift = fmaf(-score, LowF16(row.scale), Fp8Row::kOffset);
-  const float bounded = fminf(fmaxf(shift, -Fp8Row::kFarthest), Fp8Row::kFarthest);
-  const uint32_t shifts = PackF16(bounded, bounded);
+  const float score = LowF16(MaxNaNF16(largest, largest >> 16));
+  float shift = fmaf(-score, LowF16(row.scale), Fp8Row::kOffset);  // NaN stays NaN
+  if (shift > Fp8Row::kFarthest) shift = Fp8Row::kFarthest;
+  if (shift < -Fp8Row::kFarthest) shift = -Fp8Row::kFarthest;
+  const uint32_t shifts = PackF16(shift, shift);
   const float factor = Exp2(LowF16(shifts) - LowF16(row.shift));
   row.shift = shifts;
   row.sum *= factor;
@@ -118,12 +119,12 @@ __device__ __forceinline__ void OnlineSoftmaxPairs(uint32_t (&s)[kKeys / 4], Fp8
   uint32_t max_a = s[0], max_b = s[1];
 #pragma unroll
   for (int i = 2; i < kKeys / 4; i += 2) {
-    max_a = MaxF16(max_a, s[i]);
-    max_b = MaxF16(max_b, s[i + 1]);
+    max_a = MaxNaNF16(max_a, s[i]);
+    max_b = MaxNaNF16(max_b, s[i + 1]);
   }
   a.rescale = b.rescale = 1;
-  if (__any_sync(~0u, OutOfRange(MaxF16(FmaF16(max_a, a.scale, a.shift),
-                                        FmaF16(max_b, b.scale, b.shift))))) {
+  if (__any_sync(~0u, OutOfRange(MaxNaNF16(FmaF16(max_a, a.scale, a.shift),
+                                           FmaF16(max_b, b.scale, b.shift))))) {
     MoveShift(a, max_a);
     MoveShift(b, max_b);
   }

@@ -220,9 +220,10 @@ __device__ __forceinline__ uint32_t FmaF16(uint32_t a, uint32_t b, uint32_t c) {
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
   return r;
 }
-__device__ __forceinline__ uint32_t MaxF16(uint32_t a, uint32_t b) {
+// NaN if either is.
+__device__ __forceinline__ uint32_t MaxNaNF16(uint32_t a, uint32_t b) {
   uint32_t r;
-  asm("max.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
 }
 __device__ __forceinline__ uint32_t Exp2F16(uint32_t x) {
