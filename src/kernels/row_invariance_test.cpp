@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "kernels/backend.h"
+#include "kernels/mxfp4_testing.h"
 #include "kernels/simd_targets.h"
 #include "kernels/test_tensors.h"
 
@@ -85,31 +86,49 @@ TEST_F(RowInvarianceTest, GatedActivation) {
 
 TEST_F(RowInvarianceTest, RouteAndExperts) {
   constexpr int kExperts = 12, kTopK = 3;
-  constexpr int64_t kIntermediate = 70;
+  const auto check = [&](int64_t hidden, const std::vector<Expert>& experts) {
+    for (DType t : {DType::kF32, DType::kBF16}) {
+      const TestTensor x = Random(t, kRows, hidden), logits = Random(DType::kF32, kRows, kExperts);
+      Check(t, hidden, [&](Backend& backend, int64_t begin, int64_t end, const TestTensor& out) {
+        TestTensor ids(DType::kI32, end - begin, kTopK), weights(DType::kF32, end - begin, kTopK);
+        backend.Route({.logits = logits.tensor().Rows(begin, end),
+                       .top_k = kTopK,
+                       .normalize = false,
+                       .ids = ids,
+                       .weights = weights});
+        backend.Experts({.x = x.tensor().Rows(begin, end),
+                         .ids = ids,
+                         .weights = weights,
+                         .experts = experts,
+                         .out = out});
+      });
+    }
+  };
+  std::vector<Expert> experts(kExperts);
   std::vector<TestTensor> memory;
   memory.reserve(3 * kExperts);
-  std::vector<Expert> experts(kExperts);
+  const auto bf16 = [&](int64_t outs, int64_t in) {
+    return memory.emplace_back(Random(DType::kBF16, outs, in, 0.1)).tensor();
+  };
   for (Expert& e : experts) {
-    e.gate = memory.emplace_back(Random(DType::kBF16, kIntermediate, kHidden, 0.1)).tensor();
-    e.up = memory.emplace_back(Random(DType::kBF16, kIntermediate, kHidden, 0.1)).tensor();
-    e.down = memory.emplace_back(Random(DType::kBF16, kHidden, kIntermediate, 0.1)).tensor();
+    e.gate = bf16(70, kHidden);
+    e.up = bf16(70, kHidden);
+    e.down = bf16(kHidden, 70);
   }
-  for (DType t : {DType::kF32, DType::kBF16}) {
-    const TestTensor x = Random(t, kRows, kHidden), logits = Random(DType::kF32, kRows, kExperts);
-    Check(t, kHidden, [&](Backend& backend, int64_t begin, int64_t end, const TestTensor& out) {
-      TestTensor ids(DType::kI32, end - begin, kTopK), weights(DType::kF32, end - begin, kTopK);
-      backend.Route({.logits = logits.tensor().Rows(begin, end),
-                     .top_k = kTopK,
-                     .normalize = false,
-                     .ids = ids,
-                     .weights = weights});
-      backend.Experts({.x = x.tensor().Rows(begin, end),
-                       .ids = ids,
-                       .weights = weights,
-                       .experts = experts,
-                       .out = out});
-    });
+  check(kHidden, experts);
+  // Few rows read MXFP4 as it is, many have it widened.
+  std::vector<std::vector<uint8_t>> packed;
+  packed.reserve(3 * kExperts);
+  const auto mxfp4 = [&](int64_t outs, int64_t in) {
+    packed.push_back(mxfp4::RandomMatrix(outs, in, 0.1, random_));
+    return Tensor(packed.back().data(), DType::kMxfp4, {outs, in});
+  };
+  for (Expert& e : experts) {
+    e.gate = mxfp4(96, 1056);
+    e.up = mxfp4(96, 1056);
+    e.down = mxfp4(1056, 96);
   }
+  check(1056, experts);
 }
 
 }  // namespace

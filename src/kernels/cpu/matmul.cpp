@@ -11,13 +11,11 @@
 #include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "kernels/cpu/mxfp4_product-inl.h"
 #include "kernels/cpu/vector_math-inl.h"
 
 #ifndef OCTAVO_KERNELS_CPU_MATMUL_ONCE
 #define OCTAVO_KERNELS_CPU_MATMUL_ONCE
-// Loops over accumulators must vanish, or the accumulators live in memory.
-#define OCTAVO_UNROLL _Pragma("GCC unroll 16")
-
 namespace octavo::cpu {
 // Columns summed in one accumulator. A tile's part of x (6 rows x 4 KiB) stays in L1 while weights
 // stream from L2.
@@ -38,58 +36,6 @@ namespace octavo::cpu {
 namespace HWY_NAMESPACE {
 namespace {
 
-// Lane pairs at distance 1, 2, 4, ... of a and b: [a0+a1, b0+b1, a2+a3, b2+b3, ...] for distance 1.
-// After all levels, kLanes accumulators have become one vector of their sums, in order, each a tree
-// of adjacent pairs.
-template <size_t kDistance>
-HWY_INLINE V AddPairs(V a, V b) {
-  const FloatTag d;
-  if constexpr (kDistance == 1) {
-    return hn::Add(hn::OddEven(b, a), hn::Shuffle2301(hn::OddEven(a, b)));
-  } else if constexpr (kDistance == 2) {
-    const hn::Repartition<double, FloatTag> dd;
-    const auto a2 = hn::BitCast(dd, a), b2 = hn::BitCast(dd, b);
-    return hn::Add(hn::BitCast(d, hn::OddEven(b2, a2)),
-                   hn::Shuffle1032(hn::BitCast(d, hn::OddEven(a2, b2))));
-  } else if constexpr (kDistance == 4) {
-    return hn::Add(hn::OddEvenBlocks(b, a), hn::SwapAdjacentBlocks(hn::OddEvenBlocks(a, b)));
-  } else {
-    static_assert(kDistance == 8 && kLanes == 16);
-    return hn::Add(hn::ConcatUpperLower(d, b, a), hn::ConcatLowerUpper(d, b, a));
-  }
-}
-
-// sums[i] = the lanes of acc[i] added. kCount a power of two; kLanes floats are written.
-template <size_t kDistance, size_t kCount>
-HWY_INLINE void ReduceLanes(const V* acc, float* sums) {
-  if constexpr (kDistance == kLanes) {
-    Store(acc[0], sums);
-  } else if constexpr (kCount == 1) {
-    const V pairs = AddPairs<kDistance>(acc[0], acc[0]);
-    ReduceLanes<kDistance * 2, 1>(&pairs, sums);
-  } else {
-    V half[kCount / 2];
-    OCTAVO_UNROLL for (size_t i = 0; i < kCount / 2; ++i) {
-      half[i] = AddPairs<kDistance>(acc[2 * i], acc[2 * i + 1]);
-    }
-    ReduceLanes<kDistance * 2, kCount / 2>(half, sums);
-  }
-}
-
-// Any kCount, as powers of two. Writes up to kLanes - 1 floats behind sums[kCount - 1].
-template <size_t kCount>
-HWY_INLINE void ReduceAll(const V* acc, float* sums) {
-  if constexpr (kCount > 0) {
-    constexpr size_t kPart = kCount >= kLanes ? kLanes
-                             : kCount >= 8    ? 8
-                             : kCount >= 4    ? 4
-                             : kCount >= 2    ? 2
-                                              : 1;
-    ReduceLanes<1, kPart>(acc, sums);
-    ReduceAll<kCount - kPart>(acc + kPart, sums + kPart);
-  }
-}
-
 // Register tiles, rows x outs: accumulators + weights + one x within 32 (AVX-512, NEON) or 16
 // (AVX2) registers, and at least 8 accumulators to cover the latency of the multiply-add; but one
 // row is bound by memory, and four streams of weights are better than eight (34 GB/s, 33).
@@ -102,12 +48,6 @@ constexpr size_t TileOuts() {
   return kManyRegisters ? 4 : 2;
 }
 constexpr int64_t kTileRows = kMaxTileRows;
-
-// Not a loop: the compiler would see a memset, and the accumulators would live in memory.
-template <size_t... kIndex>
-HWY_INLINE void Clear(V* acc, std::index_sequence<kIndex...>) {
-  ((acc[kIndex] = Zero()), ...);
-}
 
 // What a tile prefetches while it computes: the next tile's weights, as they come from memory when
 // they are used for the first time. The rows of a tile are 4 to 8 streams a page or more apart,
@@ -318,8 +258,31 @@ HWY_INLINE void MatMulBlockOf(const MatMulBlockArgs& args) {
   }
 }
 
+// Few rows of x, and MXFP4 weights as they are stored. Same sums as BlockOf, to the bit.
+void MatMulMxfp4(const MatMulBlockArgs& args) {
+  const int64_t outs = args.end - args.begin, columns = args.weight.columns();
+  OCTAVO_CHECK(kMxfp4Rows > 0 && args.begin % mxfp4::kTileRows == 0 && columns % mxfp4::kBlock == 0,
+               ShapeString(args.weight), args.begin);
+  for (int64_t row = 0; row < args.x.rows; row += kMxfp4Rows) {
+    const int64_t rows = HWY_MIN(kMxfp4Rows, args.x.rows - row);
+    for (int64_t o = 0; o < outs; o += mxfp4::kTileRows) {
+      const auto* tiles = static_cast<const uint8_t*>(args.weight.data) +
+                          mxfp4::TileOffset(columns, args.begin + o, 0);
+      for (int64_t begin = 0; begin < columns; begin += kPanel) {
+        AddMxfp4(rows, args.x.data + row * args.x.stride + begin, args.x.stride,
+                 tiles + mxfp4::TileOffset(columns, 0, begin), HWY_MIN(kPanel, columns - begin),
+                 begin == 0, args.sums + o, outs, outs - o);
+      }
+    }
+    Finish(args, args.sums, row, rows);
+  }
+}
+int64_t Mxfp4RowsImpl() { return kMxfp4Rows; }
+
 void MatMulBlockImpl(const MatMulBlockArgs& args) {
   switch (args.weight.dtype) {
+    case DType::kMxfp4:
+      return MatMulMxfp4(args);
     case DType::kBF16:
       return MatMulBlockOf<BF16>(args);
     case DType::kF16:
@@ -363,6 +326,7 @@ namespace octavo::cpu {
 namespace {
 
 HWY_EXPORT(MatMulBlockImpl);
+HWY_EXPORT(Mxfp4RowsImpl);
 HWY_EXPORT(WidenRowsImpl);
 
 bool IsActivation(DType dtype) { return dtype == DType::kF32 || dtype == DType::kBF16; }
@@ -379,6 +343,8 @@ int64_t FloatRowStride(int64_t columns) { return CeilDiv(columns, 16) * 16; }
 void WidenRows(const Tensor& x, const int32_t* ids, const FloatRows& out) {
   HWY_DYNAMIC_DISPATCH(WidenRowsImpl)(x, ids, out);
 }
+
+int64_t Mxfp4Rows() { return HWY_DYNAMIC_DISPATCH(Mxfp4RowsImpl)(); }
 
 void MatMulBlock(const MatMulBlockArgs& args) { HWY_DYNAMIC_DISPATCH(MatMulBlockImpl)(args); }
 

@@ -40,8 +40,12 @@ struct MatMulBlockArgs {
   float* sums = nullptr;
   bool accumulate = false;
 };
+// MXFP4 weights: `begin` a multiple of mxfp4::kTileRows, and Mxfp4Rows() not 0.
 inline constexpr int64_t MatMulSums(int64_t rows, int64_t outs) { return rows * outs; }
 void MatMulBlock(const MatMulBlockArgs& args);
+// How many rows of x one pass over MXFP4 weights serves; more are better off with widened weights
+// (mxfp4.h). 0: no vectors for it.
+int64_t Mxfp4Rows();
 
 // How a product of [rows, in] with [outs, in] is cut into work items for `threads`.
 struct MatMulGrid {

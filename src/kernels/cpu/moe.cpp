@@ -186,7 +186,7 @@ Tensor Part(const Tensor& vector, int64_t begin, int64_t end) {
 // Outputs [begin, end) of an expert's matrix.
 void Project(const FloatRows& x, const Tensor& weight, const Tensor& bias, int64_t begin,
              int64_t end, const Tensor& out, const ItemScratch& scratch) {
-  if (weight.dtype != DType::kMxfp4) {
+  if (weight.dtype != DType::kMxfp4 || x.rows <= Mxfp4Rows()) {
     MatMulBlock({.x = x,
                  .weight = weight,
                  .bias = bias,

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/mxfp4.h"
 
 namespace octavo {
 namespace {
@@ -19,18 +20,24 @@ benchmark::Counter Rate(double bytes) {
 // in a cache.
 void Experts(benchmark::State& state) {
   constexpr int64_t kHidden = 2048, kIntermediate = 768, kExpertCount = 128, kTopK = 8;
-  constexpr int64_t kBytes = kHidden * kIntermediate * 2;
-  const int64_t rows = state.range(0);
+  const DType dtype = state.range(2) == 0 ? DType::kBF16 : DType::kMxfp4;
+  const int64_t rows = state.range(0), matrix = dtype == DType::kBF16
+                                                    ? kHidden * kIntermediate * 2
+                                                    : mxfp4::Bytes(kIntermediate, kHidden);
   const auto backend = MakeCpuBackend(static_cast<int>(state.range(1)));
-  const Buffer weights(3 * kExpertCount * kBytes), x(rows * kHidden * 4), out(rows * kHidden * 4);
-  for (size_t i = 1; i < weights.size(); i += 2) weights.data()[i] = std::byte{0x3C};
+  const Buffer weights(3 * kExpertCount * matrix), x(rows * kHidden * 4), out(rows * kHidden * 4);
+  if (dtype == DType::kBF16) {
+    for (size_t i = 1; i < weights.size(); i += 2) weights.data()[i] = std::byte{0x3C};
+  } else {
+    std::memset(weights.data(), 0x78, weights.size());  // scales of 2^-7
+  }
   std::vector<Expert> experts(kExpertCount);
   const std::byte* at = weights.data();
   for (Expert& e : experts) {
-    e.gate = Tensor(at, DType::kBF16, {kIntermediate, kHidden});
-    e.up = Tensor(at + kBytes, DType::kBF16, {kIntermediate, kHidden});
-    e.down = Tensor(at + 2 * kBytes, DType::kBF16, {kHidden, kIntermediate});
-    at += 3 * kBytes;
+    e.gate = Tensor(at, dtype, {kIntermediate, kHidden});
+    e.up = Tensor(at + matrix, dtype, {kIntermediate, kHidden});
+    e.down = Tensor(at + 2 * matrix, dtype, {kHidden, kIntermediate});
+    at += 3 * matrix;
   }
   std::mt19937 random(1);
   std::vector<int32_t> ids(rows * kTopK);
@@ -58,13 +65,14 @@ void Experts(benchmark::State& state) {
                       .experts = experts,
                       .out = Tensor(out.data(), DType::kF32, {rows, kHidden})});
   }
-  state.counters["GB/s"] = Rate(used / static_cast<double>(state.iterations()) * 3 * kBytes);
+  state.counters["GB/s"] =
+      Rate(used / static_cast<double>(state.iterations()) * 3 * static_cast<double>(matrix));
   state.counters["GFLOP/s"] =
       Rate(2.0 * 3 * static_cast<double>(rows * kTopK * kHidden * kIntermediate));
 }
 BENCHMARK(Experts)
-    ->ArgNames({"rows", "threads"})
-    ->ArgsProduct({{1, 4, 256}, {1, 2}})
+    ->ArgNames({"rows", "threads", "mxfp4"})
+    ->ArgsProduct({{1, 4, 256}, {1, 2}, {0, 1}})
     ->UseRealTime();
 
 void NormBF16(benchmark::State& state) {

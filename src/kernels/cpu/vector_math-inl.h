@@ -10,9 +10,15 @@
 #endif
 
 #include <cstring>
+#include <utility>
 
 #include "hwy/highway.h"
 #include "kernels/cpu/element.h"
+
+#ifndef OCTAVO_UNROLL
+// Loops over accumulators must vanish, or the accumulators live in memory.
+#define OCTAVO_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace octavo::cpu {
@@ -124,6 +130,64 @@ HWY_INLINE V Tanh(V x) {
 
 // x * sigmoid(s)
 HWY_INLINE V MulSigmoid(V x, V s) { return hn::Div(x, hn::Add(Set(1.0f), Exp(hn::Neg(s)))); }
+
+// Not a loop: the compiler would see a memset, and the accumulators would live in memory.
+template <size_t... kIndex>
+HWY_INLINE void Clear(V* acc, std::index_sequence<kIndex...>) {
+  ((acc[kIndex] = Zero()), ...);
+}
+
+// Lane pairs at distance 1, 2, 4, ... of a and b: [a0+a1, b0+b1, a2+a3, b2+b3, ...] for distance 1.
+// After all levels, kLanes accumulators have become one vector of their sums, in order, each a tree
+// of adjacent pairs.
+template <size_t kDistance>
+HWY_INLINE V AddPairs(V a, V b) {
+  const FloatTag d;
+  if constexpr (kDistance == 1) {
+    return hn::Add(hn::OddEven(b, a), hn::Shuffle2301(hn::OddEven(a, b)));
+  } else if constexpr (kDistance == 2) {
+    const hn::Repartition<double, FloatTag> dd;
+    const auto a2 = hn::BitCast(dd, a), b2 = hn::BitCast(dd, b);
+    return hn::Add(hn::BitCast(d, hn::OddEven(b2, a2)),
+                   hn::Shuffle1032(hn::BitCast(d, hn::OddEven(a2, b2))));
+  } else if constexpr (kDistance == 4) {
+    return hn::Add(hn::OddEvenBlocks(b, a), hn::SwapAdjacentBlocks(hn::OddEvenBlocks(a, b)));
+  } else {
+    static_assert(kDistance == 8 && kLanes == 16);
+    return hn::Add(hn::ConcatUpperLower(d, b, a), hn::ConcatLowerUpper(d, b, a));
+  }
+}
+
+// sums[i] = the lanes of acc[i] added. kCount a power of two; kLanes floats are written.
+template <size_t kDistance, size_t kCount>
+HWY_INLINE void ReduceLanes(const V* acc, float* sums) {
+  if constexpr (kDistance == kLanes) {
+    Store(acc[0], sums);
+  } else if constexpr (kCount == 1) {
+    const V pairs = AddPairs<kDistance>(acc[0], acc[0]);
+    ReduceLanes<kDistance * 2, 1>(&pairs, sums);
+  } else {
+    V half[kCount / 2];
+    OCTAVO_UNROLL for (size_t i = 0; i < kCount / 2; ++i) {
+      half[i] = AddPairs<kDistance>(acc[2 * i], acc[2 * i + 1]);
+    }
+    ReduceLanes<kDistance * 2, kCount / 2>(half, sums);
+  }
+}
+
+// Any kCount, as powers of two. Writes up to kLanes - 1 floats behind sums[kCount - 1].
+template <size_t kCount>
+HWY_INLINE void ReduceAll(const V* acc, float* sums) {
+  if constexpr (kCount > 0) {
+    constexpr size_t kPart = kCount >= kLanes ? kLanes
+                             : kCount >= 8    ? 8
+                             : kCount >= 4    ? 4
+                             : kCount >= 2    ? 2
+                                              : 1;
+    ReduceLanes<1, kPart>(acc, sums);
+    ReduceAll<kCount - kPart>(acc + kPart, sums + kPart);
+  }
+}
 
 }  // namespace
 }  // namespace HWY_NAMESPACE
