@@ -1,5 +1,5 @@
-// Products with MXFP4 weights (kernels/mxfp4.h) decoded in registers. Included once per SIMD target,
-// inside no namespace (Highway's scheme).
+// Products with MXFP4 weights (kernels/mxfp4.h) decoded in registers. Included once per SIMD
+// target, inside no namespace (Highway's scheme).
 #if defined(OCTAVO_KERNELS_CPU_MXFP4_PRODUCT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef OCTAVO_KERNELS_CPU_MXFP4_PRODUCT_INL_H_
 #undef OCTAVO_KERNELS_CPU_MXFP4_PRODUCT_INL_H_
@@ -40,7 +40,8 @@ namespace {
 
 // A word is eight columns: vectors of eight or 16 floats hold one or two, and a lookup finds the
 // eight magnitudes in one of them.
-constexpr bool kMxfp4Fits = HWY_TARGET != HWY_SCALAR && !HWY_HAVE_SCALABLE && (kLanes == 8 || kLanes == 16);
+constexpr bool kMxfp4Fits =
+    HWY_TARGET != HWY_SCALAR && !HWY_HAVE_SCALABLE && (kLanes == 8 || kLanes == 16);
 // Rows of x in one pass: the accumulators of two outputs for each are half of AVX2's registers.
 constexpr int64_t kMxfp4Rows = kMxfp4Fits ? 4 : 0;
 
@@ -83,9 +84,9 @@ HWY_INLINE V Mxfp4Weights(WordVector words, const Mxfp4Shifts& shifts, V values)
   return hn::Xor(magnitude, hn::BitCast(FloatTag(), sign));
 }
 
-// Tiles along one panel of `columns`, kRows rows of x, tile rows first_pair ... + kPairs and those 8
-// further; x is zero from `columns` to the next multiple of 16. Into (first panel) or onto `sums`,
-// of which there are `outs` from the tiles' first row on.
+// Tiles along one panel of `columns`, kRows rows of x, tile rows first_pair ... + kPairs and those
+// 8 further; x is zero from `columns` to the next multiple of 16. Into (first panel) or onto
+// `sums`, of which there are `outs` from the tiles' first row on.
 template <size_t kRows, size_t kPairs>
 HWY_NOINLINE void AddMxfp4Pairs(const float* HWY_RESTRICT x, int64_t x_stride,
                                 const uint8_t* HWY_RESTRICT tiles, int64_t columns,

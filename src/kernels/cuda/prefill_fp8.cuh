@@ -31,7 +31,7 @@ struct Fp8Row {
   float sum = 0, rescale = 1;
 
   __device__ explicit Fp8Row(float exact_scale) {
-    // -inf stays -inf.
+    // Not 0, by which -inf would be NaN.
     exact_scale = fminf(fmaxf(exact_scale, 0x1p-24f), kFarthest);
     scale = PackF16(exact_scale, exact_scale);
   }
