@@ -74,6 +74,7 @@ std::vector<AttentionSpec> PrefillSpecs(bool quick) {
     add("8k", 8 * k, 8 * k);
     add("16k", 16 * k, 16 * k);
     add("2k of 64k", 2 * k, 64 * k);
+    add("256 of 64k", 256, 64 * k);
     if (!quick) add("64k", 64 * k, 64 * k);
   }
   return specs;

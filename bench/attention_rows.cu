@@ -39,7 +39,8 @@ struct AttentionWork {
         cuda::AttentionLimits{
             .tokens = rows,
             .sequences = count,
-            .sequence_tokens = *std::max_element(spec.tokens.begin(), spec.tokens.end())},
+            .sequence_tokens = *std::max_element(spec.tokens.begin(), spec.tokens.end()),
+            .kv_tokens = *std::max_element(spec.lengths.begin(), spec.lengths.end())},
         cuda::AttentionPlan::Options{.math = numbers.math});
     sets = std::clamp(static_cast<int>(kColdBytes / bytes) + 1, 1, 16);
     FillCache();

@@ -27,6 +27,7 @@ struct AttentionLimits {
   int tokens = 0;           // query tokens of a step
   int sequences = 0;        // sequences of a step
   int sequence_tokens = 0;  // query tokens of one sequence; 0: as `tokens`
+  int kv_tokens = 0;  // tokens of one sequence; 0: any, which prefill that widens pages refuses
 };
 
 // How a step's work is shared out. Its device buffers have fixed addresses.
@@ -36,6 +37,10 @@ class AttentionPlan {
     AttentionMath math = AttentionMath::k16Bit;
     bool soft_cap = false;       // calls may give one; 16-bit math only
     bool deterministic = false;  // a sequence's result does not depend on the rest of the batch
+    // Prefill in 16-bit math writes 8-bit pages as 16-bit ones to a buffer of this size, or of what
+    // one kv head of limits.kv_tokens takes, if that is more. What does not fit goes in several
+    // rounds.
+    int64_t widened_bytes = int64_t{256} << 20;
   };
   AttentionPlan(const AttentionShape& shape, KvFormat k_format, KvFormat v_format,
                 const AttentionLimits& limits, const Options& options);

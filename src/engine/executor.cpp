@@ -159,7 +159,9 @@ Executor::Executor(const EngineOptions& options, const ModelSpec& spec,
   std::vector<LayerCache> caches = LayOutCache(options);
   decoder_ =
       std::make_unique<Decoder>(model_->spec, model_->weights, *backend_, dtype_, std::move(caches),
-                                StepLimits{.tokens = StepTokens(), .sequences = StepSequences()});
+                                StepLimits{.tokens = StepTokens(),
+                                           .sequences = StepSequences(),
+                                           .kv_tokens = static_cast<int>(max_model_len_)});
 }
 
 int Executor::StepSequences() const {

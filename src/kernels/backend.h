@@ -129,6 +129,7 @@ struct AttentionPlanSpec {
   bool soft_cap = false;                  // calls may give one
   int max_tokens = 0, max_sequences = 0;  // of a step
   int max_sequence_tokens = 0;            // query tokens of one sequence; 1: decode only
+  int max_kv_tokens = 0;                  // tokens of one sequence
   bool operator==(const AttentionPlanSpec&) const = default;
 };
 

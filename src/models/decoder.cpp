@@ -94,7 +94,8 @@ void Decoder::MakePlans() {
                                  .soft_cap = layer.soft_cap > 0,
                                  .max_tokens = limits_.tokens,
                                  .max_sequences = limits_.sequences,
-                                 .max_sequence_tokens = limits_.tokens};
+                                 .max_sequence_tokens = limits_.tokens,
+                                 .max_kv_tokens = limits_.kv_tokens};
     size_t i = 0;
     while (i < plans_.size() && !(specs[i] == plan && plans_[i].group == cache.group)) ++i;
     layer_plans_.push_back(i);

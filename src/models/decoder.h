@@ -29,6 +29,7 @@ struct StepInput {
 
 struct StepLimits {
   int tokens = 0, sequences = 0;
+  int kv_tokens = 0;  // of one sequence
 };
 
 // Sees a step's tensors where they are computed, in the backend's memory; what it writes there, the

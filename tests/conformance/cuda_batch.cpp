@@ -132,9 +132,12 @@ DeviceStep::DeviceStep(const DeviceCache& cache, const StepSpec& spec)
       shape_, c.k_format, c.v_format,
       cuda::AttentionLimits{.tokens = rows_ + kSpareRows,
                             .sequences = static_cast<int>(c.lengths.size()) + 1,
-                            .sequence_tokens = std::max(1, longest)},
-      cuda::AttentionPlan::Options{
-          .math = spec.math, .soft_cap = spec.soft_cap > 0, .deterministic = spec.deterministic});
+                            .sequence_tokens = std::max(1, longest),
+                            .kv_tokens = std::max(1, *std::ranges::max_element(c.lengths))},
+      cuda::AttentionPlan::Options{.math = spec.math,
+                                   .soft_cap = spec.soft_cap > 0,
+                                   .deterministic = spec.deterministic,
+                                   .widened_bytes = spec.widened_bytes});
   const int64_t elements = int64_t{rows_ + kSpareRows} * heads_ * c.head_dim;
   q_ = DeviceBuffer(elements * 2);
   q_out_ = DeviceBuffer(elements * 2);

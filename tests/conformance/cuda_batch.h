@@ -59,6 +59,7 @@ struct StepSpec {
   float soft_cap = 0;
   AttentionMath math = AttentionMath::k16Bit;
   bool deterministic = false;
+  int64_t widened_bytes = int64_t{256} << 20;
   float q_deviation = 1;
   std::vector<int> tokens;  // the last ones of each sequence, 0: none
   uint64_t seed = 1;

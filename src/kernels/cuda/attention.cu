@@ -13,6 +13,8 @@
 #include "kernels/cuda/plan.h"
 #include "kernels/cuda/prefill.h"
 #include "kernels/cuda/table.h"
+#include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/widen_pages.h"
 
 namespace octavo::cuda {
 namespace {
@@ -123,6 +125,7 @@ AttentionLimits CheckedLimits(AttentionLimits limits) {
   Expect("limits.tokens", limits.tokens, 1, kMany);
   Expect("limits.sequences", limits.sequences, 1, kMany);
   Expect("limits.sequence_tokens", limits.sequence_tokens, 0, limits.tokens);
+  Expect("limits.kv_tokens", limits.kv_tokens, 0, kMany);
   if (limits.sequence_tokens == 0) limits.sequence_tokens = limits.tokens;
   return limits;
 }
@@ -130,18 +133,27 @@ AttentionLimits CheckedLimits(AttentionLimits limits) {
 PlanConfig MakeConfig(const AttentionShape& shape, const AttentionLimits& limits,
                       const AttentionPlan::Options& options, KvFormat k, KvFormat v,
                       const KernelEntry* prefill) {
-  const KvLayout layout{
-      .k_format = k, .v_format = v, .kv_heads = shape.kv_heads, .head_dim = shape.head_dim};
-  return {
+  const auto page_bytes = [&](KvFormat k, KvFormat v) {
+    return int64_t{kPageSize} * shape.head_dim * (ElementSize(k) + ElementSize(v));
+  };
+  PlanConfig config{
       .shape = shape,
       .limits = limits,
       .deterministic = options.deterministic,
       .fp8_prefill = options.math != AttentionMath::k16Bit,
-      .page_bytes = layout.KBytes() + layout.VBytes(),
+      .page_bytes = page_bytes(k, v),
       .workers = Multiprocessors(),
-      .prefill_rows = prefill ? prefill->rows : 0,
-      .prefill_tile_pages = prefill ? prefill->tile_tokens / kPageSize : 1,
   };
+  if (!prefill) return config;
+  config.prefill_rows = prefill->rows;
+  config.prefill_tile_pages = prefill->tile_tokens / kPageSize;
+  config.prefill_page_bytes = page_bytes(*prefill->k, *prefill->v);
+  if (prefill->k == k && prefill->v == v) return config;
+  Expect("limits.kv_tokens, for prefill widens pages", limits.kv_tokens, 1, kMany);
+  const int64_t longest = MaxPrefillPages(shape, limits);
+  config.widened_pages = std::clamp(options.widened_bytes / config.prefill_page_bytes, longest,
+                                    longest * shape.kv_heads * limits.sequences);
+  return config;
 }
 
 }  // namespace
@@ -165,6 +177,7 @@ struct AttentionPlan::State {
         decode_lse(planner.decode_partial_rows() * int64_t{sizeof(float)}),
         prefill_out(planner.prefill_partial_rows() * shape.head_dim * int64_t{sizeof(float)}),
         prefill_lse(planner.prefill_partial_rows() * int64_t{sizeof(float)}),
+        widened(planner.config().widened_pages * planner.config().prefill_page_bytes),
         counters(kCounters * int64_t{sizeof(int32_t)}),
         arrivals(planner.decode_combines() * int64_t{sizeof(int32_t)}) {}
 
@@ -180,10 +193,12 @@ struct AttentionPlan::State {
   StagingBuffer staging[2];
   int next_staging = 0;
   PlanCounts counts{};  // of the last Make
-  DeviceBuffer decode_out, decode_lse, prefill_out, prefill_lse, counters, arrivals;
+  DeviceBuffer decode_out, decode_lse, prefill_out, prefill_lse, widened, counters, arrivals;
 
+  bool widens() const { return planner.config().widened_pages > 0; }
   DecodeParams Decode(const AttentionCall& call) const;
   PrefillParams Prefill(const AttentionCall& call) const;
+  void LaunchPrefill(const AttentionCall& call, bool all, cudaStream_t stream) const;
 };
 
 AttentionPlan::AttentionPlan(const AttentionShape& shape, KvFormat k_format, KvFormat v_format,
@@ -206,7 +221,8 @@ void AttentionPlan::Make(std::span<const int32_t> q_begin, std::span<const int32
   for (size_t i = 0; i < kv_len.size(); ++i) {
     const int tokens = q_begin[i + 1] - q_begin[i];
     Expect("query tokens of a sequence", tokens, 0, s.limits.sequence_tokens);
-    Expect("kv_len", kv_len[i], kv_len[i] == 0 ? 0 : tokens, kMany);
+    Expect("kv_len", kv_len[i], kv_len[i] == 0 ? 0 : tokens,
+           s.limits.kv_tokens > 0 ? s.limits.kv_tokens : kMany);
   }
   StagingBuffer& staging = s.staging[s.next_staging];
   s.next_staging ^= 1;
@@ -250,31 +266,6 @@ DecodeParams AttentionPlan::State::Decode(const AttentionCall& call) const {
   };
 }
 
-PrefillParams AttentionPlan::State::Prefill(const AttentionCall& call) const {
-  const PlanLayout& lists = planner.layout();
-  const bool fp8 = options.math != AttentionMath::k16Bit;
-  PrefillParams params;
-  SetPrefillMemory(call.cache, fp8 ? call.q_fp8 : call.q, fp8 ? 1 : 2, limits.tokens, shape.heads,
-                   planner.prefill_pack(), &params);
-  params.items = upload.At<WorkItem>(lists.prefill_items);
-  params.item_count = &upload.At<PlanCounts>(lists.counts)->prefill_items;
-  params.counters = counters.At<int32_t>() + 2;
-  params.block_table = call.block_table.entries;
-  params.block_table_stride = call.block_table.stride;
-  params.partials = {.out = prefill_out.At<float>(), .lse2 = prefill_lse.At<float>()};
-  params.heads = shape.heads;
-  params.group = shape.heads / shape.kv_heads;
-  params.pack_shift = std::countr_zero(static_cast<unsigned>(planner.prefill_pack()));
-  params.window = shape.window;
-  params.scale_log2 = call.scale * kLog2E;
-  params.soft_cap = call.soft_cap;
-  params.q_scale = fp8 ? call.q_scale : nullptr;
-  params.sinks = call.sinks;
-  params.out = call.out;
-  params.lse = call.lse;
-  return params;
-}
-
 namespace {
 
 void CheckCall(const AttentionCall& call) {
@@ -305,7 +296,7 @@ void CheckCall(const AttentionCall& call) {
   }
 }
 
-// Decode kernels wait for what was launched before them by themselves (launch.cuh).
+// The kernels wait by themselves for what was launched before them (launch.cuh).
 void Launch(const KernelEntry& entry, int blocks, const void* params, cudaStream_t stream) {
   void* arguments[] = {const_cast<void*>(params)};
   cudaLaunchAttribute early = EarlyLaunch();
@@ -315,11 +306,82 @@ void Launch(const KernelEntry& entry, int blocks, const void* params, cudaStream
   config.dynamicSmemBytes = static_cast<size_t>(entry.shared_bytes);
   config.stream = stream;
   config.attrs = &early;
-  config.numAttrs = entry.phase == Phase::kDecode ? 1 : 0;
+  config.numAttrs = 1;
   CUDA_CHECK(cudaLaunchKernelExC(&config, entry.function, arguments));
 }
 
 }  // namespace
+
+// Of all rounds.
+PrefillParams AttentionPlan::State::Prefill(const AttentionCall& call) const {
+  const bool fp8 = options.math != AttentionMath::k16Bit;
+  const KvLayout& layout = call.cache.layout;
+  PrefillParams params;
+  params.q = MakeQueryMap(fp8 ? call.q_fp8 : call.q, shape.head_dim * (fp8 ? 1 : 2), shape.heads,
+                          limits.tokens, planner.prefill_pack());
+  PageMaps maps;
+  if (widens()) {
+    const int64_t page_bytes = planner.config().prefill_page_bytes;
+    maps = MakePageMaps({*prefill->k, *prefill->v, 1, shape.head_dim}, widened.At<std::byte>(),
+                        page_bytes, planner.config().widened_pages);
+  } else {
+    // Any 1 KiB of a 2 TiB arena may begin a page.
+    maps = MakePageMaps(layout, call.cache.Claim(0), kPageUnit, int64_t{1} << 31);
+    params.block_table = call.block_table.entries;
+    params.block_table_stride = call.block_table.stride;
+  }
+  params.k = maps.k;
+  params.v = maps.v;
+  params.items = upload.At<WorkItem>(planner.layout().prefill_items);
+  params.counters = counters.At<int32_t>() + 2;
+  params.partials = {.out = prefill_out.At<float>(), .lse2 = prefill_lse.At<float>()};
+  params.heads = shape.heads;
+  params.group = shape.heads / shape.kv_heads;
+  params.pack_shift = std::countr_zero(static_cast<unsigned>(planner.prefill_pack()));
+  params.window = shape.window;
+  params.scale_log2 = call.scale * kLog2E;
+  params.soft_cap = call.soft_cap;
+  params.q_scale = fp8 ? call.q_scale : nullptr;
+  params.k_scale = HasStaticScale(layout.k_format) ? call.cache.k_scale : nullptr;
+  params.v_scale = HasStaticScale(layout.v_format) ? call.cache.v_scale : nullptr;
+  params.sinks = call.sinks;
+  params.out = call.out;
+  params.lse = call.lse;
+  return params;
+}
+
+// all: whatever a later plan may need.
+void AttentionPlan::State::LaunchPrefill(const AttentionCall& call, bool all,
+                                         cudaStream_t stream) const {
+  const PlanLayout& lists = planner.layout();
+  const int blocks = planner.config().workers;
+  const int rounds = all ? planner.max_rounds() : static_cast<int>(planner.rounds().size());
+  PrefillParams params = Prefill(call);
+  for (int i = 0; i < rounds; ++i) {
+    const auto* round = upload.At<PrefillRound>(lists.prefill_rounds) + i;
+    if (widens()) {
+      WidenPages({.cache = call.cache,
+                  .block_table = call.block_table,
+                  .items = upload.At<WidenItem>(lists.widens),
+                  .round = round,
+                  .format = *prefill->k,
+                  .out = widened.At<std::byte>()},
+                 blocks, stream);
+    }
+    params.round = &round->items;
+    Launch(*prefill, blocks, &params, stream);
+    if (!all && planner.rounds()[i].combines.count == 0) continue;
+    const CombineOutput output{.partials = params.partials,
+                               .heads = params.heads,
+                               .group = params.group,
+                               .v_scale = params.v_scale,
+                               .sinks = params.sinks,
+                               .out = params.out,
+                               .lse = params.lse};
+    LaunchCombine(shape.head_dim, output, upload.At<CombineItem>(lists.prefill_combines),
+                  &round->combines, prefill->rows, blocks, stream);
+  }
+}
 
 void Attention(const AttentionCall& call, Stream stream_) {
   CheckCall(call);
@@ -333,22 +395,8 @@ void Attention(const AttentionCall& call, Stream stream_) {
     const DecodeParams params = s.Decode(call);
     Launch(*s.decode, s.planner.config().workers, &params, stream);
   }
-  if (!s.prefill || !(all || s.counts.prefill_items > 0)) return;
-  const int blocks = s.planner.config().workers;
-  const PrefillParams params = s.Prefill(call);
-  Launch(*s.prefill, blocks, &params, stream);
-  if (all || s.counts.prefill_combines > 0) {
-    const CombineOutput output{.partials = params.partials,
-                               .heads = params.heads,
-                               .group = params.group,
-                               .v_scale = params.v_scale,
-                               .sinks = call.sinks,
-                               .out = call.out,
-                               .lse = call.lse};
-    const PlanLayout& lists = s.planner.layout();
-    LaunchCombine(s.shape.head_dim, output, s.upload.At<CombineItem>(lists.prefill_combines),
-                  &s.upload.At<PlanCounts>(lists.counts)->prefill_combines, s.prefill->rows, blocks,
-                  stream);
+  if (s.prefill && (all || s.planner.rounds()[0].items.count > 0)) {
+    s.LaunchPrefill(call, all, stream);
   }
 }
 

@@ -36,7 +36,8 @@ class StepPlan final : public octavo::AttentionPlan {
         plan_(spec.shape, spec.k_format, spec.v_format,
               {.tokens = spec.max_tokens,
                .sequences = spec.max_sequences,
-               .sequence_tokens = spec.max_sequence_tokens},
+               .sequence_tokens = spec.max_sequence_tokens,
+               .kv_tokens = spec.max_kv_tokens},
               {.math = spec.math, .soft_cap = spec.soft_cap}) {
     if (spec.math == AttentionMath::k16Bit || spec.max_sequence_tokens == 1) return;
     const size_t rows =

@@ -10,10 +10,11 @@ constexpr int kWarps = 8;
 
 template <int kDim>
 __global__ void __launch_bounds__(32 * kWarps, 2)
-    combine_kernel(CombineOutput output, const CombineItem* items, const int32_t* count,
+    combine_kernel(CombineOutput output, const CombineItem* items, const ListRange* which,
                    int blocks_per_item) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int blocks = *count * blocks_per_item;
+  const int blocks = which->count * blocks_per_item;
+  items += which->first;
   for (int block = blockIdx.x; block < blocks; block += gridDim.x) {
     const CombineItem item = items[block / blocks_per_item];
     const int row = block % blocks_per_item * kWarps + warp, rows = item.q_tokens * item.pack;
@@ -44,11 +45,11 @@ __global__ void __launch_bounds__(32 * kWarps, 2)
 }  // namespace
 
 void LaunchCombine(int head_dim, const CombineOutput& output, const CombineItem* items,
-                   const int32_t* count, int rows, int blocks, cudaStream_t stream) {
+                   const ListRange* which, int rows, int blocks, cudaStream_t stream) {
   const auto kernel = head_dim == 64    ? combine_kernel<64>
                       : head_dim == 128 ? combine_kernel<128>
                                         : combine_kernel<256>;
-  kernel<<<blocks, 32 * kWarps, 0, stream>>>(output, items, count, (rows + kWarps - 1) / kWarps);
+  kernel<<<blocks, 32 * kWarps, 0, stream>>>(output, items, which, (rows + kWarps - 1) / kWarps);
   CUDA_CHECK(cudaGetLastError());
 }
 

@@ -17,8 +17,8 @@ struct CombineOutput {
   float* lse = nullptr;            // [tokens, heads], optional
 };
 
-// `items` and `count` are device memory; no item has more than `rows` rows.
+// `items` and which of them are device memory; no item has more than `rows` rows.
 void LaunchCombine(int head_dim, const CombineOutput& output, const CombineItem* items,
-                   const int32_t* count, int rows, int blocks, cudaStream_t stream);
+                   const ListRange* which, int rows, int blocks, cudaStream_t stream);
 
 }  // namespace octavo::cuda

@@ -25,9 +25,9 @@ target_link_libraries(octavo_cuda PRIVATE ${cublas_lt})
 target_include_directories(octavo_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 set_target_properties(octavo_cuda PROPERTIES CUDA_COMPILER_LAUNCHER ${PROJECT_SOURCE_DIR}/scripts/ptxas-report
                                              LIBRARY_OUTPUT_DIRECTORY ${CMAKE_RUNTIME_OUTPUT_DIRECTORY})
-# 40 attention kernels (table.cu), 6 append, 3 combine, 38 of the other ops.
+# 26 attention kernels (table.cu), 6 widen, 6 append, 3 combine, 38 of the other ops.
 add_test(NAME ptxas COMMAND ${PROJECT_SOURCE_DIR}/scripts/ptxas-report --check
-                            ${PROJECT_BINARY_DIR}/CMakeFiles/octavo_cuda.dir 87)
+                            ${PROJECT_BINARY_DIR}/CMakeFiles/octavo_cuda.dir 79)
 
 # Built here so that it keeps building; on a machine without a GPU it says that it skips.
 file(GLOB conformance_sources CONFIGURE_DEPENDS tests/conformance/cuda_*.cpp tests/conformance/cuda_*.cu)

@@ -32,6 +32,8 @@ constexpr int64_t kHeadGroupBytes = 32 << 20;
 // there is room for.
 constexpr int kMinPieceTiles = 8, kGoodPieceTiles = 32;
 constexpr int kPiecesOfShare = 12;
+// Of a step in rounds, so many may have all their pieces.
+constexpr int kCutRounds = 4;
 
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -47,6 +49,15 @@ T* ArrayAt(std::byte* upload, int64_t offset) {
 }
 
 }  // namespace
+
+int64_t MaxPrefillPages(const AttentionShape& shape, const AttentionLimits& limits) {
+  const int64_t all = CeilDiv(limits.kv_tokens, kPageSize);
+  if (shape.window == 0) return all;
+  // A page that begins before the window, and what a tile has in front of that.
+  constexpr int64_t kInFront = 4;
+  return std::min(all,
+                  CeilDiv(int64_t{shape.window} + limits.sequence_tokens, kPageSize) + kInFront);
+}
 
 Planner::Planner(const PlanConfig& config) : config_(config) {
   const AttentionShape& shape = config_.shape;
@@ -77,7 +88,19 @@ Planner::Planner(const PlanConfig& config) : config_(config) {
     const int block_tokens = config_.prefill_rows / prefill_pack();
     prefill_blocks_ = (limits.tokens / block_tokens + sequences) * (shape.heads / prefill_pack());
     if (!config_.deterministic) prefill_pieces_ = 4 * config_.workers;
+    all_prefill_pieces_ = prefill_pieces_ * (config_.widened_pages > 0 ? kCutRounds : 1);
     prefill_partial_rows_ = prefill_pieces_ * config_.prefill_rows;
+  }
+  const int64_t widens = config_.widened_pages > 0 ? sequences * shape.kv_heads : 0;
+  if (config_.widened_pages > 0) {
+    const int64_t longest = MaxPrefillPages(shape, limits);
+    OCTAVO_CHECK(config_.widened_pages >= longest, config_.widened_pages, longest);
+    const int64_t heads = std::min<int64_t>(shape.kv_heads, config_.widened_pages / longest);
+    const bool all_fit =
+        heads == shape.kv_heads && config_.widened_pages / longest / heads >= sequences;
+    max_rounds_ = all_fit ? 1 : static_cast<int>(sequences * CeilDiv(shape.kv_heads, heads));
+  } else if (config_.prefill_rows > 0) {
+    max_rounds_ = 1;
   }
 
   layout_.counts = Claim<PlanCounts>(1, &layout_.bytes);
@@ -85,8 +108,10 @@ Planner::Planner(const PlanConfig& config) : config_(config) {
   layout_.decode_links = Claim<ItemLink>(decode_items, &layout_.bytes);
   layout_.decode_combines = Claim<CombineItem>(decode_combines_, &layout_.bytes);
   layout_.fp8_queries = Claim<uint8_t>(limits.tokens, &layout_.bytes);
-  layout_.prefill_items = Claim<WorkItem>(prefill_blocks_ + prefill_pieces_, &layout_.bytes);
-  layout_.prefill_combines = Claim<CombineItem>(prefill_pieces_ / 2, &layout_.bytes);
+  layout_.prefill_rounds = Claim<PrefillRound>(max_rounds_, &layout_.bytes);
+  layout_.widens = Claim<WidenItem>(widens, &layout_.bytes);
+  layout_.prefill_items = Claim<WorkItem>(prefill_blocks_ + all_prefill_pieces_, &layout_.bytes);
+  layout_.prefill_combines = Claim<CombineItem>(all_prefill_pieces_ / 2, &layout_.bytes);
 }
 
 // The first page that a query at `position` sees.
@@ -121,12 +146,12 @@ int64_t Planner::Make(std::span<const int32_t> q_begin, std::span<const int32_t>
   WritePrefills(q_begin, kv_len, upload);
   *ArrayAt<PlanCounts>(upload, layout_.counts) = counts_;
 
-  if (counts_.prefill_items > 0) {
-    return counts_.prefill_combines == 0
-               ? layout_.prefill_items + counts_.prefill_items * int64_t{sizeof(WorkItem)}
-               : layout_.prefill_combines + counts_.prefill_combines * int64_t{sizeof(CombineItem)};
-  }
-  return layout_.prefill_items;
+  if (prefills_.empty()) return layout_.widens;
+  const PrefillRound& last = rounds_.back();
+  const int64_t used_combines = last.combines.first + last.combines.count;
+  return used_combines > 0 ? layout_.prefill_combines + used_combines * int64_t{sizeof(CombineItem)}
+                           : layout_.prefill_items +
+                                 (last.items.first + last.items.count) * int64_t{sizeof(WorkItem)};
 }
 
 int64_t Planner::CostOf(const Decode& decode) {
@@ -315,55 +340,119 @@ void Planner::WriteDecodes(std::span<const int32_t> q_begin, std::span<const int
   counts_.decode_items = std::max(config_.workers, static_cast<int>(chunks_.size()));
 }
 
+Planner::Block Planner::BlockOf(int sequence, int first_token, std::span<const int32_t> q_begin,
+                                std::span<const int32_t> kv_len) const {
+  const int tile = config_.prefill_tile_pages;
+  const int all = q_begin[sequence + 1] - q_begin[sequence];
+  const int tokens = std::min(config_.prefill_rows / prefill_pack(), all - first_token);
+  const int position = kv_len[sequence] - all + first_token;
+  // Padding, with kv_len 0, sees no page.
+  const int end = std::max(0, position + tokens + kPageSize - 1) / kPageSize;
+  return {.sequence = sequence,
+          .first_token = first_token,
+          .tokens = tokens,
+          .begin = std::min(end, FirstPage(std::max(0, position)) / tile * tile),
+          .end = end,
+          .widen = 0};
+}
+
+int64_t Planner::TilesOf(const Block& block) const {
+  return CeilDiv(block.end - block.begin, config_.prefill_tile_pages);
+}
+
+WidenItem Planner::PagesOf(int sequence, std::span<const int32_t> q_begin,
+                           std::span<const int32_t> kv_len) const {
+  return {.sequence = sequence,
+          .kv_heads = config_.shape.kv_heads,
+          .page_begin = BlockOf(sequence, 0, q_begin, kv_len).begin,
+          .page_end = static_cast<int32_t>(CeilDiv(kv_len[sequence], kPageSize))};
+}
+
 void Planner::WritePrefills(std::span<const int32_t> q_begin, std::span<const int32_t> kv_len,
                             std::byte* upload) {
-  if (config_.fp8_prefill && config_.prefill_rows > 0) {
+  rounds_.clear();
+  if (config_.prefill_rows == 0) return;
+  if (config_.fp8_prefill) {
     auto* fp8 = ArrayAt<uint8_t>(upload, layout_.fp8_queries);
     std::fill_n(fp8, config_.limits.tokens, uint8_t{0});
     for (const int s : prefills_) std::fill(fp8 + q_begin[s], fp8 + q_begin[s + 1], uint8_t{1});
   }
-  if (prefills_.empty()) return;
-  const int pack = prefill_pack();
-  const int block_tokens = config_.prefill_rows / pack;
-  const int tile = config_.prefill_tile_pages;
-  const int kv_heads = config_.shape.kv_heads, items_per_head = group_ / pack;
+  const int kv_heads = config_.shape.kv_heads;
+  pieces_left_ = all_prefill_pieces_;
+  std::span<const int32_t> left = prefills_;
+  do {
+    // All heads of as many sequences as there is room for, or some of one.
+    size_t count = left.size();
+    int heads = kv_heads;
+    if (config_.widened_pages > 0 && count > 0) {
+      int64_t pages = 0;
+      for (count = 0; count < left.size(); ++count) {
+        const WidenItem next = PagesOf(left[count], q_begin, kv_len);
+        const int64_t with = pages + next.page_end - next.page_begin;
+        if (count > 0 && with * kv_heads > config_.widened_pages) break;
+        pages = with;
+      }
+      const int64_t room = config_.widened_pages / std::max<int64_t>(1, pages);
+      OCTAVO_CHECK(room > 0, pages, config_.widened_pages);
+      heads = static_cast<int>(CeilDiv(kv_heads, CeilDiv(kv_heads, room)));
+    }
+    for (int head = 0; head < kv_heads; head += heads) {
+      WriteRound(left.first(count), head, std::min(heads, kv_heads - head), q_begin, kv_len,
+                 upload);
+    }
+    left = left.subspan(count);
+  } while (!left.empty());
+  OCTAVO_CHECK(std::ssize(rounds_) <= max_rounds_, rounds_.size(), max_rounds_);
+  auto* rounds = ArrayAt<PrefillRound>(upload, layout_.prefill_rounds);
+  std::fill(std::copy(rounds_.begin(), rounds_.end(), rounds), rounds + max_rounds_,
+            PrefillRound{});
+}
 
-  const auto block_of = [&](int s, int first) {
-    const int tokens = std::min(block_tokens, q_begin[s + 1] - q_begin[s] - first);
-    const int position = kv_len[s] - (q_begin[s + 1] - q_begin[s]) + first;
-    // Padding, with kv_len 0, sees no page.
-    const int end = std::max(0, position + tokens + kPageSize - 1) / kPageSize;
-    return Block{.sequence = s,
-                 .first_token = first,
-                 .tokens = tokens,
-                 .begin = std::min(end, FirstPage(std::max(0, position)) / tile * tile),
-                 .end = end};
-  };
-  const auto tiles_of = [&](const Block& b) { return CeilDiv(b.end - b.begin, tile); };
+void Planner::WriteRound(std::span<const int32_t> sequences, int first_kv_head, int kv_heads,
+                         std::span<const int32_t> q_begin, std::span<const int32_t> kv_len,
+                         std::byte* upload) {
+  PrefillRound round;
+  if (!rounds_.empty()) {
+    const auto behind = [](const ListRange& range) { return range.first + range.count; };
+    const PrefillRound& last = rounds_.back();
+    round.items.first = behind(last.items);
+    round.combines.first = behind(last.combines);
+    round.widens.first = behind(last.widens);
+  }
+  auto* items = ArrayAt<WorkItem>(upload, layout_.prefill_items) + round.items.first;
+  auto* combines = ArrayAt<CombineItem>(upload, layout_.prefill_combines) + round.combines.first;
+  auto* widens = ArrayAt<WidenItem>(upload, layout_.widens) + round.widens.first;
+  const int pack = prefill_pack(), tile = config_.prefill_tile_pages;
+  const int block_tokens = config_.prefill_rows / pack;
 
   // Cut only what is longer than an equal share of everything that is not yet written: what comes
   // last must keep everybody busy to the end.
   int64_t tiles_left = 0;
-  for (const int s : prefills_) {
+  for (const int s : sequences) {
     for (int first = 0; first < q_begin[s + 1] - q_begin[s]; first += block_tokens) {
-      tiles_left += tiles_of(block_of(s, first)) * kv_heads * items_per_head;
+      tiles_left += TilesOf(BlockOf(s, first, q_begin, kv_len)) * kv_heads * (group_ / pack);
     }
+    if (config_.widened_pages == 0) continue;
+    WidenItem& widen = widens[round.widens.count++] = PagesOf(s, q_begin, kv_len);
+    widen.first_kv_head = first_kv_head;
+    widen.kv_heads = kv_heads;
+    widen.to = round.widened_pages;
+    round.widened_pages += kv_heads * (widen.page_end - widen.page_begin);
   }
+  OCTAVO_CHECK(round.widened_pages <= config_.widened_pages, round.widened_pages);
   const int64_t equal_share = CeilDiv(tiles_left, config_.workers);
   const int64_t smallest =
       std::max({int64_t{kMinPieceTiles}, std::min(equal_share, int64_t{kGoodPieceTiles}),
                 equal_share / kPiecesOfShare});
-
-  auto* items = ArrayAt<WorkItem>(upload, layout_.prefill_items);
-  auto* combines = ArrayAt<CombineItem>(upload, layout_.prefill_combines);
-  int64_t pieces_left = prefill_pieces_;
   int32_t partial_rows = 0;
 
   const auto write = [&](const Block& b, int head) {
-    const int64_t tiles = tiles_of(b);
+    const int64_t tiles = TilesOf(b);
     const int64_t share = std::max(smallest, CeilDiv(tiles_left, config_.workers));
     tiles_left -= tiles;
-    int64_t pieces = std::min(CeilDiv(tiles, share), pieces_left);
+    const int64_t room =
+        std::min(pieces_left_, prefill_pieces_ - partial_rows / config_.prefill_rows);
+    int64_t pieces = std::min(CeilDiv(tiles, share), room);
     if (pieces < 2) pieces = 1;
     WorkItem item{.sequence = b.sequence,
                   .head = head,
@@ -374,15 +463,20 @@ void Planner::WritePrefills(std::span<const int32_t> q_begin, std::span<const in
                   .page_begin = b.begin,
                   .page_end = b.end,
                   .partial = -1};
+    if (config_.widened_pages > 0) {
+      const WidenItem& widen = widens[b.widen];
+      const int before = (head / group_ - first_kv_head) * (widen.page_end - widen.page_begin);
+      item.sequence = widen.to + before - widen.page_begin;
+    }
     if (pieces > 1) {
-      pieces_left -= pieces;
-      combines[counts_.prefill_combines++] = {.head = head,
-                                              .q_row = item.q_row,
-                                              .q_tokens = b.tokens,
-                                              .pack = pack,
-                                              .partial_begin = partial_rows,
-                                              .partials = static_cast<int32_t>(pieces),
-                                              .stride = config_.prefill_rows};
+      pieces_left_ -= pieces;
+      combines[round.combines.count++] = {.head = head,
+                                          .q_row = item.q_row,
+                                          .q_tokens = b.tokens,
+                                          .pack = pack,
+                                          .partial_begin = partial_rows,
+                                          .partials = static_cast<int32_t>(pieces),
+                                          .stride = config_.prefill_rows};
     }
     for (int64_t piece = 0; piece < pieces; ++piece) {
       item.page_begin = b.begin + static_cast<int32_t>(tiles * piece / pieces) * tile;
@@ -390,23 +484,24 @@ void Planner::WritePrefills(std::span<const int32_t> q_begin, std::span<const in
           std::min(b.end, b.begin + static_cast<int32_t>(tiles * (piece + 1) / pieces) * tile);
       if (pieces > 1)
         item.partial = std::exchange(partial_rows, partial_rows + config_.prefill_rows);
-      items[counts_.prefill_items++] = item;
+      items[round.items.count++] = item;
     }
   };
 
   // Groups: some heads of one long sequence, or all heads of several short ones.
-  for (size_t i = 0; i < prefills_.size();) {
+  for (size_t i = 0; i < sequences.size();) {
     int64_t bytes = 0;
     int group_heads = kv_heads;
     const size_t group_begin = i;
     blocks_.clear();
-    while (i < prefills_.size()) {
-      const int s = prefills_[i];
-      const int64_t head_bytes = CeilDiv(kv_len[s], kPageSize) * config_.page_bytes;
+    while (i < sequences.size()) {
+      const int s = sequences[i];
+      const int64_t head_bytes = CeilDiv(kv_len[s], kPageSize) * config_.prefill_page_bytes;
       if (i > group_begin && bytes + head_bytes * kv_heads > kHeadGroupBytes) break;
       bytes += head_bytes * kv_heads;
       for (int first = 0; first < q_begin[s + 1] - q_begin[s]; first += block_tokens) {
-        blocks_.push_back(block_of(s, first));
+        blocks_.push_back(BlockOf(s, first, q_begin, kv_len));
+        blocks_.back().widen = static_cast<int32_t>(i);
       }
       ++i;
       if (bytes > kHeadGroupBytes) {
@@ -418,13 +513,15 @@ void Planner::WritePrefills(std::span<const int32_t> q_begin, std::span<const in
     std::sort(blocks_.begin(), blocks_.end(), [](const Block& a, const Block& b) {
       return std::pair(b.end - b.begin, b.end) < std::pair(a.end - a.begin, a.end);
     });
-    for (int first_head = 0; first_head < kv_heads; first_head += group_heads) {
-      const int end_head = std::min(kv_heads, first_head + group_heads);
+    for (int first = 0; first < kv_heads; first += group_heads) {
+      const int begin = (first_kv_head + first) * group_;
+      const int end = (first_kv_head + std::min(kv_heads, first + group_heads)) * group_;
       for (const Block& b : blocks_) {
-        for (int head = first_head * group_; head < end_head * group_; head += pack) write(b, head);
+        for (int head = begin; head < end; head += pack) write(b, head);
       }
     }
   }
+  rounds_.push_back(round);
 }
 
 }  // namespace octavo::cuda

@@ -19,7 +19,8 @@ PlanConfig Config(int heads, int kv_heads, int window = 0) {
           .page_bytes = 16384,
           .workers = 132,
           .prefill_rows = 128,
-          .prefill_tile_pages = 2};
+          .prefill_tile_pages = 2,
+          .prefill_page_bytes = 16384};
 }
 
 struct Batch {
@@ -46,10 +47,13 @@ struct Made {
       combine_of.push_back(links[i].combine);
     }
     decode_combines = At<CombineItem>(l.decode_combines);
+    rounds.assign(planner.rounds().begin(), planner.rounds().end());
+    const PrefillRound& last = rounds.back();
     items = At<WorkItem>(l.prefill_items);
-    prefill.assign(items, items + counts.prefill_items);
+    prefill.assign(items, items + last.items.first + last.items.count);
     const auto* combines = At<CombineItem>(l.prefill_combines);
-    prefill_combines.assign(combines, combines + counts.prefill_combines);
+    prefill_combines.assign(combines, combines + last.combines.first + last.combines.count);
+    widens = At<WidenItem>(l.widens);
     fp8 = At<uint8_t>(l.fp8_queries);
   }
   template <typename T>
@@ -65,6 +69,8 @@ struct Made {
   std::vector<WorkItem> decode, prefill;
   std::vector<int32_t> combine_of;
   const CombineItem* decode_combines;
+  std::vector<PrefillRound> rounds;
+  const WidenItem* widens;
   std::vector<CombineItem> prefill_combines;
   const uint8_t* fp8;
 };
@@ -313,7 +319,7 @@ TEST(CudaPlanTest, AnyBatchWithinTheLimitsFits) {
     for (const Batch& batch : {long_ones, short_ones, one_block}) {
       const Made made(planner, batch);
       EXPECT_LE(made.used, planner.layout().bytes);
-      EXPECT_GT(made.counts.decode_items + made.counts.prefill_items, 0);
+      EXPECT_GT(made.counts.decode_items + made.prefill.size(), 0);
     }
   }
 }
@@ -380,11 +386,72 @@ TEST(CudaPlanTest, OneLongPrefillBlockIsCut) {
   EXPECT_EQ(pieces, std::ssize(made.prefill));
 }
 
+// Every item finds its pages among those that its round widens, which fit in the buffer; with the
+// rows of the block table put back, items are what they are without widening.
+TEST(CudaPlanTest, WidensWhatItemsRead) {
+  std::mt19937 rng(5);
+  for (const int group : {1, 4, 16}) {
+    for (const int window : {0, 100, 5000}) {
+      PlanConfig config = Config(8 * group, 8, window);
+      config.limits.kv_tokens = 1 << 18;
+      config.limits.sequence_tokens = config.limits.tokens;
+      const int64_t longest = MaxPrefillPages(config.shape, config.limits);
+      for (const int64_t room : {longest, 3 * longest, 1000 * longest}) {
+        config.widened_pages = room;
+        Planner planner(config);
+        const Batch batch = RandomBatch(rng, group);
+        Made made(planner, batch);
+        EXPECT_LE(made.used, planner.layout().bytes);
+        if (room == 1000 * longest) {
+          EXPECT_EQ(made.rounds.size(), 1u);
+        }
+        EXPECT_LE(std::ssize(made.rounds), planner.max_rounds());
+        int first_item = 0, first_combine = 0;
+        for (const PrefillRound& round : made.rounds) {
+          EXPECT_EQ(round.items.first, std::exchange(first_item, first_item + round.items.count));
+          EXPECT_EQ(round.combines.first,
+                    std::exchange(first_combine, first_combine + round.combines.count));
+          EXPECT_LE(round.widened_pages, room);
+          const std::span items(made.prefill.data() + round.items.first, round.items.count);
+          const std::span widens(made.widens + round.widens.first, round.widens.count);
+          ExpectPartialsFit({items.begin(), items.end()}, 0, 128, planner.prefill_partial_rows());
+          int to = 0;
+          for (const WidenItem& widen : widens) {
+            EXPECT_EQ(widen.to, to);
+            to += widen.kv_heads * (widen.page_end - widen.page_begin);
+          }
+          EXPECT_EQ(to, round.widened_pages);
+          for (WorkItem& item : items) {
+            const auto owner = std::ranges::upper_bound(batch.q_begin, item.q_row);
+            const int s = static_cast<int>(owner - batch.q_begin.begin()) - 1;
+            const auto widen = std::ranges::find(widens, s, &WidenItem::sequence);
+            ASSERT_NE(widen, widens.end());
+            const int head = item.head / group - widen->first_kv_head;
+            EXPECT_GE(head, 0);
+            EXPECT_LT(head, widen->kv_heads);
+            if (item.page_end > item.page_begin) {
+              EXPECT_GE(item.page_begin, widen->page_begin);
+              EXPECT_LE(item.page_end, widen->page_end);
+            }
+            EXPECT_EQ(item.sequence + widen->page_begin,
+                      widen->to + head * (widen->page_end - widen->page_begin));
+            item.sequence = s;
+          }
+        }
+        EXPECT_EQ(first_item, std::ssize(made.prefill));
+        ExpectCovers(config, batch, made.prefill, false, planner.prefill_pack(), 2);
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
 TEST(CudaPlanTest, EmptyStep) {
   Planner planner(Config(32, 8));
   const Made made(planner, Batch{});
   EXPECT_EQ(made.counts.decode_items, 0);
-  EXPECT_EQ(made.counts.prefill_items, 0);
+  EXPECT_TRUE(made.prefill.empty());
+  EXPECT_EQ(made.rounds.size(), 1u);
   EXPECT_GT(made.used, 0);
 }
 

@@ -15,12 +15,12 @@ namespace octavo::cuda {
 
 struct PrefillParams {
   CUtensorMap q;     // [tokens, heads, head_dim], read in boxes of 64 rows
-  CUtensorMap k, v;  // one layer's pages; see PrefillMaps
+  CUtensorMap k, v;  // one layer's pages; the fourth coordinate says which
   const WorkItem* items = nullptr;
-  const int32_t* item_count = nullptr;
-  int32_t* counters = nullptr;  // [2] zero before and after every launch
-  const uint32_t* block_table = nullptr;
-  int64_t block_table_stride = 0;
+  const ListRange* round = nullptr;       // of items
+  int32_t* counters = nullptr;            // [2] zero before and after every launch
+  const uint32_t* block_table = nullptr;  // null: pages are widened, and an item's `sequence` is
+  int64_t block_table_stride = 0;         // where page 0 would be
   Partials partials;
   int heads = 0, group = 0;
   int pack_shift = 0;  // log2 of an item's `pack`
@@ -33,25 +33,9 @@ struct PrefillParams {
   const float* sinks = nullptr;  // [heads], optional
   void* out = nullptr;           // [tokens, heads, head_dim] bfloat16
   float* lse = nullptr;          // [tokens, heads], optional
-
-  // What only the producer that widens reads: where a layer's claim of page 0 would be, and in it
-  // the K of kv head 0; V and the next head's K lie `v_bytes` and `head_bytes` further.
-  const std::byte* claim = nullptr;
-  int64_t v_bytes = 0, head_bytes = 0;
-  KvFormat k_format = KvFormat::kBF16, v_format = KvFormat::kBF16;
-  int64_t k_token_scales = -1,
-          v_token_scales = -1;  // offsets of kv head 0's in the claim, -1: none
 };
 
-// Fills in what follows from the cache and the queries [tokens, heads, head_dim]: maps, addresses,
-// scales. The fourth coordinate of the K and V maps is a block table entry; kNoPage, as any
-// coordinate outside, reads as zeros.
-void SetPrefillMemory(const KvLayer& cache, const void* q, int q_element_size, int tokens,
-                      int heads, int pack, PrefillParams* params);
-
 std::vector<KernelEntry> PrefillFp8Kernels();
-std::vector<KernelEntry> Prefill16BitKernels64();
-std::vector<KernelEntry> Prefill16BitKernels128();
-std::vector<KernelEntry> Prefill16BitKernels256();
+std::vector<KernelEntry> Prefill16BitKernels();
 
 }  // namespace octavo::cuda

@@ -1,17 +1,13 @@
-// Prefill with 16-bit queries and probabilities, for every cache format. 16-bit pages go to the
-// tensor cores as they stand; of 8-bit ones the producer warpgroup makes float16 tiles
-// (prefill_widen.cuh).
+// Prefill with 16-bit queries and probabilities over 16-bit pages, or over what widen_pages.h makes
+// of others.
 //
 // A warpgroup issues Q K of the next tile, then P V of this one, and works on the next tile's
 // exponentials while the tensor cores work on P V. Their float32 sums are good enough for 16-bit
 // operands: one level.
 #pragma once
 
-#include <optional>
-
 #include "kernels/cuda/prefill_rows.cuh"
 #include "kernels/cuda/prefill_tiles.cuh"
-#include "kernels/cuda/prefill_widen.cuh"
 
 namespace octavo::cuda {
 
@@ -23,42 +19,23 @@ template <>
 struct Range16Bit<WgmmaType::kBF16> {
   static constexpr float kOffset = 0, kLimit = 8;
 };
-// float16 loses what is below 2^-24 and above 2^16, also after a token's v scale has joined: scales
-// of 1e-4 to 64, that is int8 values up to 8,000, are within it.
+// float16 loses what is below 2^-24 and above 2^16.
 template <>
 struct Range16Bit<WgmmaType::kF16> {
   static constexpr float kOffset = 8, kLimit = 10;
 };
 
-// How an operand's pages become tensor core operands.
-enum class Operand { kBF16, kF16, kWiden };
-
-constexpr WgmmaType TypeOf(Operand operand) {
-  return operand == Operand::kBF16 ? WgmmaType::kBF16 : WgmmaType::kF16;
-}
-
-template <int kHeadDim, int kTileTokens, int kStages, Operand kKeys, Operand kValues>
-using ProducerOf =
-    std::conditional_t<kKeys == Operand::kWiden || kValues == Operand::kWiden,
-                       WideningProducer<kHeadDim, kTileTokens, kStages, kKeys == Operand::kWiden,
-                                        kValues == Operand::kWiden>,
-                       PlainProducer>;
-
-// kQuerySteps: steps of Q K whose queries are in registers, where that pays. It spares shared
-// memory a third to a half of what a step reads of it.
-template <int kHeadDim, int kConsumers, int kTileTokens, int kStages, int kQuerySteps_,
-          Operand kKeys, Operand kValues>
-struct Prefill16BitConfig
-    : PrefillTiles<kHeadDim, 2, kConsumers, kTileTokens, kStages, kHeadDim,
-                   ProducerOf<kHeadDim, kTileTokens, kStages, kKeys, kValues>> {
-  using Producer = ProducerOf<kHeadDim, kTileTokens, kStages, kKeys, kValues>;
-  using Tiles = PrefillTiles<kHeadDim, 2, kConsumers, kTileTokens, kStages, kHeadDim, Producer>;
-  static constexpr WgmmaType kKey = TypeOf(kKeys), kValue = TypeOf(kValues);
+// kQuerySteps: all steps of Q K if queries are in registers, where that pays, or 0. It spares
+// shared memory a third to a half of what a step reads of it.
+template <WgmmaType kType_, int kHeadDim, int kConsumers, int kTileTokens, int kStages,
+          int kQuerySteps_>
+struct Prefill16BitConfig : PrefillTiles<kHeadDim, 2, kConsumers, kTileTokens, kStages> {
+  using Tiles = PrefillTiles<kHeadDim, 2, kConsumers, kTileTokens, kStages>;
+  static constexpr WgmmaType kType = kType_;
   // Three warpgroups and tiles of 128 tokens leave no registers for it.
   static constexpr bool kSoftCap = kConsumers == 2 || kTileTokens == 64;
-  static constexpr bool kWidenKeys = kKeys == Operand::kWiden;
-  static constexpr bool kWidenValues = kValues == Operand::kWiden;
   static constexpr int kQuerySteps = kQuerySteps_;
+  static_assert(kQuerySteps == 0 || kQuerySteps == kHeadDim / 16);
 };
 
 // 1 - 2 / (e^2x + 1): absolute error near 1e-7, where tanh.approx has 5e-4.
@@ -68,8 +45,8 @@ __device__ __forceinline__ float SoftCapTanh(float x) {
 
 template <class C>
 struct Consumer16Bit {
-  using ScoreProduct = Wgmma<C::kKey, C::kTileTokens>;
-  using ValueProduct = Wgmma<C::kValue, C::kHeadDim>;
+  using ScoreProduct = Wgmma<C::kType, C::kTileTokens>;
+  using ValueProduct = Wgmma<C::kType, C::kHeadDim>;
 
   typename C::Shared& shared;
   const int warpgroup;
@@ -114,31 +91,27 @@ struct Consumer16Bit {
     WgmmaCommit();
   }
 
-  // A factor per key.
-  __device__ __forceinline__ void ScaleKeys(const float* scales) {
-    const float* lane_scales = scales + 2 * (threadIdx.x % 4);
-#pragma unroll
-    for (int j = 0; j < C::kTileTokens / 8; ++j) {
-      const float2 scale = *reinterpret_cast<const float2*>(lane_scales + 8 * j);
-      scores[4 * j] *= scale.x;
-      scores[4 * j + 1] *= scale.y;
-      scores[4 * j + 2] *= scale.x;
-      scores[4 * j + 3] *= scale.y;
-    }
-  }
-
   __device__ __forceinline__ void SoftCap(float in, float out) {
 #pragma unroll
     for (float& s : scores) s = out * SoftCapTanh(s * in);
   }
 
+  static __device__ __forceinline__ uint32_t ToF16(uint32_t two) {
+    return PackF16(__uint_as_float(two << 16), __uint_as_float(two & 0xFFFF0000u));
+  }
+
   // This warpgroup's queries from bfloat16 to float16, where they lie.
   __device__ __forceinline__ void QueriesToF16() {
+    constexpr int kLoads = 64 * C::kPanel / 16 / 128;  // of a thread and panel
+#pragma unroll
     for (int panel = 0; panel < C::kPanels; ++panel) {
-      auto* rows = reinterpret_cast<uint32_t*>(shared.q[panel][64 * warpgroup]);
-      for (int i = threadIdx.x % 128; i < 64 * C::kPanel / 4; i += 128) {
-        rows[i] = PackF16(__uint_as_float(rows[i] << 16), __uint_as_float(rows[i] & 0xFFFF0000u));
-      }
+      auto* rows = reinterpret_cast<uint4*>(shared.q[panel][64 * warpgroup]) + threadIdx.x % 128;
+      uint4 x[kLoads];
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) x[i] = rows[128 * i];
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i)
+        rows[128 * i] = {ToF16(x[i].x), ToF16(x[i].y), ToF16(x[i].z), ToF16(x[i].w)};
     }
     FenceProxyAsync();
     NamedBarrierSync(1 + warpgroup, 128);
@@ -154,14 +127,15 @@ struct Consumer16Bit {
       const int chunk = i / 2 % 8, panel = i / 16;
       queries[i] = *reinterpret_cast<const uint32_t*>(rows + panel * C::kRows * 128 +
                                                       i % 2 * 8 * 128 + (chunk ^ row) * 16);
+      if (C::kType == WgmmaType::kF16) queries[i] = ToF16(queries[i]);
     }
   }
 
   __device__ __forceinline__ void Pack() {
 #pragma unroll
     for (int i = 0; i < C::kTileTokens / 4; ++i) {
-      probabilities[i] = C::kValue == WgmmaType::kBF16 ? PackBF16(scores[2 * i], scores[2 * i + 1])
-                                                       : PackF16(scores[2 * i], scores[2 * i + 1]);
+      probabilities[i] = C::kType == WgmmaType::kBF16 ? PackBF16(scores[2 * i], scores[2 * i + 1])
+                                                      : PackF16(scores[2 * i], scores[2 * i + 1]);
     }
   }
 
@@ -185,23 +159,17 @@ __device__ void Consume16Bit(const PrefillParams& p, typename C::Shared& shared)
   for (uint32_t item_phase = 0;; item_phase ^= 1) {
     BarrierWait(&shared.q_full, item_phase);
     const WorkItem& item = shared.items[item_phase];
-    if (item.sequence < 0) break;
+    if (item.q_tokens == 0) break;
     PrefillRow a{.scale = p.soft_cap > 0 ? 1.0f : ScoreScale(p, item, ThreadRow())},
         b{.scale = a.scale};
     const TileRange tiles = TilesOf<C::kTileTokens>(p, item, warpgroup);
 #pragma unroll
     for (int i = 0; i < C::kHeadDim / 2; ++i) consumer.out[i] = 0;
-    if constexpr (C::kKey == WgmmaType::kF16) consumer.QueriesToF16();
+    if constexpr (C::kType == WgmmaType::kF16 && C::kQuerySteps == 0) consumer.QueriesToF16();
     consumer.ReadQueries();
 
     int tile = tiles.end - 1;
     const auto scores_done = [&](int stage) {
-      if constexpr (C::kWidenKeys) {
-        if (p.k_token_scales >= 0) {
-          consumer.ScaleKeys(shared.producer.k_scales[stage]);
-          NamedBarrierSync(1 + warpgroup, 128);  // all have read them
-        }
-      }
       if (elected) {
         BarrierArrive(&shared.k_empty[stage]);
         if (tile == tiles.begin) BarrierArrive(&shared.q_empty);
@@ -212,23 +180,14 @@ __device__ void Consume16Bit(const PrefillParams& p, typename C::Shared& shared)
       if (tile >= tiles.causal || IsWindowed<C::kTileTokens>(p, item, tile)) {
         MaskScores<C::kTileTokens>(consumer.scores, tile * C::kTileTokens, p, item, ThreadRow());
       }
-      OnlineSoftmax<C::kTileTokens, Range16Bit<C::kValue>>(consumer.scores, a, b);
-    };
-    const auto pack = [&](const Ring<C::kStages>& place) {
-      if constexpr (C::kWidenValues) {
-        if (p.v_token_scales >= 0) {
-          BarrierWait(&shared.v_full[place.stage], place.phase);
-          consumer.ScaleKeys(shared.producer.v_scales[place.stage]);
-        }
-      }
-      consumer.Pack();
+      OnlineSoftmax<C::kTileTokens, Range16Bit<C::kType>>(consumer.scores, a, b);
     };
     if (tiles.end > tiles.begin) {
       BarrierWait(&shared.k_full[ring.stage], ring.phase);
       consumer.IssueScores(ring.stage);
       WgmmaWait<0>();
       scores_done(ring.stage);
-      pack(ring);
+      consumer.Pack();
       for (--tile; tile >= tiles.begin; --tile) {
         Ring<C::kStages> next = ring;
         next.Advance();
@@ -241,7 +200,7 @@ __device__ void Consume16Bit(const PrefillParams& p, typename C::Shared& shared)
         WgmmaWait<0>();
         if (elected) BarrierArrive(&shared.v_empty[ring.stage]);
         if (__any_sync(~0u, a.rescale != 1.0f || b.rescale != 1.0f)) consumer.Rescale(a, b);
-        pack(next);
+        consumer.Pack();
         ring = next;
       }
       BarrierWait(&shared.v_full[ring.stage], ring.phase);
@@ -264,31 +223,22 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   auto& shared = C::Init(memory);
   if (threadIdx.x < 128) {
     RegistersDown<C::kProducerRegisters>();
-    if constexpr (C::kSpecial) {
-      ProduceWidened<typename C::Tiles, typename C::Producer>(p, shared);
-    } else if (threadIdx.x < 32) {
-      Produce<typename C::Tiles>(p, shared);
-    }
+    if (threadIdx.x < 32) Produce<typename C::Tiles>(p, shared);
   } else {
     RegistersUp<C::kConsumerRegisters>();
     Consume16Bit<C>(p, shared);
   }
 }
 
-constexpr std::optional<KvFormat> FormatOf(Operand operand) {
-  if (operand == Operand::kWiden) return std::nullopt;
-  return operand == Operand::kBF16 ? KvFormat::kBF16 : KvFormat::kF16;
-}
-
-template <int kHeadDim, int kConsumers, int kTileTokens, int kStages, int kQuerySteps,
-          Operand kKeys, Operand kValues>
+template <WgmmaType kType, int kHeadDim, int kConsumers, int kTileTokens, int kStages,
+          int kQuerySteps>
 KernelEntry Prefill16BitEntry() {
-  using Config =
-      Prefill16BitConfig<kHeadDim, kConsumers, kTileTokens, kStages, kQuerySteps, kKeys, kValues>;
+  using Config = Prefill16BitConfig<kType, kHeadDim, kConsumers, kTileTokens, kStages, kQuerySteps>;
+  constexpr KvFormat kFormat = kType == WgmmaType::kBF16 ? KvFormat::kBF16 : KvFormat::kF16;
   return {.phase = Phase::kPrefill,
           .head_dim = kHeadDim,
-          .k = FormatOf(kKeys),
-          .v = FormatOf(kValues),
+          .k = kFormat,
+          .v = kFormat,
           .math = AttentionMath::k16Bit,
           .soft_cap = Config::kSoftCap,
           .function = reinterpret_cast<const void*>(prefill_16bit_kernel<Config>),

@@ -267,7 +267,7 @@ __device__ void Consume(const PrefillParams& p, typename C::Shared& shared) {
   for (uint32_t item_phase = 0;; item_phase ^= 1) {
     BarrierWait(&shared.q_full, item_phase);
     const WorkItem& item = shared.items[item_phase];
-    if (item.sequence < 0) break;
+    if (item.q_tokens == 0) break;
     Fp8Row a(ScoreScale(p, item, ThreadRow())), b(ScoreScale(p, item, ThreadRow() + 8));
     const TileRange tiles = TilesOf<C::kTileTokens>(p, item, warpgroup);
 #pragma unroll

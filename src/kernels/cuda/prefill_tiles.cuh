@@ -6,23 +6,16 @@
 // its lowest.
 #pragma once
 
-#include <type_traits>
-
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/prefill.h"
 #include "kernels/cuda/wgmma.cuh"
 
 namespace octavo::cuda {
 
-// TMA fills K and V tiles.
-struct PlainProducer {
-  static constexpr int kKeyWriters = 1, kValueWriters = 1;
-};
-
-// Producer: what another producer keeps in shared memory, and how many of its threads arrive when a
-// tile is there. kValueRows: more than head_dim, and behind every V page stands a row of ones
-// (e4m3), the rest zeros.
+// kValueRows: more than head_dim, and behind every V page stands a row of ones (e4m3), the rest
+// zeros.
 template <int kHeadDim_, int kElementSize_, int kConsumers_, int kTileTokens_, int kStages_,
-          int kValueRows_ = kHeadDim_, class Producer = PlainProducer>
+          int kValueRows_ = kHeadDim_>
 struct PrefillTiles {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kElementSize = kElementSize_;  // of q, k and v in shared memory
@@ -40,11 +33,10 @@ struct PrefillTiles {
   static constexpr int kValueRowBytes = kPageSize * kElementSize;
   static constexpr int kTileBytes = kTileTokens * kRowBytes;
   static constexpr int kValuePageBytes = kValueRows * kValueRowBytes;  // in shared memory
-  static constexpr bool kSpecial = !std::is_same_v<Producer, PlainProducer>;
   // Registers of a thread, in eights, as a warpgroup each of producer and consumers; together no
   // more than the block starts with, or setmaxnreg waits for ever.
   static constexpr int kBlockRegisters = 65536 / kThreads / 8 * 8 * (kConsumers + 1);
-  static constexpr int kProducerRegisters = kSpecial ? 72 : kConsumers == 2 ? 24 : 32;
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
   static constexpr int kConsumerRegisters =
       (kBlockRegisters - kProducerRegisters) / kConsumers / 8 * 8;
   static_assert(kConsumerRegisters <= 240);
@@ -56,7 +48,6 @@ struct PrefillTiles {
     WorkItem items[2];  // this one and the next
     uint64_t q_full, q_empty;
     uint64_t k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
-    Producer producer;
   };
   static constexpr int kSharedBytes = sizeof(Shared) + 1024;  // to align it
   static_assert(kSharedBytes <= 227 * 1024);
@@ -67,8 +58,8 @@ struct PrefillTiles {
       BarrierInit(&shared.q_full, 1);
       BarrierInit(&shared.q_empty, kConsumers);
       for (int stage = 0; stage < kStages; ++stage) {
-        BarrierInit(&shared.k_full[stage], Producer::kKeyWriters);
-        BarrierInit(&shared.v_full[stage], Producer::kValueWriters);
+        BarrierInit(&shared.k_full[stage], 1);
+        BarrierInit(&shared.v_full[stage], 1);
         BarrierInit(&shared.k_empty[stage], kConsumers);
         BarrierInit(&shared.v_empty[stage], kConsumers);
       }
@@ -85,6 +76,7 @@ struct PrefillTiles {
       }
       FenceProxyAsync();
     }
+    WaitForPriorKernels();
     __syncthreads();
     return shared;
   }
@@ -107,14 +99,10 @@ struct Ring {
 class ItemQueue {
  public:
   __device__ explicit ItemQueue(const PrefillParams& p)
-      : p_(p), count_(*p.item_count), index_(blockIdx.x) {}
+      : p_(p), items_(p.items + p.round->first), count_(p.round->count), index_(blockIdx.x) {}
 
-  // sequence -1: there is none.
-  __device__ WorkItem Current() const {
-    WorkItem none{};
-    none.sequence = -1;
-    return index_ < count_ ? p_.items[index_] : none;
-  }
+  // q_tokens 0: there is none.
+  __device__ WorkItem Current() const { return index_ < count_ ? items_[index_] : WorkItem{}; }
   // Between Fetch and Advance the next number may be under way.
   __device__ void Fetch() {
     if (threadIdx.x % 32 == 0) next_ = static_cast<int>(gridDim.x) + atomicAdd(p_.counters, 1);
@@ -131,15 +119,17 @@ class ItemQueue {
 
  private:
   const PrefillParams& p_;
+  const WorkItem* items_;
   int count_, index_, next_ = 0;
 };
 
-// Block table entries of an item, 32 at a time from the highest page down. Pages that the item does
-// not read are kNoPage: zeros to TMA.
+// Where an item's pages are, 32 at a time from the highest down: block table entries, or for
+// widened pages their numbers. Pages that the item does not read are kNoPage: zeros to TMA.
 class PageReader {
  public:
   __device__ PageReader(const PrefillParams& p, const WorkItem& item)
-      : table_(p.block_table + item.sequence * p.block_table_stride),
+      : table_(p.block_table ? p.block_table + item.sequence * p.block_table_stride : nullptr),
+        page_0_(static_cast<uint32_t>(item.sequence)),
         begin_(item.page_begin),
         end_(item.page_end) {}
 
@@ -149,7 +139,9 @@ class PageReader {
     if (first < loaded_end_ - 32) {
       loaded_end_ = first + kPages;
       const int page = loaded_end_ - 1 - static_cast<int>(threadIdx.x % 32);
-      loaded_ = page >= begin_ && page < end_ ? table_[page] : kNoPage;
+      loaded_ = page < begin_ || page >= end_ ? kNoPage
+                : table_                      ? table_[page]
+                                              : page_0_ + static_cast<uint32_t>(page);
     }
 #pragma unroll
     for (int i = 0; i < kPages; ++i) {
@@ -159,6 +151,7 @@ class PageReader {
 
  private:
   const uint32_t* table_;
+  uint32_t page_0_;
   int begin_, end_;
   int loaded_end_ = INT32_MAX;
   uint32_t loaded_ = kNoPage;
@@ -213,13 +206,14 @@ __device__ void Produce(const PrefillParams& p, typename Tiles::Shared& shared) 
     const WorkItem item = queue.Current();
     BarrierWait(&shared.q_empty, item_phase ^ 1);
     if (elected) shared.items[item_phase] = item;
-    if (item.sequence < 0) {
+    if (item.q_tokens == 0) {
       if (elected) BarrierArrive(&shared.q_full);
       break;
     }
     if (elected) LoadQueries<Tiles>(p, shared, item);
     queue.Fetch();
-    const int kv_head = item.head / p.group;
+    const bool widened = Tiles::kElementSize == 2 && !p.block_table;
+    const int kv_head = widened ? 0 : item.head / p.group;
     PageReader reader(p, item);
     const int first_tile = item.page_begin / Tiles::kTilePages;
     const int tiles_end = (item.page_end + Tiles::kTilePages - 1) / Tiles::kTilePages;

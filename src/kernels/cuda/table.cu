@@ -4,15 +4,15 @@
 
 #include "kernels/cuda/decode.h"
 #include "kernels/cuda/prefill.h"
+#include "kernels/cuda/widen_pages.h"
 
 namespace octavo::cuda {
 
 std::span<const KernelEntry> KernelTable() {
   static const std::vector<KernelEntry> table = [] {
     std::vector<KernelEntry> rows;
-    for (const auto& kernels :
-         {DecodeKernels64(), DecodeKernels128(), DecodeKernels256(), PrefillFp8Kernels(),
-          Prefill16BitKernels64(), Prefill16BitKernels128(), Prefill16BitKernels256()}) {
+    for (const auto& kernels : {DecodeKernels64(), DecodeKernels128(), DecodeKernels256(),
+                                PrefillFp8Kernels(), Prefill16BitKernels()}) {
       rows.insert(rows.end(), kernels.begin(), kernels.end());
     }
     return rows;
@@ -24,8 +24,13 @@ const KernelEntry* FindKernel(Phase phase, int head_dim, KvFormat k, KvFormat v,
                               bool soft_cap) {
   if (ElementSize(k) > 2 || ElementSize(v) > 2) return nullptr;  // float32 is the CPU's
   if (phase == Phase::kDecode) math = AttentionMath::k16Bit;
-  const auto fits = [&](std::optional<KvFormat> row, KvFormat format) {
-    return row ? *row == format : phase == Phase::kDecode || ElementSize(format) == 1;
+  if (phase == Phase::kPrefill && math == AttentionMath::k16Bit) {
+    const std::optional<KvFormat> format = PrefillFormat(k, v);
+    if (!format) return nullptr;
+    k = v = *format;
+  }
+  const auto fits = [](std::optional<KvFormat> row, KvFormat format) {
+    return !row || *row == format;
   };
   for (const KernelEntry& entry : KernelTable()) {
     if (entry.phase == phase && entry.head_dim == head_dim && entry.math == math &&

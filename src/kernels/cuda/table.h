@@ -14,7 +14,7 @@ enum class Phase : uint8_t { kDecode, kPrefill };
 struct KernelEntry {
   Phase phase;
   int head_dim;
-  std::optional<KvFormat> k, v;  // none: any (prefill: any of 8 bits) that has no row of its own
+  std::optional<KvFormat> k, v;  // as the kernel reads them; none: any without a row of its own
   AttentionMath math;
   bool soft_cap;         // whether calls may give one
   const void* function;  // takes DecodeParams (decode.h) or PrefillParams (prefill.h)
@@ -26,8 +26,9 @@ struct KernelEntry {
 
 std::span<const KernelEntry> KernelTable();
 
-// The row for these formats, the more special one first; null if there is none. Decode computes
-// with 16 bits whatever `math` says.
+// The row for a cache of these formats, the more special one first; null if there is none. Decode
+// computes with 16 bits whatever `math` says; prefill in 16 bits reads PrefillFormat
+// (widen_pages.h).
 const KernelEntry* FindKernel(Phase phase, int head_dim, KvFormat k, KvFormat v, AttentionMath math,
                               bool soft_cap);
 

@@ -16,11 +16,11 @@ inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kLn2 = 0.6931471805599453f;
 
 struct WorkItem {
-  int32_t sequence;              // row of the block table
-  int32_t head;                  // first query head
-  int32_t q_row;                 // row of q and out of the first query token
-  int32_t q_tokens;              // query tokens
-  int32_t position;              // of the first query token in its sequence
+  int32_t sequence;  // row of the block table; of widened pages: the number that page 0 would have
+  int32_t head;      // first query head
+  int32_t q_row;     // row of q and out of the first query token
+  int32_t q_tokens;  // query tokens
+  int32_t position;  // of the first query token in its sequence
   int32_t page_begin, page_end;  // pages of this item
   int32_t partial;  // first of its rows in Partials, or -1: the item writes the output itself
 };
@@ -34,7 +34,28 @@ struct ItemLink {
 
 struct PlanCounts {
   // Items from decode_shared on are taken by whoever is done with his own.
-  int32_t decode_shared, decode_items, prefill_items, prefill_combines;
+  int32_t decode_shared, decode_items;
+};
+
+// Pages of some heads of a sequence that become widened ones (widen_pages.h): page p of the h-th of
+// these heads is number to + h * (page_end - page_begin) + p - page_begin.
+struct WidenItem {
+  int32_t sequence;
+  int32_t first_kv_head, kv_heads;
+  int32_t page_begin, page_end;
+  int32_t to;
+};
+
+// Part of a list.
+struct ListRange {
+  int32_t first = 0, count = 0;
+};
+
+// Prefill that is launched together: one round for everything, or as many as it takes where pages
+// are widened and not all fit at once.
+struct PrefillRound {
+  ListRange items, combines, widens;
+  int32_t widened_pages = 0;
 };
 
 // Adds up the partial results of one block of rows: `partials` of them, `stride` rows apart.
