@@ -47,9 +47,9 @@ struct EngineOptions {
       0;  // 0: what max_num_seqs * max_model_len tokens need, at most 4 GiB; GPU: what is left
   double gpu_memory_utilization = 0.9;  // of all memory, with weights and activations
   int64_t max_model_len = 0;            // tokens; 0: the model's max_position_embeddings
-  int max_num_seqs = 16;                // sequences in one step
-  int max_num_batched_tokens =
-      512;  // tokens in one step; prompts are cut into chunks of at most this
+  // Sequences in one step, and tokens, to which prompts are cut. Absent: 16 and 512, on a GPU 256
+  // and 8192.
+  std::optional<int> max_num_seqs, max_num_batched_tokens;
   bool enable_prefix_caching = true;
   bool enforce_eager = false;    // on a GPU: no recorded graphs
   std::optional<uint64_t> seed;  // of the seeds of requests without one; absent: chance

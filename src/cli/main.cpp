@@ -118,9 +118,8 @@ void AddEngineFlags(CLI::App* app, EngineOptions& o, bool one_format = true) {
       ->capture_default_str();
   app->add_flag("--enforce-eager", o.enforce_eager, "on a GPU: no recorded graphs");
   app->add_option("--max-num-batched-tokens", o.max_num_batched_tokens,
-                  "tokens in one step; longer prompts run in chunks")
-      ->transform(Tokens())
-      ->capture_default_str();
+                  "tokens in one step; longer prompts run in chunks; default: 512, on a GPU 8k")
+      ->transform(Tokens());
   if (one_format) {
     app->add_option("--kv-cache-dtype", o.kv_cache_dtype,
                     "auto, bf16, fp16, fp8 (= fp8_e4m3), fp8_e5m2, fp8_per_token_head, "
@@ -136,9 +135,9 @@ void AddEngineFlags(CLI::App* app, EngineOptions& o, bool one_format = true) {
 }
 
 void AddMaxNumSeqs(CLI::App* app, EngineOptions& o) {
-  app->add_option("--max-num-seqs", o.max_num_seqs, "sequences in one step")
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str();
+  app->add_option("--max-num-seqs", o.max_num_seqs,
+                  "sequences in one step; default: 16, on a GPU 256")
+      ->check(CLI::Range(1, 4096));
 }
 
 void AddTokenizer(CLI::App* app, EngineOptions& o) {

@@ -67,7 +67,7 @@ struct Engine::Impl {
   template <class... Model>  // none: the options' own
   explicit Impl(const EngineOptions& options, const Model&... model)
       : executor(options, model...),
-        scheduler(executor.pool(), {options.max_num_seqs, options.max_num_batched_tokens,
+        scheduler(executor.pool(), {executor.max_num_seqs(), executor.max_num_batched_tokens(),
                                     options.enable_prefix_caching}),
         batch(executor.MakeBatch()),
         options(options),

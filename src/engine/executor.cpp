@@ -106,8 +106,8 @@ std::string MiB(int64_t bytes) {
 }  // namespace
 
 void CheckOptions(const EngineOptions& options, const ModelSpec& spec) {
-  RequireWithin(1, 1 << 16, "--max-num-seqs", options.max_num_seqs);
-  RequireWithin(1, 1 << 20, "--max-num-batched-tokens", options.max_num_batched_tokens);
+  RequireWithin(1, 1 << 16, "--max-num-seqs", options.max_num_seqs.value_or(1));
+  RequireWithin(1, 1 << 20, "--max-num-batched-tokens", options.max_num_batched_tokens.value_or(1));
   RequireWithin(0, 1024, "--threads", options.threads);
   RequireWithin(0, int64_t{1} << 46, "--kv-cache-memory-bytes", options.kv_cache_memory_bytes);
   if (!(options.gpu_memory_utilization > 0 && options.gpu_memory_utilization <= 1)) {
@@ -151,8 +151,9 @@ Executor::Executor(const EngineOptions& options, const ModelSpec& spec,
     : dtype_((CheckOptions(options, spec), ArithmeticDType(options.dtype))),
       backend_(backend ? std::move(backend) : MakeBackend(DeviceOf(options), options.threads)),
       model_(load(*backend_)),
-      max_num_seqs_(options.max_num_seqs),
-      max_num_batched_tokens_(options.max_num_batched_tokens),
+      max_num_seqs_(options.max_num_seqs.value_or(backend_->is_host() ? 16 : 256)),
+      max_num_batched_tokens_(
+          options.max_num_batched_tokens.value_or(backend_->is_host() ? 512 : 8192)),
       enforce_eager_(options.enforce_eager) {
   max_model_len_ = options.max_model_len ? options.max_model_len : spec.max_position_embeddings;
   backend_->Reserve(Limits());

@@ -55,6 +55,8 @@ class Executor {
   std::shared_ptr<const LoadedModel> model() const { return model_; }
   const ModelSpec& spec() const { return model_->spec; }
   int64_t max_model_len() const { return max_model_len_; }
+  int max_num_seqs() const { return max_num_seqs_; }
+  int max_num_batched_tokens() const { return max_num_batched_tokens_; }
   bool bound_by_cache() const { return bound_by_cache_; }  // max_model_len, which nobody set
   BlockPool& pool() { return *pool_; }
   int groups() const { return static_cast<int>(geometry_.groups.size()); }

@@ -33,8 +33,8 @@ struct Step {
 };
 
 struct SchedulerLimits {
-  int max_num_seqs = 16;
-  int max_num_batched_tokens = 512;
+  int max_num_seqs = 0;
+  int max_num_batched_tokens = 0;
   bool prefix_caching = true;
 };
 

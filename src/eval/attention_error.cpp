@@ -143,7 +143,7 @@ std::vector<std::vector<HeadErrors>> MeasureAttentionErrors(
   }
   std::vector<std::vector<HeadErrors>> errors;
   for (const std::vector<int32_t>& prompt : prompts) {
-    errors.push_back(Measure(executors, prompt, variants[0].max_num_batched_tokens));
+    errors.push_back(Measure(executors, prompt, executors[0]->max_num_batched_tokens()));
     done();
   }
   return errors;

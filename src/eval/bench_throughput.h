@@ -18,7 +18,7 @@
 namespace octavo {
 
 struct ThroughputBenchOptions {
-  EngineOptions engine{.max_num_seqs = 256, .max_num_batched_tokens = 2048};
+  EngineOptions engine{.max_num_seqs = 256};
   std::vector<std::string> variants = {"bf16", "fp8"};  // eval/variant.h
   // A prompt per line, in a file named .jsonl per object's "prompt"; empty: random token ids.
   std::string dataset;

@@ -100,10 +100,10 @@ class Golden {
 // Runs token lists through an executor, outside any scheduler.
 class Runner {
  public:
-  Runner(const EngineOptions& options, ModelSpec spec)
-      : executor_(options, std::move(spec)), chunk_(options.max_num_batched_tokens) {}
+  Runner(const EngineOptions& options, ModelSpec spec) : executor_(options, std::move(spec)) {}
 
   const ModelSpec& spec() const { return executor_.spec(); }
+  int chunk() const { return executor_.max_num_batched_tokens(); }
   bool on_host() { return executor_.backend().is_host(); }
 
   // Soft-capped logits of the last `rows` tokens, the prompt cut into chunks.
@@ -130,7 +130,7 @@ class Runner {
                                                  eos.end()) == expected.end();
     for (size_t i = 0; i < expected.size(); ++i) {
       Logits last{.rows = 1, .vocab = spec().vocab, .values = {}};
-      Extend(pages, tokens, pages.written(), chunk_, static_cast<int64_t>(tokens.size()) - 1, last,
+      Extend(pages, tokens, pages.written(), chunk(), static_cast<int64_t>(tokens.size()) - 1, last,
              {});
       for (int32_t id : eos) {
         if (suppress_eos && id < spec().vocab) last.values[id] = -INFINITY;
@@ -173,7 +173,6 @@ class Runner {
   }
 
   Executor executor_;
-  int chunk_;
 };
 
 // What to compare with, and how close it must be.
@@ -306,11 +305,11 @@ VerifyReport Verify(const VerifyOptions& options) {
     PromptResult result{.tokens = tokens, .rows = static_cast<int>(reference.rows)};
 
     HiddenCheck hidden(golden, spec, tokens, report.hidden_l2);
-    const Logits whole = runner.Run(ids, engine.max_num_batched_tokens, reference.rows,
+    const Logits whole = runner.Run(ids, runner.chunk(), reference.rows,
                                     i == 0 && y.exact_cache ? hidden.observer() : StepObserver{});
     Compare(whole, reference, result);
     result.chunks_identical = true;
-    const int chunks[] = {std::min(7, engine.max_num_batched_tokens), 1};
+    const int chunks[] = {std::min(7, runner.chunk()), 1};
     for (size_t c = 0; c < std::size(chunks); ++c) {
       const Logits chunked = runner.Run(ids, chunks[c], reference.rows);
       result.chunks_identical = result.chunks_identical && chunked.values == whole.values;

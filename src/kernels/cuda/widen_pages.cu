@@ -36,8 +36,8 @@ __device__ __forceinline__ uint32_t WidenTwo(uint32_t word, int half) {
                      0x64806480u);
 }
 
-// A thread's share of a head's K or V of a page: eight elements at a time, so that a warp writes 512 bytes
-// in a row.
+// A thread's share of a head's K or V of a page: eight elements at a time, so that a warp writes
+// 512 bytes in a row.
 template <KvFormat kWide, bool kValues, int kHeadDim>
 struct Share {
   static constexpr int kEights = 4, kThreads = 64 * kHeadDim / 8 / kEights;
@@ -124,7 +124,8 @@ struct Share {
 
 // A block works on a head of a page at a time.
 template <KvFormat kWide, int kHeadDim>
-__global__ void __launch_bounds__(2 * kHeadDim) widen_kernel(const __grid_constant__ KernelParams p) {
+__global__ void __launch_bounds__(2 * kHeadDim)
+    widen_kernel(const __grid_constant__ KernelParams p) {
   constexpr int kElements = kPageSize * kHeadDim;
   static_assert(2 * kHeadDim == Share<kWide, false, kHeadDim>::kThreads);
   WaitForInputs();
@@ -190,9 +191,8 @@ void WidenPages(const WidenParams& params, int multiprocessors, cudaStream_t str
                        .items = params.items,
                        .round = params.round,
                        .out = params.out};
-  const auto kernel = params.format == KvFormat::kBF16
-                          ? KernelFor<KvFormat::kBF16>(layout.head_dim)
-                          : KernelFor<KvFormat::kF16>(layout.head_dim);
+  const auto kernel = params.format == KvFormat::kBF16 ? KernelFor<KvFormat::kBF16>(layout.head_dim)
+                                                       : KernelFor<KvFormat::kF16>(layout.head_dim);
   Launch(kernel, dim3(static_cast<unsigned>(kBlocksPerMultiprocessor * multiprocessors)),
          dim3(static_cast<unsigned>(2 * layout.head_dim)), 0, stream, p);
 }
