@@ -1,4 +1,4 @@
-// `octavo serve` under load: what 256 clients get at once is what each gets alone.
+// `octavo serve` under load: what many clients get at once is what each gets alone.
 #include <gtest/gtest.h>
 
 #include <string>
@@ -11,7 +11,12 @@
 namespace octavo {
 namespace {
 
+// A sanitizer takes ten times as long, and looks at how threads meet, for which these are enough.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kStreams = 100;
+#else
 constexpr int kStreams = 256;
+#endif
 
 Json Ask(int i) {
   return {{"prompt", "The code of amber bell is " + std::to_string(123456 + 3137 * i) + ".\n" +
@@ -23,7 +28,7 @@ Json Ask(int i) {
 }
 
 // With so little memory that sequences have to leave, too.
-TEST(LoadTest, EachOf256StreamsEqualsItsSingleAnswer) {
+TEST(LoadTest, EachStreamEqualsItsSingleAnswer) {
   for (const std::vector<std::string>& flags :
        {std::vector<std::string>{"--max-num-seqs", "256", "--no-enable-prefix-caching"},
         {"--max-num-seqs", "100", "--kv-cache-dtype", "fp8", "--max-model-len", "1k",
