@@ -529,5 +529,19 @@ TEST(Executor, TheCacheTakesWhatUtilisationLeaves) {
                std::exception);
 }
 
+TEST(Executor, StepsAreLargerOnADevice) {
+  EngineOptions options = Options();
+  options.max_num_seqs = options.max_num_batched_tokens = std::nullopt;
+  const Executor host(options);
+  const Executor device(options, ReadModelSpec(kModel), std::make_unique<PretendedDevice>());
+  EXPECT_EQ(host.max_num_seqs(), 16);
+  EXPECT_EQ(host.max_num_batched_tokens(), 512);
+  EXPECT_EQ(device.max_num_seqs(), 256);
+  EXPECT_EQ(device.max_num_batched_tokens(), 8192);
+  const Executor told(Options(), ReadModelSpec(kModel), std::make_unique<PretendedDevice>());
+  EXPECT_EQ(told.max_num_seqs(), 5);
+  EXPECT_EQ(told.max_num_batched_tokens(), 64);
+}
+
 }  // namespace
 }  // namespace octavo

@@ -363,7 +363,6 @@ int64_t Planner::TilesOf(const Block& block) const {
 WidenItem Planner::PagesOf(int sequence, std::span<const int32_t> q_begin,
                            std::span<const int32_t> kv_len) const {
   return {.sequence = sequence,
-          .kv_heads = config_.shape.kv_heads,
           .page_begin = BlockOf(sequence, 0, q_begin, kv_len).begin,
           .page_end = static_cast<int32_t>(CeilDiv(kv_len[sequence], kPageSize))};
 }

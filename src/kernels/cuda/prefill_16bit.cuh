@@ -32,8 +32,7 @@ template <WgmmaType kType_, int kHeadDim, int kConsumers, int kTileTokens, int k
 struct Prefill16BitConfig : PrefillTiles<kHeadDim, 2, kConsumers, kTileTokens, kStages> {
   using Tiles = PrefillTiles<kHeadDim, 2, kConsumers, kTileTokens, kStages>;
   static constexpr WgmmaType kType = kType_;
-  // Three warpgroups and tiles of 128 tokens leave no registers for it.
-  static constexpr bool kSoftCap = kConsumers == 2 || kTileTokens == 64;
+  static constexpr bool kSoftCap = kConsumers == 2;  // three leave no registers for it
   static constexpr int kQuerySteps = kQuerySteps_;
   static_assert(kQuerySteps == 0 || kQuerySteps == kHeadDim / 16);
 };
