@@ -206,8 +206,10 @@ void AddServe(CLI::App& root, int& code) {
   auto o = std::make_shared<ServeOptions>();
   CLI::App* app = root.add_subcommand("serve", "Serve a model behind OpenAI's API.");
   app->footer(
-      "GET /health, /version, /v1/models; POST /v1/completions, /v1/chat/completions. SIGTERM lets "
-      "running answers end, a second\none does not.\n"
+      "GET / (a page), /health, /version, /metrics, /v1/models; POST /v1/completions, "
+      "/v1/chat/completions, /tokenize, /detokenize.\nSIGTERM lets running answers end, a second "
+      "one "
+      "does not.\n"
       "Example:\n  octavo serve --port 8000 --kv-cache-dtype fp8 &\n"
       "  curl localhost:8000/v1/completions -d '{\"prompt\": \"The code of\", \"stream\": true}'");
   AddEngineFlags(app, o->engine);
@@ -217,7 +219,12 @@ void AddServe(CLI::App& root, int& code) {
   app->add_option("--api-key", o->server.api_key,
                   "asked for by every route but /health; the page is at /?key=KEY; default: the "
                   "environment's OCTAVO_API_KEY")
-      ->envname("OCTAVO_API_KEY");
+      ->envname("OCTAVO_API_KEY")
+      // CLI11 takes the next word where `--api-key=` has none, and no key would be no guard.
+      ->check([](const std::string& key) {
+        const bool is_key = !key.empty() && !key.starts_with("--");
+        return is_key ? "" : "expected a key, found '" + key + "'";
+      });
   app->add_option("--served-model-name", o->server.model_name,
                   "the model's name in the API; default: its folder's");
   AddTokenizer(app, o->engine);

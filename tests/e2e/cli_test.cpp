@@ -144,6 +144,8 @@ TEST_F(CliTest, WrongCommandLines) {
   ExpectRefused("serve --host 192.0.2.1", {"--host", "192.0.2.1"});
   ExpectRefused("serve --port 65536", {"--port"});
   ExpectRefused("serve --max-num-seqs 0", {"--max-num-seqs"});
+  ExpectRefused("serve --port 0 --api-key ''", {"--api-key", "expected a key"});
+  ExpectRefused("serve --api-key= --port 0", {"--api-key", "expected a key, found '--port'"});
   ExpectRefused("serve --block-size 16", {"--block-size"});
   ExpectRefused("serve --port 0 --tokenizer /nonexistent", {"/nonexistent/tokenizer.json"});
   ExpectRefused("serve --port 0 --chat-template /nonexistent.jinja", {"/nonexistent.jinja"});
