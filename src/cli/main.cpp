@@ -230,6 +230,8 @@ void AddServe(CLI::App& root, int& code) {
   AddTokenizer(app, o->engine);
   app->add_option("--chat-template", o->server.chat_template,
                   "a file with a Jinja template; default: the tokenizer's own");
+  app->add_flag("--trust-request-chat-template", o->server.trust_request_chat_template,
+                "requests may bring a chat_template of their own");
   app->add_option("--hf-overrides", o->engine.hf_overrides,
                   "fields that replace config.json's, e.g. '{\"max_position_embeddings\": 65536}'");
   app->add_option("--generation-config", o->server.generation_config,

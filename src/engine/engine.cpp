@@ -51,6 +51,10 @@ void CheckSampling(const SamplingParams& p, int64_t vocab) {
     Require(id >= 0 && id < vocab, "logit_bias", fmt::format("token ids in [0, {})", vocab), id);
     Require(bias >= -100 && bias <= 100, "logit_bias", "numbers in [-100, 100]", bias);
   }
+  for (const int32_t id : p.stop_token_ids) {
+    Require(id >= 0 && id < vocab, "stop_token_ids", fmt::format("token ids in [0, {})", vocab),
+            id);
+  }
   Require(p.min_tokens >= 0 && p.min_tokens <= p.max_tokens, "min_tokens",
           fmt::format("0 to max_tokens, which is {}", p.max_tokens), p.min_tokens);
   Require(p.prompt_logprobs_from.value_or(1) >= 1, "prompt_logprobs_from", "at least 1",

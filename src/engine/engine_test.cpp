@@ -369,6 +369,7 @@ TEST(EngineTest, RefusesWhatItCannotRun) {
   refused({{1}, {.frequency_penalty = NAN}}, "frequency_penalty");
   refused({{1}, {.logit_bias = {{256, 1}}}}, "logit_bias");
   refused({{1}, {.logit_bias = {{1, 101}}}}, "logit_bias");
+  refused({{1}, {.stop_token_ids = {1, 256}}}, "stop_token_ids");
   refused({{1}, {.max_tokens = 4, .min_tokens = 5}}, "min_tokens");
   refused({{1}, {.prompt_logprobs_from = 0}}, "prompt_logprobs_from");
   refused({{1}, {.top_logprobs = -1}}, "top_logprobs");

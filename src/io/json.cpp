@@ -20,6 +20,56 @@ std::string Reason(std::string_view what) {
   return std::string(what.substr(0, kMaxLength));
 }
 
+// What is checked before any tree is made. nlohmann's parser could call back while it makes one,
+// but then walks all of an array's elements at the end of each: hours for 8 MB of `[{},{},...`.
+class Check : public nlohmann::json_sax<Json> {
+ public:
+  Check(const std::string& source, int max_depth) : source_(source), max_depth_(max_depth) {}
+
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+  bool start_object(size_t) override { return Open(); }
+  bool start_array(size_t) override { return Open(); }
+  bool end_object() override { return Close(); }
+  bool end_array() override { return Close(); }
+
+  bool key(string_t& key) override {
+    if (!open_.back().insert(key).second) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("{}: the key {} is given twice", source_, Quote(key)));
+    }
+    return true;
+  }
+
+  bool parse_error(size_t, const std::string&, const Json::exception& error) override {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("{}: not valid JSON: {}", source_, Reason(error.what())));
+  }
+
+ private:
+  bool Open() {
+    open_.emplace_back();
+    if (open_.size() > static_cast<size_t>(max_depth_)) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("{}: JSON nested deeper than {}", source_, max_depth_));
+    }
+    return true;
+  }
+  bool Close() {
+    open_.pop_back();
+    return true;
+  }
+
+  const std::string& source_;
+  const int max_depth_;
+  std::vector<std::unordered_set<std::string>> open_;  // keys of each open object (arrays: none)
+};
+
 }  // namespace
 
 Json ParseJson(std::string_view text, const std::string& source, const JsonLimits& limits) {
@@ -28,39 +78,9 @@ Json ParseJson(std::string_view text, const std::string& source, const JsonLimit
                 fmt::format("{}: JSON of {} bytes, at most {} are read", source, text.size(),
                             limits.max_bytes));
   }
-  std::vector<std::unordered_set<std::string>> open;  // the keys of each open object (arrays: none)
-  const auto check = [&](int, Json::parse_event_t event, Json& parsed) {
-    switch (event) {
-      case Json::parse_event_t::object_start:
-      case Json::parse_event_t::array_start:
-        open.emplace_back();
-        if (open.size() > static_cast<size_t>(limits.max_depth)) {
-          throw Error(ErrorCode::kInvalidArgument,
-                      fmt::format("{}: JSON nested deeper than {}", source, limits.max_depth));
-        }
-        break;
-      case Json::parse_event_t::object_end:
-      case Json::parse_event_t::array_end:
-        open.pop_back();
-        break;
-      case Json::parse_event_t::key:
-        if (!open.back().insert(parsed.get_ref<const std::string&>()).second) {
-          throw Error(ErrorCode::kInvalidArgument,
-                      fmt::format("{}: the key {} is given twice", source,
-                                  Quote(parsed.get_ref<const std::string&>())));
-        }
-        break;
-      case Json::parse_event_t::value:
-        break;
-    }
-    return true;
-  };
-  try {
-    return Json::parse(text.begin(), text.end(), check);
-  } catch (const Json::exception& e) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("{}: not valid JSON: {}", source, Reason(e.what())));
-  }
+  Check check(source, limits.max_depth);
+  Json::sax_parse(text, &check);
+  return Json::parse(text);
 }
 
 Json ReadJsonFile(const std::filesystem::path& path, const JsonLimits& limits) {

@@ -64,6 +64,14 @@ TEST(Json, DepthIsLimitedBeforeItHurts) {
   EXPECT_NE(Message(std::string(65, '[') + std::string(65, ']')), "");
 }
 
+// Work for each that grows with how many there are would take minutes.
+TEST(Json, ManySmallValuesTakeTheirLength) {
+  constexpr size_t kMany = 1 << 20;
+  std::string text = "[{}";
+  for (size_t i = 1; i < kMany; ++i) text += ",{}";
+  EXPECT_EQ(ParseJson(text + "]", "test").size(), kMany);
+}
+
 TEST(Json, SizeIsLimited) {
   EXPECT_NE(Message("[1, 2, 3]", {.max_bytes = 8}).find("9 bytes"), std::string::npos);
 }

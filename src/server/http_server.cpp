@@ -13,7 +13,9 @@
 #include <set>
 
 #include <fmt/format.h>
+#include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/bind_executor.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
@@ -21,6 +23,7 @@
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <boost/asio/strand.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/beast/core.hpp>
@@ -29,8 +32,8 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "io/json.h"
-#include "server/authorization.h"
 #include "server/generation.h"
+#include "server/http_messages.h"
 #include "server/intake.h"
 #include "server/metrics.h"
 #include "server/openai.h"
@@ -55,8 +58,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kHealthInterval{1};  // how often saturation is looked for
 constexpr size_t kEventsPerTurn = 256;              // with 20 alternatives each some 3 ms
-using HttpRequest = http::request<http::string_body>;
-using HttpResponse = http::response<http::string_body>;
+constexpr const char* kGoOn = "HTTP/1.1 100 Continue\r\n\r\n";
 
 // What the engine and the client's socket have to say to the coroutine that answers a request. All
 // of it lives on the I/O thread.
@@ -65,7 +67,8 @@ struct Mailbox {
 
   std::vector<Event> events;
   size_t open = 0;           // requests of the engine whose final event has not come
-  bool half_closed = false;  // the client will send no more, or is gone
+  bool half_closed = false;  // the client will send no more, or is gone:
+  bool asked = false;        // he has been asked which
   bool client_gone = false;
   bool unread = false;      // more has come from the client already, which hides its end
   bool answered = false;    // nobody reads any more
@@ -81,42 +84,10 @@ struct Connection {
   bool busy = false;       // a request has been read and its answer is not complete
   bool head_only = false;  // the request is a HEAD
   Clock::time_point idle_since = Clock::now();  // while it is not
-  std::shared_ptr<Mailbox> mailbox;             // while the engine works for it
+  std::shared_ptr<Mailbox> mailbox;             // while something works for it
 };
 
 using Prepared = Generation::Prepared;
-
-HttpResponse Respond(http::status status, std::string body,
-                     std::string_view type = "application/json") {
-  HttpResponse response(status, 11);
-  response.set(http::field::content_type, beast::string_view(type.data(), type.size()));
-  response.body() = std::move(body);
-  return response;
-}
-
-HttpResponse Refuse(http::status status, std::string_view message) {
-  return Respond(status, openai::ErrorBody(static_cast<int>(status), message));
-}
-
-HttpResponse Refuse(const Error& error) {
-  return Refuse(static_cast<http::status>(openai::HttpStatus(error.code())), error.message());
-}
-
-struct Target {
-  std::string_view path, query;
-};
-
-// Also of the absolute form, which is meant for proxies but every server has to take.
-Target TargetOf(const http::request_header<>& header) {
-  std::string_view target(header.target().data(), header.target().size());
-  if (const size_t scheme = target.find("://"); !target.starts_with('/') && scheme != target.npos) {
-    target.remove_prefix(std::min(target.find_first_of("/?", scheme + 3), target.size()));
-  }
-  const size_t end = std::min(target.find('?'), target.size());
-  const std::string_view path = target.substr(0, end);
-  return {.path = path.empty() ? "/" : path,
-          .query = target.substr(std::min(end + 1, target.size()))};
-}
 
 // Of the calling thread.
 double CpuSeconds() {
@@ -177,16 +148,20 @@ struct HttpServer::Impl {
   awaitable<void> HandleSignals();
   awaitable<void> Serve(tcp::socket socket);
   awaitable<bool> ServeOne(Connection& connection);  // whether another request may follow
+  class Watched;
   awaitable<bool> ServeCompletion(Connection& connection, const HttpRequest& message,
                                   openai::Api api);
-  awaitable<bool> Generate(Connection& connection, const HttpRequest& message, Prepared& prepared);
+  awaitable<bool> Generate(Connection& connection, const HttpRequest& message, Prepared& prepared,
+                           std::optional<Watched>& watched);
   class Running;
   awaitable<bool> Send(Connection& connection, HttpResponse& response, bool keep_alive);
   awaitable<void> LingerAndClose(Connection& connection);
 
-  std::optional<HttpResponse> CheckHeader(const http::request_parser<http::string_body>& parser);
   HttpResponse AnswerGet(std::string_view path);
-  awaitable<std::optional<HttpResponse>> OnWorker(std::function<void()> job);
+  using Job = std::function<void(const std::atomic<bool>& abandoned)>;
+  awaitable<std::optional<HttpResponse>> OnWorker(Job job, const std::atomic<bool>& abandoned);
+  awaitable<std::optional<HttpResponse>> Prepare(Connection& connection, const HttpRequest& message,
+                                                 Job job);
   awaitable<bool> ServeTokens(Connection& connection, const HttpRequest& message);
   struct Arrival {
     Mailbox* mailbox;
@@ -194,9 +169,7 @@ struct HttpServer::Impl {
   };
   void Deliver(std::vector<Arrival>& arrivals);
   void WatchForHangUp(Connection& connection, const std::shared_ptr<Mailbox>& mailbox);
-  awaitable<error_code> AskWhetherGone(Connection& connection,
-                                       const std::shared_ptr<Mailbox>& mailbox,
-                                       std::string_view question);
+  awaitable<void> FindOutWhetherGone(Connection& connection, std::string_view question);
   bool KeepAlive(const HttpRequest& message) const { return message.keep_alive() && !draining; }
 
   ServerOptions options;
@@ -206,7 +179,9 @@ struct HttpServer::Impl {
   Clock::time_point health_seen{};
 
   asio::io_context io{1};
-  asio::thread_pool worker{1};
+  // Large bodies take turns on one thread, so that the other is always there for small ones.
+  asio::thread_pool workers{2};
+  asio::strand<asio::thread_pool::executor_type> large{workers.get_executor()};
   std::atomic<double> worker_cpu_seconds = 0;
   tcp::acceptor acceptor{io};
   asio::signal_set signals{io, SIGTERM, SIGINT};
@@ -346,46 +321,6 @@ awaitable<void> HttpServer::Impl::Serve(tcp::socket socket) {
   if (failure) std::rethrow_exception(failure);
 }
 
-std::optional<HttpResponse> HttpServer::Impl::CheckHeader(
-    const http::request_parser<http::string_body>& parser) {
-  const auto& header = parser.get();
-  const auto [path, query] = TargetOf(header);
-  const bool is_get = header.method() == http::verb::get || header.method() == http::verb::head;
-  const bool is_post = header.method() == http::verb::post;
-  const auto is_one_of = [&](std::initializer_list<const char*> paths) {
-    return std::find(paths.begin(), paths.end(), path) != paths.end();
-  };
-  const size_t hosts = header.count(http::field::host);
-  if (header.version() >= 11 && hosts != 1) {
-    return Refuse(http::status::bad_request,
-                  fmt::format("the Host header: expected one, found {}", hosts));
-  }
-  const beast::string_view shown = header[http::field::authorization];
-  const bool is_page = path == "/";
-  const bool open = path == "/health" || (is_page && IsAuthorizedByQuery(query, options.api_key));
-  if (!open && !IsAuthorized({shown.data(), shown.size()}, options.api_key)) {
-    HttpResponse response = Refuse(http::status::unauthorized,
-                                   is_page ? "the API key is missing: open /?key=KEY"
-                                           : "the Authorization header does not hold the API key");
-    response.set(http::field::www_authenticate, "Bearer");
-    return response;
-  }
-  if (header.find(http::field::transfer_encoding) != header.end() && !parser.chunked()) {
-    return Refuse(http::status::not_implemented, "a Transfer-Encoding other than chunked");
-  }
-  const bool gets = is_one_of({"/", "/health", "/version", "/v1/models", "/metrics"});
-  const bool posts =
-      is_one_of({"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"});
-  if ((gets && is_get) || (posts && is_post)) return std::nullopt;
-  if (!gets && !posts) {
-    return Refuse(http::status::not_found, "no such route: " + Quote(path));
-  }
-  HttpResponse response = Refuse(http::status::method_not_allowed,
-                                 gets ? "this route takes GET" : "this route takes POST");
-  response.set(http::field::allow, gets ? "GET, HEAD" : "POST");
-  return response;
-}
-
 HttpResponse HttpServer::Impl::AnswerGet(std::string_view path) {
   if (path == "/health") return Respond(http::status::ok, "");
   if (path == "/version")
@@ -408,13 +343,74 @@ HttpResponse HttpServer::Impl::AnswerGet(std::string_view path) {
   return Respond(http::status::ok, openai::ModelsBody(card));
 }
 
+void HttpServer::Impl::WatchForHangUp(Connection& connection,
+                                      const std::shared_ptr<Mailbox>& mailbox) {
+  tcp::socket& socket = connection.stream.socket();
+  socket.async_wait(tcp::socket::wait_read, [&connection, mailbox](error_code error) {
+    if (error || mailbox->answered) return;
+    mailbox->half_closed = IsHalfClosed(connection.stream.socket());
+    // Otherwise it is the next request already, which would wake this at once for ever: Generate
+    // asks at every event.
+    mailbox->unread = !mailbox->half_closed;
+    if (mailbox->half_closed) mailbox->wake.cancel();
+  });
+}
+
+// A client who has shut down his sending side (`nc -N`) looks like one who is gone until he is sent
+// something: only the latter's machine answers with a reset. So he is sent what means nothing to
+// him, once: a comment in a stream, an interim response before a whole answer. No reset, and he is
+// served. That is more than uvicorn does, and vLLM with it, which drop both, and no less for
+// whoever is gone: he is found out after one round trip. HTTP/1.0 has nothing that could be sent
+// before a whole answer, so that there he counts as gone.
+awaitable<void> HttpServer::Impl::FindOutWhetherGone(Connection& connection,
+                                                     std::string_view question) {
+  const std::shared_ptr<Mailbox> mailbox = connection.mailbox;
+  mailbox->half_closed |= mailbox->unread && IsHalfClosed(connection.stream.socket());
+  if (!mailbox->half_closed || std::exchange(mailbox->asked, true)) co_return;
+  mailbox->client_gone = question.empty();
+  if (mailbox->client_gone) co_return;
+  connection.stream.socket().async_wait(tcp::socket::wait_error, [mailbox](error_code failed) {
+    if (failed || mailbox->answered) return;
+    mailbox->client_gone = true;
+    mailbox->wake.cancel();
+  });
+  error_code error;
+  connection.stream.expires_after(options.write_timeout);
+  co_await asio::async_write(connection.stream, asio::buffer(question),
+                             asio::redirect_error(use_awaitable, error));
+  connection.stream.expires_never();
+  if (error) mailbox->client_gone = true;
+}
+
+// Of a client whose request is being worked on. While it lives he is listened to, and the
+// connection has a mailbox.
+class HttpServer::Impl::Watched {
+ public:
+  Watched(Impl& server, Connection& connection) : connection_(connection) {
+    connection.mailbox = std::make_shared<Mailbox>(server.io);
+    connection.stream.expires_never();
+    server.WatchForHangUp(connection, connection.mailbox);
+  }
+  ~Watched() {
+    connection_.mailbox->answered = true;
+    connection_.mailbox = nullptr;
+    error_code ignored;  // nothing to cancel
+    connection_.stream.socket().cancel(ignored);
+  }
+  Watched(const Watched&) = delete;
+
+ private:
+  Connection& connection_;
+};
+
 // A coroutine for the worker: what refuses a request whose job throws. The exception ends where it
 // was thrown: were it handed on, one thread could read it and the other free it, by a count inside
 // libstdc++ that ThreadSanitizer does not see.
-awaitable<std::optional<HttpResponse>> HttpServer::Impl::OnWorker(std::function<void()> job) {
+awaitable<std::optional<HttpResponse>> HttpServer::Impl::OnWorker(
+    Job job, const std::atomic<bool>& abandoned) {
   const WorkerTime counted(worker_cpu_seconds);
   try {
-    job();
+    if (!abandoned) job(abandoned);  // the client may have left while it waited
     co_return std::nullopt;
   } catch (const Error& error) {
     co_return Refuse(error);
@@ -423,13 +419,45 @@ awaitable<std::optional<HttpResponse>> HttpServer::Impl::OnWorker(std::function<
   }
 }
 
+// Has the job done, unless the client leaves before: the connection's mailbox tells. Returns what
+// refuses the request.
+awaitable<std::optional<HttpResponse>> HttpServer::Impl::Prepare(Connection& connection,
+                                                                 const HttpRequest& message,
+                                                                 Job job) {
+  constexpr size_t kSmallBody = 64 << 10;  // milliseconds, whatever is in it
+  const bool is_small = message.body().size() <= kSmallBody;
+  const asio::any_io_executor executor =
+      is_small ? asio::any_io_executor(workers.get_executor()) : asio::any_io_executor(large);
+  Mailbox& mailbox = *connection.mailbox;
+  std::atomic<bool> abandoned = false;
+  std::optional<std::optional<HttpResponse>> result;
+  asio::co_spawn(
+      executor, OnWorker(std::move(job), abandoned),
+      asio::bind_executor(io, [&](std::exception_ptr failure, std::optional<HttpResponse> refusal) {
+        OCTAVO_CHECK(!failure);  // OnWorker lets none through
+        result = std::move(refusal);
+        mailbox.wake.cancel();
+      }));
+  while (!result) {
+    if (message.version() >= 11) co_await FindOutWhetherGone(connection, kGoOn);
+    abandoned = mailbox.client_gone || stopping;
+    if (result) break;
+    error_code ignored;  // the timer never fires, it is only ever cancelled
+    co_await mailbox.wake.async_wait(asio::redirect_error(use_awaitable, ignored));
+  }
+  co_return std::move(*result);
+}
+
 awaitable<bool> HttpServer::Impl::ServeTokens(Connection& connection, const HttpRequest& message) {
+  std::optional<Watched> watched(std::in_place, *this, connection);
   std::string body;
   const bool there = TargetOf(message).path == "/tokenize";
-  auto job = OnWorker(
-      [&] { body = there ? intake.Tokenize(message.body()) : intake.Detokenize(message.body()); });
-  std::optional<HttpResponse> response =
-      co_await asio::co_spawn(worker, std::move(job), use_awaitable);
+  Job job = [&](const std::atomic<bool>& abandoned) {
+    body = there ? intake.Tokenize(message.body(), abandoned) : intake.Detokenize(message.body());
+  };
+  std::optional<HttpResponse> response = co_await Prepare(connection, message, std::move(job));
+  if (connection.mailbox->client_gone || stopping) co_return false;
+  watched.reset();
   if (!response) response = Respond(http::status::ok, std::move(body));
   co_return co_await Send(connection, *response, KeepAlive(message));
 }
@@ -448,7 +476,7 @@ awaitable<bool> HttpServer::Impl::ServeOne(Connection& connection) {
   if (!error) {
     connection.busy = true;
     connection.head_only = parser.get().method() == http::verb::head;
-    refusal = CheckHeader(parser);
+    refusal = CheckHeader(parser.get(), parser.chunked(), options.api_key);
     if (!refusal && beast::iequals(parser.get()[http::field::expect], "100-continue")) {
       http::response<http::empty_body> go_on(http::status::continue_, 11);
       co_await http::async_write(connection.stream, go_on,
@@ -532,18 +560,25 @@ awaitable<bool> HttpServer::Impl::ServeCompletion(Connection& connection,
     refusal = full();
     co_return co_await Send(connection, *refusal, KeepAlive(message));
   }
+  std::optional<Watched> watched(std::in_place, *this, connection);
   {
     const Counted counted(requests, 1);
-    auto job = OnWorker([&] { prepared = intake.Completion(api, message.body()); });
-    refusal = co_await asio::co_spawn(worker, std::move(job), use_awaitable);
+    Job job = [&](const std::atomic<bool>& abandoned) {
+      prepared = intake.Completion(api, message.body(), abandoned);
+    };
+    refusal = co_await Prepare(connection, message, std::move(job));
   }
+  if (connection.mailbox->client_gone || stopping) co_return false;
   prepared.arrival = arrival;
   const int more = static_cast<int>(prepared.engine_requests.size());
   // Whoever is alone may have more than that.
   if (!refusal && choices > 0 && choices + more > options.max_requests) refusal = full();
-  if (refusal) co_return co_await Send(connection, *refusal, KeepAlive(message));
+  if (refusal) {
+    watched.reset();
+    co_return co_await Send(connection, *refusal, KeepAlive(message));
+  }
   const Counted counted(choices, more);
-  co_return co_await Generate(connection, message, prepared);
+  co_return co_await Generate(connection, message, prepared, watched);
 }
 
 void HttpServer::Impl::Deliver(std::vector<Arrival>& arrivals) {
@@ -556,49 +591,14 @@ void HttpServer::Impl::Deliver(std::vector<Arrival>& arrivals) {
   }
 }
 
-void HttpServer::Impl::WatchForHangUp(Connection& connection,
-                                      const std::shared_ptr<Mailbox>& mailbox) {
-  tcp::socket& socket = connection.stream.socket();
-  socket.async_wait(tcp::socket::wait_read, [&connection, mailbox](error_code error) {
-    if (error || mailbox->answered) return;
-    mailbox->half_closed = IsHalfClosed(connection.stream.socket());
-    // Otherwise it is the next request already, which would wake this at once for ever: Generate
-    // asks at every event.
-    mailbox->unread = !mailbox->half_closed;
-    if (mailbox->half_closed) mailbox->wake.cancel();
-  });
-}
-
-// A client who has shut down his sending side (`nc -N`) looks like one who is gone until he is sent
-// something: only the latter's machine answers with a reset. So he is sent what means nothing to
-// him, once: a comment in a stream, an interim response before a whole answer. No reset, and he is
-// served. That is more than uvicorn does, and vLLM with it, which drop both, and no less for
-// whoever is gone: he is found out after one round trip. HTTP/1.0 has nothing that could be sent
-// before a whole answer, so that there he counts as gone.
-awaitable<error_code> HttpServer::Impl::AskWhetherGone(Connection& connection,
-                                                       const std::shared_ptr<Mailbox>& mailbox,
-                                                       std::string_view question) {
-  error_code error;
-  connection.stream.socket().async_wait(tcp::socket::wait_error, [mailbox](error_code failed) {
-    if (failed || mailbox->answered) return;
-    mailbox->client_gone = true;
-    mailbox->wake.cancel();
-  });
-  connection.stream.expires_after(options.write_timeout);
-  co_await asio::async_write(connection.stream, asio::buffer(question),
-                             asio::redirect_error(use_awaitable, error));
-  connection.stream.expires_never();
-  co_return error;
-}
-
 // Requests in the engine for one of a client's. Its end, also by an exception, ends what was
 // started for it.
 class HttpServer::Impl::Running {
  public:
-  Running(Impl& server, Connection& connection, std::vector<Request> requests)
-      : server_(server), connection_(connection), mailbox_(std::make_shared<Mailbox>(server.io)) {
-    Mailbox* const box = mailbox_.get();
-    server_.mailboxes.emplace(box, mailbox_);
+  Running(Impl& server, const std::shared_ptr<Mailbox>& mailbox, std::vector<Request> requests)
+      : server_(server) {
+    Mailbox* const box = mailbox.get();
+    server_.mailboxes.emplace(box, mailbox);
     try {
       for (Request& request : requests) {
         // Raw pointers: the engine's loop must not be the one who lets go of a timer.
@@ -613,20 +613,9 @@ class HttpServer::Impl::Running {
       if (ids_.empty()) server_.mailboxes.erase(box);
       throw;
     }
-    connection_.mailbox = mailbox_;
-    server_.WatchForHangUp(connection_, mailbox_);
   }
-
-  ~Running() {
-    mailbox_->answered = true;
-    connection_.mailbox = nullptr;
-    error_code ignored;  // nothing to cancel
-    connection_.stream.socket().cancel(ignored);
-    Cancel();
-  }
+  ~Running() { Cancel(); }
   Running(const Running&) = delete;
-
-  Mailbox& mailbox() { return *mailbox_; }
 
   // The client is gone, or there is no more time for him.
   void Cancel() {
@@ -643,31 +632,31 @@ class HttpServer::Impl::Running {
 
  private:
   Impl& server_;
-  Connection& connection_;
-  const std::shared_ptr<Mailbox> mailbox_;
   std::vector<RequestId> ids_;  // of the choices
   bool cancelled_ = false;
 };
 
 awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpRequest& message,
-                                           Prepared& prepared) {
+                                           Prepared& prepared, std::optional<Watched>& watched) {
   const openai::CompletionRequest& request = prepared.request;
   const bool chunked = message.version() >= 11;
   const bool keep_alive = KeepAlive(message) && (chunked || !request.stream);
   const char* prefix = request.api == openai::Api::kChat ? "chatcmpl" : "cmpl";
-  connection.stream.expires_never();
   std::optional<HttpResponse> response;
   std::optional<Running> running;
   std::optional<Generation> generation;
   try {
-    running.emplace(*this, connection, std::move(prepared.engine_requests));
+    running.emplace(*this, connection.mailbox, std::move(prepared.engine_requests));
     generation.emplace(*engine, prepared,
                        fmt::format("{}-{:08x}{:08x}", prefix, id_base, next_id++), card.name, Now(),
                        metrics);
   } catch (const Error& error) {
     response = Refuse(openai::AboutField(request.api, error));
   }
-  if (response) co_return co_await Send(connection, *response, keep_alive);
+  if (response) {
+    watched.reset();
+    co_return co_await Send(connection, *response, keep_alive);
+  }
 
   error_code error;
   if (request.stream) {
@@ -682,22 +671,16 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
                                       asio::redirect_error(use_awaitable, error));
   }
 
-  Mailbox& mailbox = running->mailbox();
+  Mailbox& mailbox = *connection.mailbox;
   std::string out = generation->Begin();
   std::vector<Event> events;
-  const std::string question = request.stream ? (chunked ? Chunk(":\n\n") : ":\n\n")
-                               : chunked      ? "HTTP/1.1 100 Continue\r\n\r\n"
-                                              : "";
-  bool look_at_health = false, asked = false;
+  const std::string comment = ":\n\n";
+  const std::string question = !request.stream ? (chunked ? kGoOn : "")
+                               : chunked       ? Chunk(comment)
+                                               : comment;
+  bool look_at_health = false;
   while (!generation->finished()) {
-    mailbox.half_closed |= mailbox.unread && IsHalfClosed(connection.stream.socket());
-    if (!error && mailbox.half_closed && !std::exchange(asked, true)) {
-      if (question.empty()) {
-        mailbox.client_gone = true;
-      } else {
-        error = co_await AskWhetherGone(connection, connection.mailbox, question);
-      }
-    }
+    if (!error) co_await FindOutWhetherGone(connection, question);
     if (error || stopping || mailbox.client_gone) running->Cancel();
     if (mailbox.events.empty()) {
       error_code ignored;  // the timer never fires, it is only ever cancelled
@@ -739,6 +722,7 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
   }
   const bool lost = error || running->cancelled();
   running.reset();
+  watched.reset();
   if (lost) co_return false;
   if (!request.stream) {
     response = generation->error().empty()

@@ -26,12 +26,13 @@
 namespace octavo {
 
 struct ServerOptions {
-  std::string host = "127.0.0.1";  // a name's first address is listened on
-  uint16_t port = 8000;            // 0: any that is free
-  std::string api_key;             // for every route but /health; empty: none
-  std::string model_folder;        // where the engine's model came from
-  std::string tokenizer_folder;    // its tokenizer and chat template
-  std::string chat_template;       // a file, instead of the folder's; empty: that
+  std::string host = "127.0.0.1";            // a name's first address is listened on
+  uint16_t port = 8000;                      // 0: any that is free
+  std::string api_key;                       // for every route but /health; empty: none
+  std::string model_folder;                  // where the engine's model came from
+  std::string tokenizer_folder;              // its tokenizer and chat template
+  std::string chat_template;                 // a file, instead of the folder's; empty: that
+  bool trust_request_chat_template = false;  // whether a request may bring its own
   // Where the defaults of sampling come from: a folder with generation_config.json, "auto" (the
   // model's, if it has one), or "vllm" (OpenAI's defaults).
   std::string generation_config = "auto";

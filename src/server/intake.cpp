@@ -14,6 +14,7 @@ namespace octavo {
 Intake::Intake(const Engine& engine, const ServerOptions& options)
     : engine_(engine),
       model_name_(options.model_name),
+      trust_request_chat_template_(options.trust_request_chat_template),
       sampling_defaults_(
           openai::SamplingDefaults(options.generation_config, options.model_folder)) {
   try {
@@ -24,29 +25,38 @@ Intake::Intake(const Engine& engine, const ServerOptions& options)
   }
 }
 
-std::vector<int32_t> Intake::EncodeChat(const openai::Conversation& chat,
-                                        bool add_special_tokens) const {
+std::vector<int32_t> Intake::EncodeChat(const openai::Conversation& chat, bool add_special_tokens,
+                                        const std::atomic<bool>& abandoned) const {
+  // What a template of a request may take: some tenths of a second.
+  constexpr jinja::Limits kLimits = {.max_work = 30'000'000};
   if (!chat_template_) {
     throw Error(ErrorCode::kInvalidArgument,
                 "chat_template: expected one, since the model has none: " + no_chat_template_);
   }
   const bool own = chat.chat_template.empty();
+  if (!own && !trust_request_chat_template_) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "chat_template: expected none, since this server was started without "
+                "--trust-request-chat-template");
+  }
   const std::time_t seconds = std::time(nullptr);
   std::tm now;
   localtime_r(&seconds, &now);
   std::string text;
   try {
-    text = own ? chat_template_->Render(chat.context, now)
-               : chat_template_->RenderBy(jinja::Template(chat.chat_template, "template"),
-                                          chat.context, now);
+    text = own ? chat_template_->Render(chat.context, now, &abandoned)
+               : chat_template_->RenderBy(jinja::Template(chat.chat_template, "template", kLimits),
+                                          chat.context, now, &abandoned);
   } catch (const Error& error) {
-    throw Error(error.code(), (own ? "messages: " : "chat_template: ") + error.message());
+    if (own) throw Error(error.code(), "messages: " + error.message());
+    throw Error(ErrorCode::kInvalidArgument, "chat_template: " + error.message());
   }
   if (chat.continue_final_message) text = openai::UpToFinalMessage(std::move(text), chat);
   return engine_.Encode(text, add_special_tokens);
 }
 
-Generation::Prepared Intake::Completion(openai::Api api, std::string_view body) const {
+Generation::Prepared Intake::Completion(openai::Api api, std::string_view body,
+                                        const std::atomic<bool>& abandoned) const {
   Generation::Prepared out{.request = openai::ParseRequest(api, body, sampling_defaults_)};
   openai::CompletionRequest& request = out.request;
   if (!request.model.empty() && request.model != model_name_) {
@@ -57,7 +67,7 @@ Generation::Prepared Intake::Completion(openai::Api api, std::string_view body) 
   int64_t by_default = 16;
   if (api == openai::Api::kChat) {
     openai::EncodedPrompt& encoded = out.prompts.emplace_back();
-    encoded.tokens = EncodeChat(request.chat, special);
+    encoded.tokens = EncodeChat(request.chat, special, abandoned);
     if (request.echo) encoded.text = openai::EchoOf(request);
     by_default = engine_.max_model_len() - std::ssize(encoded.tokens);
     by_default = std::max<int64_t>(by_default, 1);
@@ -85,12 +95,13 @@ Generation::Prepared Intake::Completion(openai::Api api, std::string_view body) 
   return out;
 }
 
-std::string Intake::Tokenize(std::string_view body) const {
+std::string Intake::Tokenize(std::string_view body, const std::atomic<bool>& abandoned) const {
   const openai::TokenizeRequest request = openai::ParseTokenize(body);
   const auto* text = std::get_if<std::string>(&request.text);
-  const std::vector<int32_t> tokens =
-      text ? engine_.Encode(*text, request.add_special_tokens)
-           : EncodeChat(std::get<openai::Conversation>(request.text), /*add_special_tokens=*/false);
+  const std::vector<int32_t> tokens = text
+                                          ? engine_.Encode(*text, request.add_special_tokens)
+                                          : EncodeChat(std::get<openai::Conversation>(request.text),
+                                                       /*add_special_tokens=*/false, abandoned);
   return openai::TokenizeBody(tokens, engine_.max_model_len());
 }
 

@@ -2,6 +2,7 @@
 // encoded, checked against the length that the engine serves. No sockets; any thread may call it.
 #pragma once
 
+#include <atomic>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -21,16 +22,20 @@ class Intake {
   // it.
   Intake(const Engine& engine, const ServerOptions& options);
 
-  Generation::Prepared Completion(openai::Api api, std::string_view body) const;
+  // `abandoned`: set by another thread when nobody waits for the answer any more, whatever it is.
+  Generation::Prepared Completion(openai::Api api, std::string_view body,
+                                  const std::atomic<bool>& abandoned) const;
   // The answers' bodies.
-  std::string Tokenize(std::string_view body) const;
+  std::string Tokenize(std::string_view body, const std::atomic<bool>& abandoned) const;
   std::string Detokenize(std::string_view body) const;
 
  private:
-  std::vector<int32_t> EncodeChat(const openai::Conversation& chat, bool add_special_tokens) const;
+  std::vector<int32_t> EncodeChat(const openai::Conversation& chat, bool add_special_tokens,
+                                  const std::atomic<bool>& abandoned) const;
 
   const Engine& engine_;
   const std::string model_name_;
+  const bool trust_request_chat_template_;
   std::optional<ChatTemplate> chat_template_;
   std::string no_chat_template_;  // why
   SamplingParams sampling_defaults_;

@@ -42,6 +42,13 @@ class Fields {
     }
   }
 
+  void Read(const char* name, std::string& out) const {
+    if (const Json* value = Find(name)) {
+      if (!value->is_string()) Wrong(Name(name), "a text", *value);
+      out = value->get<std::string>();
+    }
+  }
+
   void Read(const char* name, float& out) const {
     if (const Json* value = Find(name)) {
       const double number = value->is_number() ? value->get<double>() : INFINITY;
@@ -212,7 +219,10 @@ Conversation ReadConversation(const Fields& fields) {
   if (!messages || !messages->is_array() || messages->empty())
     Wrong("messages", "an array of at least one message", messages ? *messages : Json());
   if (const Json* more = fields.Find("chat_template_kwargs")) {
+    constexpr size_t kMost = 256;
     if (!more->is_object()) Wrong("chat_template_kwargs", "an object", *more);
+    if (more->size() > kMost)
+      Wrong("chat_template_kwargs", fmt::format("at most {} fields", kMost), more->size());
     context = *more;
   }
   auto out = nlohmann::ordered_json::array();
@@ -237,10 +247,7 @@ Conversation ReadConversation(const Fields& fields) {
   if (go_on && !context["messages"].back().value("content", Json()).is_string())
     Wrong("continue_final_message", "a last message with content", true);
   context["add_generation_prompt"] = add_generation_prompt;
-  if (const Json* source = fields.Find("chat_template")) {
-    if (!source->is_string()) Wrong("chat_template", "a text", *source);
-    conversation.chat_template = source->get<std::string>();
-  }
+  fields.Read("chat_template", conversation.chat_template);
   return conversation;
 }
 
@@ -256,7 +263,8 @@ void ReadStop(const Fields& fields, CompletionRequest& request) {
     const auto& text = one.get_ref<const std::string&>();
     if (text.size() > kMostBytes)
       Wrong("stop", fmt::format("texts of at most {} bytes", kMostBytes), text.size());
-    if (!text.empty()) request.stop.push_back(text);
+    if (text.empty()) Wrong("stop", "texts that are not empty", *stop);
+    request.stop.push_back(text);
   }
 }
 
@@ -303,7 +311,9 @@ void ReadSampling(const Fields& fields, CompletionRequest& request) {
                                        std::numeric_limits<int64_t>::max()))
     sampling.seed = static_cast<uint64_t>(*seed);
   if (const Json* ids = fields.Find("stop_token_ids")) {
-    if (!ids->is_array()) Wrong("stop_token_ids", "an array of token ids", *ids);
+    constexpr size_t kMost = 1024;
+    if (!ids->is_array() || ids->size() > kMost)
+      Wrong("stop_token_ids", fmt::format("an array of at most {} token ids", kMost), *ids);
     sampling.stop_token_ids = TokenIds("stop_token_ids", *ids);
   }
   ReadMaxTokens("max_tokens", fields, request);
@@ -402,10 +412,9 @@ CompletionRequest ParseRequest(Api api, std::string_view body, const SamplingPar
   if (!json.is_object()) Wrong("the request's body", "an object", json);
   const Fields fields(json);
   CompletionRequest request{.api = api, .sampling = defaults};
-  if (const Json* model = fields.Find("model")) {
-    if (!model->is_string()) Wrong("model", "a text", *model);
-    request.model = model->get<std::string>();
-  }
+  fields.Read("model", request.model);
+  std::string user;
+  fields.Read("user", user);  // for logs, which there are none of
   ReadLogprobs(fields, request);
   ReadSampling(fields, request);
   constexpr int64_t kMostChoices = 128;

@@ -107,8 +107,8 @@ TEST(ParseRequestTest, WhatStopsAndBends) {
   EXPECT_EQ(r.sampling.logit_bias, (std::map<int32_t, float>{{3, 1.5f}, {17, -100.0f}}));
   EXPECT_EQ(r.sampling.min_tokens, 2);
   EXPECT_EQ(Completion(R"(, "stop": "x")").stop, std::vector<std::string>{"x"});
-  EXPECT_TRUE(Completion(R"(, "stop": ["", ""])").stop.empty());
-  for (const char* stop : {"1", "[1]", "{}", R"([["x"]])"}) {
+  EXPECT_TRUE(Completion(R"(, "stop": [])").stop.empty());
+  for (const char* stop : {"1", "[1]", "{}", R"([["x"]])", R"("")", R"(["x", ""])"}) {
     ExpectRefused(Api::kCompletions, fmt::format(R"({{"prompt": "x", "stop": {}}})", stop), "stop");
   }
   for (const char* bias : {"[]", R"({"x": 1})", R"({"-1": 1})", R"({"1": "x"})"}) {
@@ -286,6 +286,14 @@ TEST(ParseRequestTest, TheLastMessageGoesOn) {
                 "continue_final_message");
   EXPECT_EQ(Chat(R"(, "chat_template": "{{ x }}")").chat.chat_template, "{{ x }}");
   ExpectRefused(Api::kChat, begin + R"("x"}], "chat_template": 3})", "chat_template");
+  ExpectRefused(Api::kChat, begin + R"("x"}], "user": 5})", "user");
+  Json many = Json::object();
+  for (int i = 0; i < 257; ++i) many[std::to_string(i)] = i;
+  ExpectRefused(Api::kChat, begin + R"("x"}], "chat_template_kwargs": )" + many.dump() + "}",
+                "chat_template_kwargs");
+  ExpectRefused(Api::kChat,
+                begin + R"("x"}], "stop_token_ids": )" + Json(std::vector<int>(1025)).dump() + "}",
+                "stop_token_ids");
 }
 
 TEST(ParseRequestTest, ARoleAndItsEcho) {

@@ -110,20 +110,21 @@ nlohmann::ordered_json ChatTemplate::Variables(const nlohmann::ordered_json& con
 }
 
 std::string ChatTemplate::RenderBy(const jinja::Template& other,
-                                   const nlohmann::ordered_json& context,
-                                   const std::tm& now) const {
-  return other.Render(Variables(context), now);
+                                   const nlohmann::ordered_json& context, const std::tm& now,
+                                   const std::atomic<bool>* abandoned) const {
+  return other.Render(Variables(context), now, abandoned);
 }
 
-std::string ChatTemplate::Render(const nlohmann::ordered_json& context, const std::tm& now) const {
+std::string ChatTemplate::Render(const nlohmann::ordered_json& context, const std::tm& now,
+                                 const std::atomic<bool>* abandoned) const {
   const nlohmann::ordered_json variables = Variables(context);
   const bool has_tools = !variables.at("tools").is_null();
-  if (has_tools && tool_use_) return tool_use_->Render(variables, now);
+  if (has_tools && tool_use_) return tool_use_->Render(variables, now, abandoned);
   if (!default_) {
     throw Error(ErrorCode::kInvalidArgument,
                 "chat: this model has a template for conversations with tools only, found none");
   }
-  return default_->Render(variables, now);
+  return default_->Render(variables, now, abandoned);
 }
 
 }  // namespace octavo

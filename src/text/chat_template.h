@@ -10,6 +10,7 @@
 // any number of threads.
 #pragma once
 
+#include <atomic>
 #include <ctime>
 #include <filesystem>
 #include <memory>
@@ -39,10 +40,12 @@ class ChatTemplate {
   // template knows, enable_thinking for one. What it does not give are the special tokens of the
   // model (bos_token, eos_token, ...), tools and documents (none) and add_generation_prompt
   // (false). Throws Error: a context that is no object, or what the template raises.
-  std::string Render(const nlohmann::ordered_json& context, const std::tm& now) const;
+  // `abandoned`, unless null, ends it early once another thread sets it.
+  std::string Render(const nlohmann::ordered_json& context, const std::tm& now,
+                     const std::atomic<bool>* abandoned = nullptr) const;
   // By another template, with this one's special tokens.
   std::string RenderBy(const jinja::Template& other, const nlohmann::ordered_json& context,
-                       const std::tm& now) const;
+                       const std::tm& now, const std::atomic<bool>* abandoned = nullptr) const;
 
  private:
   ChatTemplate() = default;

@@ -20,7 +20,8 @@ def connect(server, key="none"):
 class OpenAIClientTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.server = Server(PROGRAM, "--kv-cache-dtype", "fp8")
+        cls.server = Server(PROGRAM, "--kv-cache-dtype", "fp8",
+                            "--trust-request-chat-template")
         cls.client = connect(cls.server)
 
     @classmethod

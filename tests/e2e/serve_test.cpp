@@ -12,6 +12,7 @@
 #include <fstream>
 #include <future>
 #include <map>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -24,6 +25,8 @@ namespace {
 
 const char* const kPrompt =
     "The code of amber bell is 123456.\nQuestion: what is the code of amber bell?\nAnswer: ";
+
+const std::string kGoOn = "HTTP/1.1 100 Continue\r\n\r\n";
 
 std::string Completion(Json fields) {
   fields.emplace("prompt", kPrompt);
@@ -69,6 +72,15 @@ void ExpectServes(int port) {
   const Reply reply = Exchange(port, Post("/v1/completions", Completion(Json::object())));
   EXPECT_EQ(reply.status, 200) << reply.body;
   EXPECT_EQ(reply.json()["choices"][0]["text"], "123456.");
+}
+
+// Of the first line that begins so.
+double Metric(const std::string& metrics, const std::string& start) {
+  const size_t line = metrics.find("\n" + start);
+  EXPECT_NE(line, std::string::npos) << start << " is not in\n" << metrics;
+  if (line == std::string::npos) return -1;
+  const size_t end = metrics.find('\n', line + 1);
+  return std::stod(metrics.substr(metrics.rfind(' ', end), end));
 }
 
 TEST(ServeTest, AnswersAreTheEnginesOwn) {
@@ -190,13 +202,7 @@ TEST(ServeTest, MetricsCountWhatWasServed) {
   const Reply reply = Exchange(server.port(), Get("/metrics"));
   ASSERT_EQ(reply.status, 200) << reply.body;
   EXPECT_NE(reply.head.find("text/plain"), std::string::npos) << reply.head;
-  const auto value = [&](const std::string& start) {
-    const size_t line = reply.body.find("\n" + start);
-    EXPECT_NE(line, std::string::npos) << start << " is not in\n" << reply.body;
-    if (line == std::string::npos) return -1.0;
-    const size_t end = reply.body.find('\n', line + 1);
-    return std::stod(reply.body.substr(reply.body.rfind(' ', end), end));
-  };
+  const auto value = [&](const std::string& start) { return Metric(reply.body, start); };
   const std::string labels = "{model_name=\"needle\",engine=\"0\"";
   EXPECT_EQ(value("vllm:request_success_total" + labels + ",finished_reason=\"stop\"}"), 2);
   EXPECT_EQ(value("vllm:request_queue_time_seconds_count"), 2);
@@ -346,14 +352,55 @@ TEST(ServeTest, WhoeverSaysNoMoreIsStillAnswered) {
           EXPECT_EQ(text, "");
           continue;
         }
-        const std::string go_on = "HTTP/1.1 100 Continue\r\n\r\n";
-        if (text.starts_with(go_on)) text.erase(0, go_on.size());
+        if (text.starts_with(kGoOn)) text.erase(0, kGoOn.size());
         EXPECT_TRUE(text.starts_with("HTTP/" + std::string(version) + " 200 OK\r\n")) << text;
         EXPECT_NE(text.find(stream ? "[DONE]" : "\"completion_tokens\":200"), text.npos) << text;
       }
     }
   }
   ExpectServes(server.port());
+}
+
+// Nobody pays for the work of those who hung up, nor waits with a small request behind large ones.
+TEST(ServeTest, WhatTakesLongToPrepareKeepsNobodyWaiting) {
+  Server server({"--trust-request-chat-template", "--max-requests", "100000"});
+  const int port = server.port();
+  const auto cpu_seconds = [&] {
+    return Metric(Exchange(port, Get("/metrics")).body, "octavo:server_cpu_seconds_total");
+  };
+  const Json message = {{"role", "user"}, {"content", "hi"}};
+  const auto post = [&](const std::string& path, const std::string& source) {
+    return Post(path, Json{{"messages", {message}}, {"chat_template", source}}.dump());
+  };
+  const std::string loop = "{% for i in range(99999) %}", end = "{% endfor %}";
+  const std::string endless = loop + loop + end + end;
+  const double before = cpu_seconds();
+  for (const std::string& source : {endless, std::string("{% include 'x' %}")}) {
+    const Reply reply = Exchange(port, post("/v1/chat/completions", source));
+    EXPECT_EQ(reply.status, 400);
+    EXPECT_EQ(reply.json()["error"]["param"], "chat_template") << reply.body;
+  }
+  const double one = cpu_seconds() - before;
+  constexpr int kGone = 1000;
+  for (int i = 0; i < kGone; ++i) {
+    Client client(port);
+    ASSERT_TRUE(client.Send(post(i % 2 ? "/v1/chat/completions" : "/tokenize", endless)));
+  }
+  ExpectServes(port);
+  EXPECT_LT(cpu_seconds() - before, one * kGone / 4);
+
+  // Nested loops over so many messages pass the limit, but not soon.
+  const Json large = {
+      {"messages", std::vector<Json>(50000, message)},
+      {"chat_template", "{% for a in messages %}{% for b in messages %}{% endfor %}{% endfor %}"}};
+  std::vector<std::unique_ptr<Client>> waiting;
+  for (int i = 0; i < 30; ++i) {
+    waiting.push_back(std::make_unique<Client>(port));
+    ASSERT_TRUE(waiting.back()->Send(Post("/v1/chat/completions", large.dump())));
+  }
+  ExpectServes(port);
+  pollfd last{waiting.back()->fd(), POLLIN, 0};
+  EXPECT_EQ(poll(&last, 1, 0), 0) << "all large ones were answered before the small one";
 }
 
 TEST(ServeTest, EveryChoiceCountsAsARequest) {
@@ -410,6 +457,8 @@ TEST(ServeTest, BadRequestsAreNamedAndTheNextIsServed) {
   expect(chat(std::string(2000, 'a'), ""), 400, "messages");
   expect(chat("a", R"(, "max_tokens": 1024)"), 400, "max_tokens");
   expect(chat("a", R"(, "max_completion_tokens": 1024)"), 400, "max_completion_tokens");
+  expect(chat("a", R"(, "stop_token_ids": [100000])"), 400, "stop_token_ids");
+  expect(chat("a", R"(, "chat_template": "a")"), 400, "chat_template");
   const std::string post = "POST /v1/completions HTTP/1.1\r\nHost: x\r\n";
   expect(post + "Content-Length: 200000000\r\n\r\n{", 413, nullptr);
   expect(post + "Content-Length: -1\r\n\r\n{", 400, nullptr);
@@ -472,6 +521,7 @@ TEST(ServeTest, MutatedRequestsAreAnsweredOrClosed) {
     shutdown(client.fd(), SHUT_WR);  // or a longer Content-Length would wait for more
     std::string text;
     while (client.Receive(&text)) continue;
+    if (text.starts_with(kGoOn)) text.erase(0, kGoOn.size());
     ++statuses[text.starts_with("HTTP/1.1 ") ? std::stoi(text.substr(9)) : 0];
   }
   EXPECT_GT(statuses[200], 0);

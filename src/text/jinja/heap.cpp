@@ -18,7 +18,8 @@ void ThrowUnsupported(std::string message) {
   throw Fault("unsupported", std::move(message), Fault::Kind::kUnsupported);
 }
 
-Heap::Heap(const Limits& limits) : limits_(limits) {}
+Heap::Heap(const Limits& limits, const std::atomic<bool>* abandoned)
+    : limits_(limits), abandoned_(abandoned) {}
 
 Heap::~Heap() {
   while (!owned_.empty()) owned_.pop_back();
@@ -56,8 +57,12 @@ void Heap::Bury(Object* object) {
   burying_ = false;
 }
 
-void Heap::FailWork() const {
-  ThrowLimit(fmt::format("the template did not finish within {} steps", limits_.max_work));
+void Heap::CheckWork() {
+  constexpr uint64_t kBetweenChecks = 1'000'000;  // some 10 ms
+  if (work_ > limits_.max_work)
+    ThrowLimit(fmt::format("the template did not finish within {} steps", limits_.max_work));
+  if (abandoned_ && *abandoned_) ThrowLimit("nobody waits for the text any more");
+  next_check_ = std::min(limits_.max_work, work_ + kBetweenChecks);
 }
 
 void Heap::FailBytes() const {

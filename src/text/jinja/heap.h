@@ -5,6 +5,7 @@
 // that made them, and no value outlives it. One thread.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -61,7 +62,8 @@ class Mutable;
 
 class Heap {
  public:
-  explicit Heap(const Limits& limits);
+  // `abandoned`, unless null: set by another thread when nobody waits for the text any more.
+  explicit Heap(const Limits& limits, const std::atomic<bool>* abandoned = nullptr);
   ~Heap();
   Heap(const Heap&) = delete;
   Heap& operator=(const Heap&) = delete;
@@ -70,7 +72,7 @@ class Heap {
 
   void Work(uint64_t units) {
     work_ += units;
-    if (work_ > limits_.max_work) FailWork();
+    if (work_ > next_check_) CheckWork();
   }
   void WorkOnBytes(size_t bytes) { Work(1 + bytes / 4); }
 
@@ -100,11 +102,12 @@ class Heap {
   void Register(Mutable* object);
   void Unregister(Mutable* object);
 
-  [[noreturn]] void FailWork() const;
+  void CheckWork();
   [[noreturn]] void FailBytes() const;
 
   Limits limits_;
-  uint64_t work_ = 0;
+  const std::atomic<bool>* const abandoned_;
+  uint64_t work_ = 0, next_check_ = 0;
   size_t live_bytes_ = 0;
   std::vector<std::unique_ptr<Object>> owned_;
   std::vector<Mutable*> mutables_;

@@ -128,9 +128,10 @@ Template::Template(Template&&) noexcept = default;
 Template& Template::operator=(Template&&) noexcept = default;
 Template::~Template() = default;
 
-std::string Template::Render(const Json& variables, const std::tm& now) const {
+std::string Template::Render(const Json& variables, const std::tm& now,
+                             const std::atomic<bool>* abandoned) const {
   OCTAVO_CHECK(variables.is_object());
-  Heap heap(limits_);
+  Heap heap(limits_, abandoned);
   int line = 1;
   try {
     Interpreter interpreter(*program_, FromJson(heap, variables, 0), now, &heap);

@@ -17,6 +17,7 @@
 // Immutable: Render may be called from any number of threads.
 #pragma once
 
+#include <atomic>
 #include <ctime>
 #include <memory>
 #include <string>
@@ -42,7 +43,9 @@ class Template {
   ~Template();
 
   // `variables`: an object. Throws Error: "<name>:<line>: <what Python raises>: ...".
-  std::string Render(const nlohmann::ordered_json& variables, const std::tm& now) const;
+  // `abandoned`, unless null, ends it early once another thread sets it.
+  std::string Render(const nlohmann::ordered_json& variables, const std::tm& now,
+                     const std::atomic<bool>* abandoned = nullptr) const;
 
  private:
   std::string name_;

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -434,6 +435,21 @@ TEST(PythonTextTest, SearchesAsTheStandardLibraryDoes) {
     expected.insert(expected.begin(), rest);
     EXPECT_EQ(SplitFromRight(text, part, most), expected) << text << " " << part << " " << most;
   }
+}
+
+TEST(TemplateLimitsTest, NobodyWaitsAnyMore) {
+  const Template endless(
+      "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "t",
+      {.max_work = uint64_t{1} << 60});
+  std::atomic<bool> abandoned = false;
+  std::thread other([&] { abandoned = true; });
+  try {
+    endless.Render(nlohmann::ordered_json::object(), LocalTime(), &abandoned);
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_NE(error.message().find("nobody waits"), std::string::npos) << error.message();
+  }
+  other.join();
 }
 
 TEST(TemplateLimitsTest, IntegersAndWidths) {
