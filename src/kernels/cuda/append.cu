@@ -95,7 +95,7 @@ void Launch(AppendParams p, cudaStream_t stream) {
   const auto ceil_div = [](int a, int b) { return (a + b - 1) / b; };
   const int steps = ceil_div(p.heads, kHeads) + ceil_div(p.kv_heads, kHeads);
   // Few tokens need every warp; of many, whole pages of V and long runs of loads matter.
-  p.tile = p.tokens >= 2048 ? 64 : p.tokens >= 512 ? 16 : 8;
+  p.tile = p.tokens >= 2048 ? 64 : p.tokens >= 512 ? 16 : p.tokens >= 128 ? 8 : 2;
   p.shares = p.tokens >= 2048 ? 1 : steps;
   const dim3 grid(p.kv_heads + ceil_div(p.tile * p.shares, kAppendWarps),
                   ceil_div(p.tokens, p.tile));
