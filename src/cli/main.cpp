@@ -215,7 +215,9 @@ void AddServe(CLI::App& root, int& code) {
   AddEngineFlags(app, o->engine);
   app->add_option("--host", o->server.host, "address or name to listen on; 0.0.0.0: all of IPv4")
       ->capture_default_str();
-  app->add_option("--port", o->server.port, "0: any that is free")->capture_default_str();
+  app->add_option("--port", o->server.port, "0: any that is free")
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str();
   app->add_option("--api-key", o->server.api_key,
                   "asked for by every route but /health; the page is at /?key=KEY; default: the "
                   "environment's OCTAVO_API_KEY")
@@ -270,6 +272,9 @@ void AddVerify(CLI::App& root, int& code) {
       "Example:\n  octavo verify tests/golden/llama --dtype float32 --kv-cache-dtype fp8");
   o->engine.dtype = "float32";
   AddEngineFlags(app, o->engine);
+  o->engine.model.clear();  // the shipped one has no reference
+  app->get_option("model")->required()->description(
+      "a Hugging Face folder (config.json, safetensors)");
   app->add_option("--golden", o->golden,
                   "the reference file; default: golden.safetensors in the model's folder");
   app->add_option("--tolerance", o->tolerance,

@@ -39,6 +39,7 @@ class Check : public nlohmann::json_sax<Json> {
   bool end_array() override { return Close(); }
 
   bool key(string_t& key) override {
+    key_ = key;
     if (!open_.back().insert(key).second) {
       throw Error(ErrorCode::kInvalidArgument,
                   fmt::format("{}: the key {} is given twice", source_, Quote(key)));
@@ -48,7 +49,8 @@ class Check : public nlohmann::json_sax<Json> {
 
   bool parse_error(size_t, const std::string&, const Json::exception& error) override {
     throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("{}: not valid JSON: {}", source_, Reason(error.what())));
+                fmt::format("{}: not valid JSON: {}{}", source_, Reason(error.what()),
+                            key_.empty() ? "" : ", behind the key " + Quote(key_)));
   }
 
  private:
@@ -67,6 +69,7 @@ class Check : public nlohmann::json_sax<Json> {
 
   const std::string& source_;
   const int max_depth_;
+  std::string key_;                                    // the last
   std::vector<std::unordered_set<std::string>> open_;  // keys of each open object (arrays: none)
 };
 

@@ -30,7 +30,7 @@ TEST(Json, RefusesWithSourceAndReason) {
       {"[1, 2", "end of input"},
       {"{} {}", "column 4"},
       {"{'a': 1}", "column 2"},
-      {R"({"a": NaN})", "invalid literal"},
+      {R"({"a": NaN})", "invalid literal, behind the key 'a'"},
       {R"({"a": -Infinity})", "column"},
       {R"({"a": 1e999})", "number overflow"},
       {"\"\xff\xfe\"", "ill-formed UTF-8"},

@@ -3,12 +3,17 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <new>
 
 namespace octavo {
 
 Memory HostBackend::Allocate(size_t bytes) {
-  auto buffer = std::make_shared<Buffer>(bytes);
-  return Memory(buffer->data(), bytes, [buffer](std::byte*) {});
+  try {
+    auto buffer = std::make_shared<Buffer>(bytes);
+    return Memory(buffer->data(), bytes, [buffer](std::byte*) {});
+  } catch (const std::bad_alloc&) {
+    return Memory();
+  }
 }
 
 MemoryInfo HostBackend::memory_info() {

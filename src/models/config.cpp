@@ -237,7 +237,13 @@ struct Trait {
 bool IsFalse(const ConfigReader&, const Json& value) { return value == Json(false); }
 bool IsTrue(const ConfigReader&, const Json& value) { return value == Json(true); }
 bool IsNull(const ConfigReader&, const Json& value) { return value.is_null(); }
-bool IsFullAttention(const ConfigReader&, const Json& value) {
+void CheckCount(const ConfigReader& config, const Json& layer_types, int64_t layers) {
+  if (std::ssize(layer_types) == layers) return;
+  config.Fail("layer_types", fmt::format("expected num_hidden_layers {} entries, found {}", layers,
+                                         layer_types.size()));
+}
+bool IsFullAttention(const ConfigReader& config, const Json& value) {
+  if (value.is_array()) CheckCount(config, value, config.Int("num_hidden_layers", 1, kMostLayers));
   return value.is_array() && std::all_of(value.begin(), value.end(),
                                          [](const Json& type) { return type == "full_attention"; });
 }
@@ -281,10 +287,7 @@ const Family& FindFamily(std::string_view model_type) {
 void SetWindows(const ConfigReader& config, std::optional<int64_t> window,
                 const std::function<bool(int layer)>& sliding, ModelSpec& spec) {
   const Json* types = config.Array("layer_types");
-  if (types && types->size() != spec.layers.size()) {
-    config.Fail("layer_types", fmt::format("expected num_hidden_layers {} entries, found {}",
-                                           spec.layers.size(), types->size()));
-  }
+  if (types) CheckCount(config, *types, std::ssize(spec.layers));
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     bool slides = false;
     if (!types) {

@@ -135,6 +135,8 @@ INSTANTIATE_TEST_SUITE_P(Models, BadConfig, testing::ValuesIn(kModels));
 const Mutation kTraits[] = {
     {"llama", "layer_types", R"(["full_attention", "sliding_attention"])",
      "layer_types: an array of 2 is not supported for llama (full_attention alone is)"},
+    {"llama", "layer_types", R"(["full_attention"])",
+     "layer_types: expected num_hidden_layers 2 entries, found 1"},
     {"llama", "layer_types", "3", "layer_types: 3 is not supported for llama"},
     {"llama", "sliding_window", "4096",
      "sliding_window: 4096 is not supported for llama (null is)"},

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <new>
 #include <random>
 #include <set>
 
@@ -204,9 +205,13 @@ class Loader {
 
   Tensor Allocate(DType dtype, std::initializer_list<int64_t> shape) {
     Tensor tensor(nullptr, dtype, shape);
-    const Buffer& buffer =
-        weights_.owned.emplace_back(static_cast<size_t>(WeightBytes(dtype, tensor)));
-    tensor.data = buffer.data();
+    const int64_t bytes = WeightBytes(dtype, tensor);
+    try {
+      tensor.data = weights_.owned.emplace_back(static_cast<size_t>(bytes)).data();
+    } catch (const std::bad_alloc&) {
+      throw Error(ErrorCode::kResourceExhausted,
+                  fmt::format("out of memory for {} MiB of weights", bytes >> 20));
+    }
     return tensor;
   }
 

@@ -99,7 +99,10 @@ TEST_F(CliTest, HelpOfEveryCommand) {
 TEST_F(CliTest, WrongCommandLines) {
   ExpectRefused("", {"subcommand"});
   ExpectRefused("frobnicate", {"frobnicate"});
-  ExpectRefused("verify --no-such-flag", {"--no-such-flag"});
+  ExpectRefused("generate --no-such-flag", {"--no-such-flag"});
+  ExpectRefused("verify", {"model is required"});
+  ExpectRefused("generate --kv-cache-memory-bytes 60TiB --prompt x",
+                {"out of memory for a KV cache", "--kv-cache-memory-bytes"});
   ExpectRefused("serve x --revision main", {"no --revision here: "});
   ExpectRefused("serve --attention-backend=FLASH_ATTN", {"--attention-math"});
   ExpectRefused("serve --hf-overrides '{\"hidden_size\": 0}'", {"hidden_size"});
@@ -142,7 +145,7 @@ TEST_F(CliTest, WrongCommandLines) {
   ExpectRefused("eval needle --lengths 1k,2k /nonexistent", {"/nonexistent/config.json"});
   ExpectRefused("serve /nonexistent", {"/nonexistent"});
   ExpectRefused("serve --host 192.0.2.1", {"--host", "192.0.2.1"});
-  ExpectRefused("serve --port 65536", {"--port"});
+  ExpectRefused("serve --port 65536", {"--port", "65535"});
   ExpectRefused("serve --max-num-seqs 0", {"--max-num-seqs"});
   ExpectRefused("serve --port 0 --api-key ''", {"--api-key", "expected a key"});
   ExpectRefused("serve --api-key= --port 0", {"--api-key", "expected a key, found '--port'"});

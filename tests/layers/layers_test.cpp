@@ -89,8 +89,7 @@ TEST(LayersTest, OnlyHttpServerAndClientKnowSockets) {
         continue;
       ++sockets;
       const std::string file = fs::relative(entry.path(), src).string();
-      EXPECT_TRUE(file.starts_with("server/http_"))
-          << file << " includes " << include.target;
+      EXPECT_TRUE(file.starts_with("server/http_")) << file << " includes " << include.target;
     }
   }
   EXPECT_GT(sockets, 0);
