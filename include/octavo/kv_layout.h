@@ -30,8 +30,8 @@ enum class KvFormat : uint8_t {
   kBF16,
   kFp8E4M3,           // static scale per tensor or per kv head
   kFp8E5M2,           // static scale
-  kFp8PerTokenHead,   // e4m3, scale = max(amax / 448, 1e-6) per token and kv head, stored in the
-                      // page
+  kFp8PerTokenHead,   // e4m3, scale per token and kv head, stored in the page: the power of two at
+                      // or above max(amax / 448, 1e-6)
   kInt8PerTokenHead,  // int8, scale = max(amax / 127, 1e-6), round to nearest even
 };
 

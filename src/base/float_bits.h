@@ -15,6 +15,11 @@ namespace octavo {
 
 inline float BF16ToFloat(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
 
+// The smallest power of two that is not below x, which is positive, normal and below 2^127.
+inline float PowerOfTwoAtLeast(float x) {
+  return std::bit_cast<float>((std::bit_cast<uint32_t>(x) + 0x7FFFFF) & 0x7F800000);
+}
+
 inline uint16_t FloatToBF16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   if (x != x) return static_cast<uint16_t>((bits >> 16) | 0x40);  // keep NaN a NaN

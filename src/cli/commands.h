@@ -8,6 +8,7 @@
 #include "eval/bench_decode.h"
 #include "eval/bench_latency.h"
 #include "eval/bench_throughput.h"
+#include "eval/calibrate.h"
 #include "eval/needle.h"
 #include "eval/verify.h"
 #include "octavo/engine.h"
@@ -37,6 +38,12 @@ struct InspectOptions {
   int64_t length = 0;  // tokens; 0: 32k, or the most the model takes
 };
 int Inspect(const InspectOptions& options);
+
+struct CalibrateCommandOptions {
+  CalibrateOptions calibrate;
+  std::string json;
+};
+int CalibrateModel(const CalibrateCommandOptions& options);
 
 int VerifyModel(const VerifyOptions& options);
 

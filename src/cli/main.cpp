@@ -286,6 +286,43 @@ void AddVerify(CLI::App& root, int& code) {
   app->callback([o, &code] { code = VerifyModel(*o); });
 }
 
+void AddCalibrate(CLI::App& root, int& code) {
+  auto o = std::make_shared<CalibrateCommandOptions>();
+  CLI::App* app = root.add_subcommand(
+      "calibrate", "Make scales for an FP8 cache from a text, and say whether they are needed.");
+  app->footer(
+      "Half of the text makes the scales: per layer and kv head, margin * amax / 448, rounded up "
+      "to "
+      "a power of two. The other\n"
+      "half is read under each format: KL divergence of the next token's distribution from that of "
+      "a bf16 cache (nats per token,\n"
+      "with two standard errors), how often the likeliest token is the same, saturated elements. "
+      "The "
+      "advice is the first format\n"
+      "that saturates nowhere and stays within --tolerance.\n"
+      "Example:\n  octavo calibrate ~/models/Qwen2.5-7B --text mine.txt --output scales.json");
+  AddEngineFlags(app, o->calibrate.engine, /*one_format=*/false);
+  AddTokenizer(app, o->calibrate.engine);
+  app->add_option("--text", o->calibrate.text_file,
+                  "a text of the kind that the model will see; default: generated sentences");
+  app->add_option("--tokens", o->calibrate.tokens, "of each half, at most, e.g. 8k")
+      ->transform(Tokens())
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  app->add_option("--margin", o->calibrate.margin, "room above the largest magnitude that was seen")
+      ->check(CLI::Range(1.0, 100.0))
+      ->capture_default_str();
+  app->add_option("--tolerance", o->calibrate.tolerance,
+                  "KL, in nats per token, that an advised format may have")
+      ->check(Positive())
+      ->capture_default_str();
+  o->calibrate.output = "kv_scales.json";
+  app->add_option("--output,-o", o->calibrate.output, "the side-car file, for --kv-cache-scales")
+      ->capture_default_str();
+  app->add_option("--json", o->json, "write the results here");
+  app->callback([o, &code] { code = CalibrateModel(*o); });
+}
+
 void AddInspect(CLI::App& root, int& code) {
   auto o = std::make_shared<InspectOptions>();
   CLI::App* app = root.add_subcommand(
@@ -613,6 +650,7 @@ int Main(int argc, char** argv) {
   AddServe(root, code);
   AddEval(root, code);
   AddVerify(root, code);
+  AddCalibrate(root, code);
   AddInspect(root, code);
   AddBench(root, code);
   try {

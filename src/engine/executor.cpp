@@ -365,6 +365,14 @@ std::vector<LayerHealth> Executor::ReadHealth() {
   return health;
 }
 
+std::vector<std::byte> Executor::ReadClaim(int layer, uint32_t page) {
+  const LayerPlace& place = geometry_.layers[layer];
+  std::vector<std::byte> bytes(place.layout.ClaimBytes());
+  backend_->Download(bytes.data(), arena_->base() + int64_t{page} * kPageUnit + place.claim_offset,
+                     bytes.size());
+  return bytes;
+}
+
 double Executor::cache_bytes_per_token() const {
   double bytes = 0;
   for (const LayerPlace& place : geometry_.layers)

@@ -75,6 +75,10 @@ class Executor {
   // Formats and scale sources per layer; fixed, so any thread may ask. Counts are in health().
   std::vector<LayerCacheReport> CacheReport(std::span<const LayerHealth> health) const;
   std::vector<LayerHealth> ReadHealth();
+  // A layer's claim of a page, and how it lies.
+  const KvLayout& layout(int layer) const { return geometry_.layers[layer].layout; }
+  int group(int layer) const { return geometry_.layers[layer].group; }
+  std::vector<std::byte> ReadClaim(int layer, uint32_t page);
   double cache_bytes_per_token() const;
   int64_t cache_bytes() const;
   int64_t cache_tokens() const;      // that fit, in sequences of max_model_len

@@ -9,47 +9,24 @@
 #include "base/error.h"
 #include "base/float_bits.h"
 #include "engine/executor.h"
+#include "eval/pass.h"
 #include "eval/relative_error.h"
 
 namespace octavo {
 namespace {
 
 // One variant's run over one prompt.
-class Pass {
- public:
-  Pass(Executor& executor, std::span<const int32_t> prompt)
-      : executor_(executor),
-        prompt_(prompt),
-        batch_(executor.MakeBatch()),
-        pages_(executor.pool().Acquire({})) {}
-
-  void RunChunk(int64_t begin, int count, const StepObserver& observer) {
-    if (!pages_.Extend(begin + count)) {
-      throw Error(ErrorCode::kResourceExhausted,
-                  fmt::format("a prompt of {} tokens does not fit in the cache", prompt_.size()));
-    }
-    batch_.Clear();
-    batch_.Add(prompt_, begin, count, pages_);
-    executor_.Run(
-        batch_, [](size_t, const Tensor&) {}, observer);
-    pages_.Publish(prompt_, begin + count);
-    pages_.ReleaseBehindWindows();
-  }
+struct Variant {
+  explicit Variant(Executor& executor) : backend(executor.backend()), pass(executor) {}
 
   std::vector<std::byte> Download(const Tensor& tensor) {
     std::vector<std::byte> bytes(tensor.size() * SizeOf(tensor.dtype));
-    executor_.backend().Download(bytes.data(), tensor.data, bytes.size());
+    backend.Download(bytes.data(), tensor.data, bytes.size());
     return bytes;
   }
-  void Upload(const Tensor& tensor, std::span<const std::byte> bytes) {
-    executor_.backend().Upload(tensor.data, bytes.data(), bytes.size());
-  }
 
- private:
-  Executor& executor_;
-  std::span<const int32_t> prompt_;
-  Batch batch_;
-  SequencePages pages_;
+  Backend& backend;
+  Pass pass;
 };
 
 std::vector<float> Floats(std::span<const std::byte> bytes, DType dtype) {
@@ -103,8 +80,8 @@ void AddRows(std::vector<RelativeError>& layer, int64_t first, std::span<const f
 std::vector<HeadErrors> Measure(std::span<const std::unique_ptr<Executor>> executors,
                                 std::span<const int32_t> prompt, int chunk) {
   const ModelSpec& spec = executors[0]->spec();
-  std::vector<Pass> passes;
-  for (const auto& executor : executors) passes.emplace_back(*executor, prompt);
+  std::vector<Variant> variants;
+  for (const auto& executor : executors) variants.emplace_back(*executor);
   std::vector<HeadSums> sums(executors.size() - 1, NoErrors(spec));
 
   const int64_t tokens = std::ssize(prompt);
@@ -112,18 +89,20 @@ std::vector<HeadErrors> Measure(std::span<const std::unique_ptr<Executor>> execu
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int count = static_cast<int>(std::min<int64_t>(chunk, tokens - begin));
     const int64_t first = std::max<int64_t>(0, tokens - kAttentionErrorPositions - begin);
-    passes[0].RunChunk(begin, count, {.attended = [&](int l, const Tensor& attended) {
-                         expected[l] = passes[0].Download(attended);
-                       }});
+    const StepObserver keep{.attended = [&](int l, const Tensor& attended) {
+      expected[l] = variants[0].Download(attended);
+    }};
+    variants[0].pass.Run(prompt, count, 0, nullptr, keep);
     for (size_t v = 0; v < sums.size(); ++v) {
-      Pass& pass = passes[v + 1];
-      pass.RunChunk(begin, count, {.attended = [&](int l, const Tensor& attended) {
-                      if (first < count) {
-                        AddRows(sums[v][l], first, Floats(pass.Download(attended), attended.dtype),
-                                Floats(expected[l], attended.dtype), spec.layers[l].head_dim);
-                      }
-                      pass.Upload(attended, expected[l]);
-                    }});
+      Variant& variant = variants[v + 1];
+      const StepObserver compare{.attended = [&](int l, const Tensor& attended) {
+        if (first < count) {
+          AddRows(sums[v][l], first, Floats(variant.Download(attended), attended.dtype),
+                  Floats(expected[l], attended.dtype), spec.layers[l].head_dim);
+        }
+        variant.backend.Upload(attended.data, expected[l].data(), expected[l].size());
+      }};
+      variant.pass.Run(prompt, count, 0, nullptr, compare);
     }
   }
   std::vector<HeadErrors> errors;

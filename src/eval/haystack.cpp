@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "io/json.h"
+#include "io/mapped_file.h"
 #include "text/unicode.h"
 
 namespace octavo {
@@ -214,6 +215,17 @@ Haystack HaystackGenerator::Make(size_t bytes, int needles, uint64_t seed) const
   }
   while (placed < n) place();
   return haystack;
+}
+
+std::string ReadText(const std::string& path) {
+  if (path.empty()) return {};
+  std::string text(MappedFile(path).bytes());
+  if (const size_t valid = ValidUtf8Length(text); text.empty() || valid != text.size()) {
+    throw Error(ErrorCode::kInvalidArgument,
+                text.empty() ? fmt::format("{}: an empty file", path)
+                             : fmt::format("{}: not UTF-8 at byte {}", path, valid));
+  }
+  return text;
 }
 
 }  // namespace octavo

@@ -48,6 +48,9 @@ struct Haystack {
   std::string Answer(size_t needle) const;
 };
 
+// A user's own text. Empty path: none. Errors: the file is empty or not UTF-8.
+std::string ReadText(const std::string& path);
+
 // Immutable after construction: Make may be called from any thread.
 class HaystackGenerator {
  public:

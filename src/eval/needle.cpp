@@ -13,7 +13,6 @@
 #include "base/error.h"
 #include "eval/haystack.h"
 #include "eval/variant.h"
-#include "io/mapped_file.h"
 #include "models/config.h"
 #include "text/unicode.h"
 
@@ -226,17 +225,6 @@ void AddAttentionErrors(const NeedleEvalOptions& options,
     const size_t variant = i % options.formats.size();
     rows[i].attention_error = errors[i / options.formats.size()][variant];
   }
-}
-
-std::string ReadText(const std::string& path) {
-  if (path.empty()) return {};
-  std::string text(MappedFile(path).bytes());
-  if (const size_t valid = ValidUtf8Length(text); text.empty() || valid != text.size()) {
-    throw Error(ErrorCode::kInvalidArgument,
-                text.empty() ? fmt::format("{}: an empty haystack", path)
-                             : fmt::format("{}: not UTF-8 at byte {}", path, valid));
-  }
-  return text;
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/float_bits.h"
 #include "engine/executor.h"
+#include "eval/pass.h"
 #include "eval/relative_error.h"
 #include "io/checkpoint.h"
 #include "models/config.h"
@@ -109,9 +110,9 @@ class Runner {
   // Soft-capped logits of the last `rows` tokens, the prompt cut into chunks.
   Logits Run(std::span<const int32_t> ids, int chunk, int64_t rows,
              const StepObserver& observer = {}) {
-    SequencePages pages = executor_.pool().Acquire({});
+    Pass pass(executor_);
     Logits out{.rows = rows, .vocab = spec().vocab, .values = {}};
-    Extend(pages, ids, 0, chunk, static_cast<int64_t>(ids.size()) - rows, out, observer);
+    Extend(pass, ids, chunk, rows, out, observer);
     return out;
   }
 
@@ -122,7 +123,7 @@ class Runner {
     float margin = 0;
   };
   Parting FollowGreedy(std::vector<int32_t> tokens, std::span<const int32_t> expected) {
-    SequencePages pages = executor_.pool().Acquire({});
+    Pass pass(executor_);
     // A continuation without any end token was made with them suppressed (generate's
     // min_new_tokens), or never met one.
     const std::vector<int32_t>& eos = spec().eos_token_ids;
@@ -130,8 +131,7 @@ class Runner {
                                                  eos.end()) == expected.end();
     for (size_t i = 0; i < expected.size(); ++i) {
       Logits last{.rows = 1, .vocab = spec().vocab, .values = {}};
-      Extend(pages, tokens, pages.written(), chunk(), static_cast<int64_t>(tokens.size()) - 1, last,
-             {});
+      Extend(pass, tokens, chunk(), 1, last, {});
       for (int32_t id : eos) {
         if (suppress_eos && id < spec().vocab) last.values[id] = -INFINITY;
       }
@@ -143,32 +143,15 @@ class Runner {
   }
 
  private:
-  void Extend(SequencePages& pages, std::span<const int32_t> ids, int64_t begin, int chunk,
-              int64_t first_row, Logits& out, const StepObserver& observer) {
-    Batch batch = executor_.MakeBatch();
-    const int64_t end = static_cast<int64_t>(ids.size());
-    for (; begin < end; begin += chunk) {
+  // The rest of `ids`, and the logits of the last `rows` of them.
+  void Extend(Pass& pass, std::span<const int32_t> ids, int chunk, int64_t rows, Logits& out,
+              const StepObserver& observer) {
+    const int64_t end = std::ssize(ids);
+    while (pass.written() < end) {
+      const int64_t begin = pass.written();
       const int count = static_cast<int>(std::min<int64_t>(chunk, end - begin));
-      if (!pages.Extend(begin + count)) {
-        throw Error(ErrorCode::kResourceExhausted,
-                    fmt::format("a prompt of {} tokens does not fit in the cache", end));
-      }
-      batch.Clear();
-      batch.Add(ids, begin, count, pages);
-      for (int64_t p = std::max(begin, first_row); p < begin + count; ++p)
-        batch.AddSample(static_cast<int>(p - begin), {});
-      const auto take = [&](size_t, const Tensor& logits) {
-        const size_t before = out.values.size();
-        out.values.resize(before + logits.size());
-        executor_.backend().Download(out.values.data() + before, logits.data,
-                                     logits.size() * sizeof(float));
-      };
-      executor_.Run(batch, take, observer);
-      pages.Publish(ids, begin + count);
-      pages.ReleaseBehindWindows();
-    }
-    if (const float cap = spec().final_soft_cap; cap > 0) {
-      for (float& x : out.values) x = cap * std::tanh(x / cap);
+      const int64_t wanted = std::clamp<int64_t>(begin + count - (end - rows), 0, count);
+      pass.Run(ids, count, static_cast<int>(wanted), &out.values, observer);
     }
   }
 

@@ -183,8 +183,10 @@ float DynamicScale(KvFormat format, const float* x, size_t count) {
     amax = hn::Max(amax, hn::Abs(value));
   }
   if (!hn::AllTrue(d, finite)) return std::numeric_limits<float>::quiet_NaN();
-  const float largest = format == KvFormat::kInt8PerTokenHead ? 127.0f : kFp8E4M3Max;
-  return std::max(hn::GetLane(hn::MaxOfLanes(d, amax)) / largest, 1e-6f);
+  const bool is_int8 = format == KvFormat::kInt8PerTokenHead;
+  const float largest = is_int8 ? 127.0f : kFp8E4M3Max;
+  const float scale = std::max(hn::GetLane(hn::MaxOfLanes(d, amax)) / largest, 1e-6f);
+  return is_int8 ? scale : PowerOfTwoAtLeast(scale);
 }
 
 // ---- rows

@@ -85,7 +85,9 @@ inline constexpr float kDivides = 0x1p100f;
 __device__ __forceinline__ float DynamicScale(float amax, bool is_int8) {
   const Divisor by{is_int8 ? 127.0f : 448.0f, is_int8 ? 1 / 127.0f : 1 / 448.0f, 1};
   if (!(amax <= FLT_MAX)) return __int_as_float(0x7FC00000);
-  return amax < 0x1p-30f ? 1e-6f : fmaxf(Divide(amax, by), 1e-6f);
+  const float scale = amax < 0x1p-30f ? 1e-6f : fmaxf(Divide(amax, by), 1e-6f);
+  if (is_int8) return scale;
+  return __uint_as_float((__float_as_uint(scale) + 0x7FFFFF) & 0x7F800000);  // a power of two
 }
 
 // A query's scale: the magnitudes of its codes add up to 128, and with rounding to 136 at most, so

@@ -129,8 +129,10 @@ void Quantize(KvFormat format, const std::vector<double>& row, const float* stat
       finite = finite && std::isfinite(static_cast<float>(x));
       amax = std::max(amax, std::abs(static_cast<float>(x)));
     }
-    const float largest = format == KvFormat::kInt8PerTokenHead ? 127.0f : kFp8E4M3Max;
-    scale = finite ? std::max(amax / largest, 1e-6f) : std::numeric_limits<float>::quiet_NaN();
+    const bool is_int8 = format == KvFormat::kInt8PerTokenHead;
+    scale = std::max(amax / (is_int8 ? 127.0f : kFp8E4M3Max), 1e-6f);
+    if (!is_int8) scale = std::exp2(std::ceil(std::log2(scale)));
+    if (!finite) scale = std::numeric_limits<float>::quiet_NaN();
     Store(token_scale, 0, scale);
   } else if (static_scale) {
     scale = *static_scale;
