@@ -26,8 +26,8 @@ struct Halves {
 };
 
 Halves ReadTokens(const CalibrateOptions& options) {
-  const int64_t most =
-      std::min<int64_t>(options.tokens, ReadModelSpec(options.engine.model).max_position_embeddings);
+  const int64_t most = std::min<int64_t>(
+      options.tokens, ReadModelSpec(options.engine.model).max_position_embeddings);
   const std::string& folder =
       options.engine.tokenizer.empty() ? options.engine.model : options.engine.tokenizer;
   const Tokenizer tokenizer = Tokenizer::FromFolder(folder);
@@ -188,7 +188,8 @@ std::vector<FormatScore> ScoreFormats(const EngineOptions& engine, std::span<con
         const auto row = std::span<const float>(rows).subspan(r * vocab, vocab);
         const double normaliser = LogNormaliser(row);
         if (is_reference) normalisers.push_back(normaliser);
-        contestant->Score(row, normaliser, std::span<const float>(reference).subspan(r * vocab, vocab),
+        contestant->Score(row, normaliser,
+                          std::span<const float>(reference).subspan(r * vocab, vocab),
                           normalisers[r], tokens[begin + r + 1]);
       }
       done();
@@ -215,7 +216,8 @@ std::string Advice(const std::vector<FormatScore>& scores, double tolerance) {
                   plain.saturated);
   const FormatScore* best = Cheapest(scores, tolerance);
   if (!best)
-    return fmt::format("--kv-cache-dtype bf16: no 8-bit format stays within {}; {}", tolerance, without);
+    return fmt::format("--kv-cache-dtype bf16: no 8-bit format stays within {}; {}", tolerance,
+                       without);
   const std::string advice = fmt::format("{}: {}", best->flags, divergence(*best));
   return advice + (best == &plain ? "; calibrated scales are not needed" : "; " + without);
 }
@@ -233,7 +235,8 @@ float ScaleFor(float amax, double margin) {
 
 const FormatScore* Cheapest(const std::vector<FormatScore>& scores, double tolerance) {
   for (size_t i = 1; i < scores.size(); ++i) {
-    if (scores[i].saturated == 0 && scores[i].kl + scores[i].kl_error <= tolerance) return &scores[i];
+    if (scores[i].saturated == 0 && scores[i].kl + scores[i].kl_error <= tolerance)
+      return &scores[i];
   }
   return nullptr;
 }
@@ -259,7 +262,8 @@ CalibrationReport Calibrate(const CalibrateOptions& options,
                                        {"int8_per_token_head", "int8_per_token_head", ""},
                                        {"fp8_per_token_head", "fp8_per_token_head", ""}};
   const int chunk = *engine.max_num_batched_tokens;
-  const int chunks = (tokens + chunk - 1) / chunk, all = chunks * (1 + static_cast<int>(formats.size()));
+  const int chunks = (tokens + chunk - 1) / chunk,
+            all = chunks * (1 + static_cast<int>(formats.size()));
   int so_far = 0;
   const auto done = [&] {
     if (progress) progress(++so_far, all);
@@ -306,11 +310,11 @@ std::string CalibrationJson(const CalibrationReport& report) {
 }
 
 std::string CalibrationTable(const CalibrationReport& report) {
-  std::string out =
-      fmt::format("{:>5}  {:>22}  {:>22}\n", "layer", "K: amax of its heads", "V: amax of its heads");
+  std::string out = fmt::format("{:>5}  {:>22}  {:>22}\n", "layer", "K: amax of its heads",
+                                "V: amax of its heads");
   for (size_t l = 0; l < report.amax.size(); ++l) {
-    out += fmt::format("{:>5}  {:>22}  {:>22}\n", l, Range(report.amax[l].k),
-                       Range(report.amax[l].v));
+    out +=
+        fmt::format("{:>5}  {:>22}  {:>22}\n", l, Range(report.amax[l].k), Range(report.amax[l].v));
   }
   out += fmt::format("\n{:<20} {:>12} {:>22} {:>9} {:>10} {:>12}\n", "format", "bytes/token",
                      "KL from bf16", "top-1", "log-prob", "saturated");

@@ -3,9 +3,9 @@
 //
 // The first half of a text is run with a bf16 cache, and the largest magnitude of K and V per layer
 // and kv head becomes a scale: margin * amax / 448, rounded up to a power of two. Amax and not a
-// percentile, since what clipping saves in rounding it loses many times over in outliers; a power of
-// two, since e4m3 rounds by the exponent: such a scale moves its range and changes no rounding, so
-// that a model which scale 1.0 suits is not made different.
+// percentile, since what clipping saves in rounding it loses many times over in outliers; a power
+// of two, since e4m3 rounds by the exponent: such a scale moves its range and changes no rounding,
+// so that a model which scale 1.0 suits is not made different.
 //
 // The second half, which the scales have not seen, is then read under each format, every one given
 // the same tokens. What counts is the KL divergence of its next-token distributions from bf16's:
@@ -24,9 +24,9 @@ namespace octavo {
 
 struct CalibrateOptions {
   EngineOptions engine;
-  std::string text_file;  // UTF-8; empty: generated sentences
-  int tokens = 8192;      // of each half, at most; whole pages are used
-  double margin = 1.5;    // above what was seen
+  std::string text_file;    // UTF-8; empty: generated sentences
+  int tokens = 8192;        // of each half, at most; whole pages are used
+  double margin = 1.5;      // above what was seen
   double tolerance = 0.01;  // of KL, nats per token
   std::string output;       // the side-car file
 };

@@ -29,6 +29,10 @@ HttpResponse Refuse(const Error& error) {
   return Refuse(static_cast<http::status>(openai::HttpStatus(error.code())), error.message());
 }
 
+std::string Chunk(std::string_view text) {
+  return fmt::format("{:x}\r\n{}\r\n", text.size(), text);
+}
+
 // Also of the absolute form, which is meant for proxies but every server has to take.
 Target TargetOf(const http::request_header<>& header) {
   std::string_view target(header.target().data(), header.target().size());
@@ -64,8 +68,13 @@ std::optional<HttpResponse> CheckHeader(const http::request_header<>& header, bo
     response.set(http::field::www_authenticate, "Bearer");
     return response;
   }
-  if (header.find(http::field::transfer_encoding) != header.end() && !chunked) {
+  const beast::string_view transfer = header[http::field::transfer_encoding];
+  if (!transfer.empty() && !(chunked && beast::iequals(transfer, "chunked"))) {
     return Refuse(http::status::not_implemented, "a Transfer-Encoding other than chunked");
+  }
+  const beast::string_view encoding = header[http::field::content_encoding];
+  if (!encoding.empty() && !beast::iequals(encoding, "identity")) {
+    return Refuse(http::status::unsupported_media_type, "a Content-Encoding other than identity");
   }
   const bool gets = is_one_of({"/", "/health", "/version", "/v1/models", "/metrics"});
   const bool posts =

@@ -21,6 +21,9 @@ HttpResponse Respond(boost::beast::http::status status, std::string body,
 HttpResponse Refuse(boost::beast::http::status status, std::string_view message);
 HttpResponse Refuse(const Error& error);
 
+// Of a chunked body.
+std::string Chunk(std::string_view text);
+
 struct Target {
   std::string_view path, query;
 };

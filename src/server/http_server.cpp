@@ -58,17 +58,18 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kHealthInterval{1};  // how often saturation is looked for
 constexpr size_t kEventsPerTurn = 256;              // with 20 alternatives each some 3 ms
+constexpr std::chrono::seconds kAskInterval{1};     // of a client who says no more
 constexpr const char* kGoOn = "HTTP/1.1 100 Continue\r\n\r\n";
 
 // What the engine and the client's socket have to say to the coroutine that answers a request. All
 // of it lives on the I/O thread.
 struct Mailbox {
-  explicit Mailbox(asio::io_context& io) : wake(io, asio::steady_timer::time_point::max()) {}
+  explicit Mailbox(asio::io_context& io) : wake(io) {}
 
   std::vector<Event> events;
-  size_t open = 0;           // requests of the engine whose final event has not come
-  bool half_closed = false;  // the client will send no more, or is gone:
-  bool asked = false;        // he has been asked which
+  size_t open = 0;            // requests of the engine whose final event has not come
+  bool half_closed = false;   // the client will send no more, or is gone:
+  Clock::time_point asked{};  // when he was last asked which
   bool client_gone = false;
   bool unread = false;      // more has come from the client already, which hides its end
   bool answered = false;    // nobody reads any more
@@ -82,8 +83,9 @@ struct Connection {
   beast::tcp_stream stream;
   beast::flat_buffer buffer;
   bool busy = false;       // a request has been read and its answer is not complete
+  size_t body_bytes = 0;   // of the request that is being read
   bool head_only = false;  // the request is a HEAD
-  Clock::time_point idle_since = Clock::now();  // while it is not
+  Clock::time_point idle_since = Clock::now();  // while it is not: since its last answer
   std::shared_ptr<Mailbox> mailbox;             // while something works for it
 };
 
@@ -144,7 +146,10 @@ struct HttpServer::Impl {
   }
 
   awaitable<void> Accept();
-  bool CloseAnIdleOne();
+  bool CloseAnIdleOne(size_t least_body_bytes = 0);
+  awaitable<error_code> ReadBody(Connection& connection,
+                                 http::request_parser<http::string_body>& parser);
+  void ForgetBody(Connection& connection);
   awaitable<void> HandleSignals();
   awaitable<void> Serve(tcp::socket socket);
   awaitable<bool> ServeOne(Connection& connection);  // whether another request may follow
@@ -170,6 +175,7 @@ struct HttpServer::Impl {
   void Deliver(std::vector<Arrival>& arrivals);
   void WatchForHangUp(Connection& connection, const std::shared_ptr<Mailbox>& mailbox);
   awaitable<void> FindOutWhetherGone(Connection& connection, std::string_view question);
+  awaitable<void> Sleep(Mailbox& mailbox);
   bool KeepAlive(const HttpRequest& message) const { return message.keep_alive() && !draining; }
 
   ServerOptions options;
@@ -186,6 +192,7 @@ struct HttpServer::Impl {
   tcp::acceptor acceptor{io};
   asio::signal_set signals{io, SIGTERM, SIGINT};
   std::set<Connection*> connections;
+  size_t body_bytes = 0;          // of all that are being read
   int requests = 0, choices = 0;  // in the worker; in the engine
   // Until the engine's final event, however the coroutine that reads them ends.
   std::map<Mailbox*, std::shared_ptr<Mailbox>> mailboxes;
@@ -212,10 +219,6 @@ struct LogFailure {
     }
   }
 };
-
-std::string Chunk(std::string_view text) {
-  return fmt::format("{:x}\r\n{}\r\n", text.size(), text);
-}
 
 // Removes from `bytes` what the socket takes at once: most often all of it, which then costs
 // neither a timer nor a turn of the loop.
@@ -270,15 +273,18 @@ awaitable<void> HttpServer::Impl::Accept() {
   }
 }
 
-// The connection that has been waiting for a header the longest; false if none does.
-bool HttpServer::Impl::CloseAnIdleOne() {
+// The connection that has been waiting for a request, or the rest of one, the longest; false if
+// none does.
+bool HttpServer::Impl::CloseAnIdleOne(size_t least_body_bytes) {
   Connection* idle = nullptr;
   for (Connection* connection : connections) {
-    if (!connection->busy && (!idle || connection->idle_since < idle->idle_since))
+    if (!connection->busy && connection->body_bytes >= least_body_bytes &&
+        (!idle || connection->idle_since < idle->idle_since))
       idle = connection;
   }
   if (!idle) return false;
   idle->busy = true;  // with its end
+  ForgetBody(*idle);
   idle->stream.cancel();
   return true;
 }
@@ -317,6 +323,7 @@ awaitable<void> HttpServer::Impl::Serve(tcp::socket socket) {
     failure = std::current_exception();
   }
   connections.erase(&connection);
+  ForgetBody(connection);
   if (draining && connections.empty()) signals.cancel();
   if (failure) std::rethrow_exception(failure);
 }
@@ -358,28 +365,42 @@ void HttpServer::Impl::WatchForHangUp(Connection& connection,
 
 // A client who has shut down his sending side (`nc -N`) looks like one who is gone until he is sent
 // something: only the latter's machine answers with a reset. So he is sent what means nothing to
-// him, once: a comment in a stream, an interim response before a whole answer. No reset, and he is
-// served. That is more than uvicorn does, and vLLM with it, which drop both, and no less for
-// whoever is gone: he is found out after one round trip. HTTP/1.0 has nothing that could be sent
+// him, at once and then every second, since he may leave later: a comment in a stream, an interim
+// response before a whole answer. No reset, and he is served. That is more than uvicorn does, and
+// vLLM with it, which drop both, and no less for whoever is gone: he is found out after one round
+// trip, or a second. HTTP/1.0 has nothing that could be sent
 // before a whole answer, so that there he counts as gone.
 awaitable<void> HttpServer::Impl::FindOutWhetherGone(Connection& connection,
                                                      std::string_view question) {
   const std::shared_ptr<Mailbox> mailbox = connection.mailbox;
   mailbox->half_closed |= mailbox->unread && IsHalfClosed(connection.stream.socket());
-  if (!mailbox->half_closed || std::exchange(mailbox->asked, true)) co_return;
+  const Clock::time_point now = Clock::now();
+  if (!mailbox->half_closed || mailbox->client_gone || now < mailbox->asked + kAskInterval)
+    co_return;
   mailbox->client_gone = question.empty();
   if (mailbox->client_gone) co_return;
-  connection.stream.socket().async_wait(tcp::socket::wait_error, [mailbox](error_code failed) {
-    if (failed || mailbox->answered) return;
-    mailbox->client_gone = true;
-    mailbox->wake.cancel();
-  });
+  if (mailbox->asked == Clock::time_point{}) {
+    connection.stream.socket().async_wait(tcp::socket::wait_error, [mailbox](error_code failed) {
+      if (failed || mailbox->answered) return;
+      mailbox->client_gone = true;
+      mailbox->wake.cancel();
+    });
+  }
+  mailbox->asked = now;
   error_code error;
   connection.stream.expires_after(options.write_timeout);
   co_await asio::async_write(connection.stream, asio::buffer(question),
                              asio::redirect_error(use_awaitable, error));
   connection.stream.expires_never();
   if (error) mailbox->client_gone = true;
+}
+
+// Until there is news, or it is time to ask again.
+awaitable<void> HttpServer::Impl::Sleep(Mailbox& mailbox) {
+  const bool was_asked = mailbox.asked != Clock::time_point{};
+  mailbox.wake.expires_at(was_asked ? mailbox.asked + kAskInterval : Clock::time_point::max());
+  error_code ignored;
+  co_await mailbox.wake.async_wait(asio::redirect_error(use_awaitable, ignored));
 }
 
 // Of a client whose request is being worked on. While it lives he is listened to, and the
@@ -425,7 +446,10 @@ awaitable<std::optional<HttpResponse>> HttpServer::Impl::Prepare(Connection& con
                                                                  const HttpRequest& message,
                                                                  Job job) {
   constexpr size_t kSmallBody = 64 << 10;  // milliseconds, whatever is in it
-  const bool is_small = message.body().size() <= kSmallBody;
+  // So is a template of the request's own, unless its key is spelled with escapes: those who may
+  // bring one are trusted not to.
+  const bool is_small = message.body().size() <= kSmallBody &&
+                        message.body().find("\"chat_template\"") == std::string::npos;
   const asio::any_io_executor executor =
       is_small ? asio::any_io_executor(workers.get_executor()) : asio::any_io_executor(large);
   Mailbox& mailbox = *connection.mailbox;
@@ -442,8 +466,7 @@ awaitable<std::optional<HttpResponse>> HttpServer::Impl::Prepare(Connection& con
     if (message.version() >= 11) co_await FindOutWhetherGone(connection, kGoOn);
     abandoned = mailbox.client_gone || stopping;
     if (result) break;
-    error_code ignored;  // the timer never fires, it is only ever cancelled
-    co_await mailbox.wake.async_wait(asio::redirect_error(use_awaitable, ignored));
+    co_await Sleep(mailbox);
   }
   co_return std::move(*result);
 }
@@ -474,7 +497,6 @@ awaitable<bool> HttpServer::Impl::ServeOne(Connection& connection) {
                                    asio::redirect_error(use_awaitable, error));
   std::optional<HttpResponse> refusal;
   if (!error) {
-    connection.busy = true;
     connection.head_only = parser.get().method() == http::verb::head;
     refusal = CheckHeader(parser.get(), parser.chunked(), options.api_key);
     if (!refusal && beast::iequals(parser.get()[http::field::expect], "100-continue")) {
@@ -484,10 +506,10 @@ awaitable<bool> HttpServer::Impl::ServeOne(Connection& connection) {
     }
   }
   if (!error && !refusal) {
-    connection.stream.expires_after(options.body_timeout);
-    co_await http::async_read(connection.stream, connection.buffer, parser,
-                              asio::redirect_error(use_awaitable, error));
+    error = co_await ReadBody(connection, parser);
+    if (connection.busy) co_return false;  // it was its turn to be closed
   }
+  connection.busy = true;
   if (error == http::error::body_limit) {
     refusal = Refuse(http::status::payload_too_large,
                      fmt::format("the body is larger than {} bytes", options.max_body_bytes));
@@ -502,7 +524,6 @@ awaitable<bool> HttpServer::Impl::ServeOne(Connection& connection) {
     co_return false;  // hung up, or too slow
   }
   if (refusal) {
-    connection.busy = true;
     co_await Send(connection, *refusal, /*keep_alive=*/false);
     co_await LingerAndClose(connection);
     co_return false;
@@ -519,6 +540,28 @@ awaitable<bool> HttpServer::Impl::ServeOne(Connection& connection) {
   }
   HttpResponse response = AnswerGet(path);
   co_return co_await Send(connection, response, KeepAlive(message));
+}
+
+awaitable<error_code> HttpServer::Impl::ReadBody(Connection& connection,
+                                                 http::request_parser<http::string_body>& parser) {
+  error_code error;
+  connection.stream.expires_after(options.body_timeout);
+  parser.eager(true);
+  while (!error && !parser.is_done() && !connection.busy) {
+    co_await http::async_read_some(connection.stream, connection.buffer, parser,
+                                   asio::redirect_error(use_awaitable, error));
+    const size_t more = parser.get().body().size() - connection.body_bytes;
+    if (connection.busy) break;
+    connection.body_bytes += more;
+    body_bytes += more;
+    while (body_bytes > options.max_unfinished_bytes && CloseAnIdleOne(1)) continue;
+  }
+  ForgetBody(connection);
+  co_return error;
+}
+
+void HttpServer::Impl::ForgetBody(Connection& connection) {
+  body_bytes -= std::exchange(connection.body_bytes, 0);
 }
 
 awaitable<bool> HttpServer::Impl::Send(Connection& connection, HttpResponse& response,
@@ -682,10 +725,7 @@ awaitable<bool> HttpServer::Impl::Generate(Connection& connection, const HttpReq
   while (!generation->finished()) {
     if (!error) co_await FindOutWhetherGone(connection, question);
     if (error || stopping || mailbox.client_gone) running->Cancel();
-    if (mailbox.events.empty()) {
-      error_code ignored;  // the timer never fires, it is only ever cancelled
-      co_await mailbox.wake.async_wait(asio::redirect_error(use_awaitable, ignored));
-    }
+    if (mailbox.events.empty()) co_await Sleep(mailbox);
     events.clear();
     events.swap(mailbox.events);
     for (size_t i = 0; i < events.size(); ++i) {

@@ -40,6 +40,7 @@ struct ServerOptions {
   std::string version;
   uint32_t max_header_bytes = 16 << 10;
   uint64_t max_body_bytes = 8 << 20;
+  uint64_t max_unfinished_bytes = 256 << 20;  // of bodies that are being read, together
   int max_connections = 1024;
   // In the engine, waiting ones included, each choice of each prompt; more are answered 503.
   int max_requests = 512;

@@ -55,14 +55,17 @@ std::vector<int32_t> Intake::EncodeChat(const openai::Conversation& chat, bool a
   return engine_.Encode(text, add_special_tokens);
 }
 
+void Intake::CheckModel(const std::string& asked) const {
+  if (asked.empty() || asked == model_name_) return;
+  throw Error(ErrorCode::kNotFound,
+              fmt::format("model: this server has {}, not {}", Quote(model_name_), Quote(asked)));
+}
+
 Generation::Prepared Intake::Completion(openai::Api api, std::string_view body,
                                         const std::atomic<bool>& abandoned) const {
   Generation::Prepared out{.request = openai::ParseRequest(api, body, sampling_defaults_)};
   openai::CompletionRequest& request = out.request;
-  if (!request.model.empty() && request.model != model_name_) {
-    throw Error(ErrorCode::kNotFound, fmt::format("model: this server has {}, not {}",
-                                                  Quote(model_name_), Quote(request.model)));
-  }
+  CheckModel(request.model);
   const bool special = request.add_special_tokens;
   int64_t by_default = 16;
   if (api == openai::Api::kChat) {
@@ -97,17 +100,19 @@ Generation::Prepared Intake::Completion(openai::Api api, std::string_view body,
 
 std::string Intake::Tokenize(std::string_view body, const std::atomic<bool>& abandoned) const {
   const openai::TokenizeRequest request = openai::ParseTokenize(body);
+  CheckModel(request.model);
   const auto* text = std::get_if<std::string>(&request.text);
   const std::vector<int32_t> tokens = text
                                           ? engine_.Encode(*text, request.add_special_tokens)
                                           : EncodeChat(std::get<openai::Conversation>(request.text),
-                                                       /*add_special_tokens=*/false, abandoned);
+                                                       request.add_special_tokens, abandoned);
   return openai::TokenizeBody(tokens, engine_.max_model_len());
 }
 
 std::string Intake::Detokenize(std::string_view body) const {
-  return openai::DetokenizeBody(
-      engine_.Decode(openai::ParseDetokenize(body, engine_.vocab_size())));
+  const openai::DetokenizeRequest request = openai::ParseDetokenize(body, engine_.vocab_size());
+  CheckModel(request.model);
+  return openai::DetokenizeBody(engine_.Decode(request.tokens));
 }
 
 }  // namespace octavo

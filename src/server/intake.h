@@ -30,6 +30,7 @@ class Intake {
   std::string Detokenize(std::string_view body) const;
 
  private:
+  void CheckModel(const std::string& asked) const;
   std::vector<int32_t> EncodeChat(const openai::Conversation& chat, bool add_special_tokens,
                                   const std::atomic<bool>& abandoned) const;
 

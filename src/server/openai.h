@@ -68,12 +68,17 @@ SamplingParams SamplingDefaults(const std::string& generation_config,
 // POST /tokenize: {"prompt": text, "add_special_tokens": true} or {"messages": [...]}. /detokenize:
 // {"tokens": [ids]}.
 struct TokenizeRequest {
+  std::string model;
   std::variant<std::string, Conversation> text;
   bool add_special_tokens = true;
 };
 TokenizeRequest ParseTokenize(std::string_view body);
+struct DetokenizeRequest {
+  std::string model;
+  std::vector<int32_t> tokens;
+};
 // `vocab`: ids are below it.
-std::vector<int32_t> ParseDetokenize(std::string_view body, int64_t vocab);
+DetokenizeRequest ParseDetokenize(std::string_view body, int64_t vocab);
 std::string TokenizeBody(std::span<const int32_t> tokens, int64_t max_model_len);
 std::string DetokenizeBody(std::string_view text);
 

@@ -364,6 +364,9 @@ TokenizeRequest ParseTokenize(std::string_view body) {
   if (!json.is_object()) Wrong("the request's body", "an object", json);
   const Fields fields(json);
   TokenizeRequest request;
+  fields.Read("model", request.model);
+  request.add_special_tokens = !fields.Find("messages");  // a chat template writes them
+  fields.Read("add_special_tokens", request.add_special_tokens);
   if (fields.Find("messages")) {
     request.text = ReadConversation(fields);
     return request;
@@ -371,17 +374,20 @@ TokenizeRequest ParseTokenize(std::string_view body) {
   const Json* prompt = fields.Find("prompt");
   if (!prompt || !prompt->is_string()) Wrong("prompt", "a text", prompt ? *prompt : Json());
   request.text = prompt->get<std::string>();
-  fields.Read("add_special_tokens", request.add_special_tokens);
   return request;
 }
 
-std::vector<int32_t> ParseDetokenize(std::string_view body, int64_t vocab) {
+DetokenizeRequest ParseDetokenize(std::string_view body, int64_t vocab) {
   const Json json = ParseJson(body, "the request's body", {.max_bytes = kMaxBodyBytes});
   if (!json.is_object()) Wrong("the request's body", "an object", json);
-  const Json* tokens = Fields(json).Find("tokens");
+  const Fields fields(json);
+  DetokenizeRequest request;
+  fields.Read("model", request.model);
+  const Json* tokens = fields.Find("tokens");
   if (!tokens || !tokens->is_array())
     Wrong("tokens", "an array of token ids", tokens ? *tokens : Json());
-  return TokenIds("tokens", *tokens, vocab - 1);
+  request.tokens = TokenIds("tokens", *tokens, vocab - 1);
+  return request;
 }
 
 void CheckRoom(const CompletionRequest& request, int64_t prompt_tokens, int64_t max_model_len) {

@@ -149,7 +149,10 @@ TEST(ParseRequestTest, Tokens) {
   const TokenizeRequest chat = ParseTokenize(R"({"messages": [{"role": "user", "content": "x"}]})");
   EXPECT_EQ(std::get<Conversation>(chat.text).context["messages"].size(), 1u);
   EXPECT_THROW(ParseTokenize(R"({"prompt": 1})"), Error);
-  EXPECT_EQ(ParseDetokenize(R"({"tokens": [1, 2]})", 3), (std::vector<int32_t>{1, 2}));
+  EXPECT_EQ(ParseDetokenize(R"({"tokens": [1, 2]})", 3).tokens, (std::vector<int32_t>{1, 2}));
+  EXPECT_FALSE(chat.add_special_tokens);
+  EXPECT_THROW(ParseTokenize(R"({"prompt": "a", "model": 5})"), Error);
+  EXPECT_THROW(ParseDetokenize(R"({"tokens": [], "model": 5})", 3), Error);
   for (const char* body :
        {R"({"tokens": [1.5]})", R"({"tokens": [3]})", R"({"tokens": [-1]})", "{}"})
     EXPECT_THROW(ParseDetokenize(body, 3), Error) << body;

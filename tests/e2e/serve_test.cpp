@@ -403,6 +403,25 @@ TEST(ServeTest, WhatTakesLongToPrepareKeepsNobodyWaiting) {
   EXPECT_EQ(poll(&last, 1, 0), 0) << "all large ones were answered before the small one";
 }
 
+// He says no more, is asked whether he is there, reads that, and leaves.
+TEST(ServeTest, WhoeverLeavesAfterHeWasAskedIsFoundOutToo) {
+  Server server({"--max-requests", "1"});
+  Client client(server.port());
+  const Json endless = {{"max_tokens", 100000}, {"ignore_eos", true}};
+  ASSERT_TRUE(client.Send(Post("/v1/completions", Completion(endless))));
+  shutdown(client.fd(), SHUT_WR);
+  std::string text;
+  while (text.find(kGoOn) == text.npos) ASSERT_TRUE(client.Receive(&text));
+  client.Close();
+  const auto patience = std::chrono::steady_clock::now() + std::chrono::milliseconds(kPatienceMs);
+  int status = 503;
+  while (status == 503) {
+    ASSERT_LT(std::chrono::steady_clock::now(), patience);
+    status = Exchange(server.port(), Post("/v1/completions", Completion(Json::object()))).status;
+  }
+  EXPECT_EQ(status, 200);
+}
+
 TEST(ServeTest, EveryChoiceCountsAsARequest) {
   Server server({"--max-num-seqs", "4", "--max-requests", "4"});
   const Reply alone = Exchange(server.port(), Post("/v1/completions", Completion({{"n", 8}})));
@@ -463,6 +482,10 @@ TEST(ServeTest, BadRequestsAreNamedAndTheNextIsServed) {
   expect(post + "Content-Length: 200000000\r\n\r\n{", 413, nullptr);
   expect(post + "Content-Length: -1\r\n\r\n{", 400, nullptr);
   expect(post + "Transfer-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", 501, nullptr);
+  expect(post + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501, nullptr);
+  expect(post + "Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", 415, nullptr);
+  expect(Post("/tokenize", R"({"prompt": "x", "model": "nope"})"), 404, "model");
+  expect(Post("/detokenize", R"({"tokens": [1], "model": "nope"})"), 404, "model");
   expect("GET /health HTTP/1.1\r\n\r\n", 400, nullptr);
   expect(Get("/health", "Host: y\r\n"), 400, nullptr);
   expect("what?\r\n\r\n", 400, nullptr);
@@ -597,13 +620,15 @@ TEST(ServeTest, TheKeyGuardsEverythingButHealth) {
 TEST(ServeTest, SigtermDrainsTheSecondStops) {
   {
     Server server({});
-    Client idle(server.port()), busy(server.port());
+    Client idle(server.port()), half(server.port()), busy(server.port());
+    ASSERT_TRUE(half.Send(Post("/v1/completions", std::string(300, ' ')).substr(0, 250)));
     const Json fields = {{"max_tokens", 300}, {"ignore_eos", true}, {"stream", true}};
     ASSERT_TRUE(busy.Send(Post("/v1/completions", Completion(fields), "keep-alive")));
     std::string text, nothing;
     ASSERT_TRUE(busy.Receive(&text));
     server.Signal(SIGTERM);
     EXPECT_FALSE(idle.Receive(&nothing));
+    EXPECT_FALSE(half.Receive(&nothing));  // a request that may never come
     while (busy.Receive(&text)) continue;
     EXPECT_NE(text.find("[DONE]"), text.npos);
     EXPECT_EQ(server.Wait(), 0);

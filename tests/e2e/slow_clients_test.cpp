@@ -19,7 +19,8 @@ namespace {
 // In this process, for the sake of its options.
 class HastyServer {
  public:
-  explicit HastyServer(std::chrono::seconds patience, int max_connections = 1024)
+  explicit HastyServer(std::chrono::seconds patience, int max_connections = 1024,
+                       uint64_t max_unfinished_bytes = 256 << 20)
       : server_(Engine::Create({.model = std::string(OCTAVO_SOURCE_DIR) + "/checkpoints/needle",
                                 .device = "cpu",
                                 .threads = 2}),
@@ -27,6 +28,7 @@ class HastyServer {
                  .tokenizer_folder = std::string(OCTAVO_SOURCE_DIR) + "/checkpoints/needle",
                  .model_name = "needle",
                  .version = "test",
+                 .max_unfinished_bytes = max_unfinished_bytes,
                  .max_connections = max_connections,
                  .read_timeout = patience,
                  .body_timeout = patience,
@@ -117,20 +119,44 @@ TEST(SlowClientsTest, WhoReadsNothingIsCutOffAndHisRequestEnds) {
   ExpectServes(server.port());
 }
 
-// Connections that say nothing, more than there may be: the oldest make room.
+// Connections that say nothing, or begin a body and stop, more than there may be: the oldest make
+// room.
 TEST(SlowClientsTest, WhoSaysNothingLocksNobodyOut) {
   HastyServer server(std::chrono::seconds(600), /*max_connections=*/20);
-  std::vector<std::unique_ptr<Client>> silent;
-  for (int i = 0; i < 50; ++i) {
-    silent.push_back(std::make_unique<Client>(server.port()));
-    ASSERT_TRUE(silent.back()->connected());
+  const std::string post = Post("/v1/completions", kAsk);
+  for (const size_t said : {size_t{0}, post.size() - 5}) {
+    std::vector<std::unique_ptr<Client>> silent;
+    for (int i = 0; i < 50; ++i) {
+      silent.push_back(std::make_unique<Client>(server.port()));
+      ASSERT_TRUE(silent.back()->connected());
+      silent.back()->Send(post.substr(0, said));
+    }
+    ExpectServes(server.port());
+    std::string text;
+    EXPECT_FALSE(silent.front()->Receive(&text));  // closed
+    EXPECT_EQ(text, "");
+    ASSERT_TRUE(silent.back()->Send(post.substr(said)));
+    while (silent.back()->Receive(&text)) continue;
+    EXPECT_EQ(ParseReply(text).status, 200);
   }
-  ExpectServes(server.port());
+}
+
+// Large bodies that never end: together they hold no more than the server allows.
+TEST(SlowClientsTest, UnfinishedBodiesAreBoundedTogether) {
+  HastyServer server(std::chrono::seconds(600), 1024, /*max_unfinished_bytes=*/1 << 20);
+  const std::string body(400 << 10, ' ');
+  const std::string post = Post("/v1/completions", body + kAsk);
+  std::vector<std::unique_ptr<Client>> slow;
+  for (int i = 0; i < 10; ++i) {
+    slow.push_back(std::make_unique<Client>(server.port()));
+    slow.back()->Send(post.substr(0, post.size() - 5));
+    ExpectServes(server.port());
+  }
   std::string text;
-  EXPECT_FALSE(silent.front()->Receive(&text));  // closed
+  EXPECT_FALSE(slow.front()->Receive(&text));  // closed
   EXPECT_EQ(text, "");
-  ASSERT_TRUE(silent.back()->Send(Get("/health")));
-  while (silent.back()->Receive(&text)) continue;
+  ASSERT_TRUE(slow.back()->Send(post.substr(post.size() - 5)));
+  while (slow.back()->Receive(&text)) continue;
   EXPECT_EQ(ParseReply(text).status, 200);
 }
 
