@@ -39,6 +39,11 @@ std::vector<AttentionSpec> DecodeSpecs(bool quick) {
     uneven[0] = 128 * k;
     add("128k, 31 x 4k", uneven, base);
     if (quick && head_dim != 128) continue;
+    AttentionSpec fixed = base;
+    fixed.deterministic = true;
+    add("1 x 128k, deterministic", {128 * k}, fixed);
+    add("64 x 8k, deterministic", std::vector(64, 8 * k), fixed);
+    add("128k, 31 x 4k, deterministic", uneven, fixed);
     for (int length : {512, 1 * k, 2 * k})
       add("64 x " + Thousands(length), std::vector(64, length), base);
     add("8 x 1k", std::vector(8, k), base);

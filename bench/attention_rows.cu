@@ -41,7 +41,7 @@ struct AttentionWork {
             .sequences = count,
             .sequence_tokens = *std::max_element(spec.tokens.begin(), spec.tokens.end()),
             .kv_tokens = *std::max_element(spec.lengths.begin(), spec.lengths.end())},
-        cuda::AttentionPlan::Options{.math = numbers.math});
+        cuda::AttentionPlan::Options{.math = numbers.math, .deterministic = spec.deterministic});
     sets = std::clamp(static_cast<int>(kColdBytes / bytes) + 1, 1, 16);
     FillCache();
 

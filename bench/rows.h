@@ -31,6 +31,7 @@ struct AttentionSpec {
   std::string group, name;
   int heads = kHeads, kv_heads = kKvHeads, head_dim = 128;
   int window = 0;
+  bool deterministic = false;
   std::vector<int> tokens, lengths;  // of each sequence
 };
 struct Numbers {
