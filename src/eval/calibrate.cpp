@@ -26,8 +26,8 @@ struct Halves {
 };
 
 Halves ReadTokens(const CalibrateOptions& options) {
-  const int64_t most = std::min<int64_t>(
-      options.tokens, ReadModelSpec(options.engine.model).max_position_embeddings);
+  const ModelSpec spec = ReadModelSpec(options.engine.model, options.engine.hf_overrides);
+  const int64_t most = std::min<int64_t>(options.tokens, spec.max_position_embeddings);
   const std::string& folder =
       options.engine.tokenizer.empty() ? options.engine.model : options.engine.tokenizer;
   const Tokenizer tokenizer = Tokenizer::FromFolder(folder);
@@ -37,6 +37,13 @@ Halves ReadTokens(const CalibrateOptions& options) {
     text = HaystackGenerator({}).Make(2 * kBytesPerToken * most, 1, /*seed=*/1).text;
   }
   const std::vector<int32_t> tokens = tokenizer.Encode(text);
+  for (const int32_t id : tokens) {
+    if (id < 0 || id >= spec.vocab) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("{}: the tokenizer's id {} is not in the model's vocabulary of {}",
+                              folder, id, spec.vocab));
+    }
+  }
   const int64_t half = std::min<int64_t>(std::ssize(tokens) / 2, most) / kPageSize * kPageSize;
   if (half == 0) {
     throw Error(ErrorCode::kInvalidArgument,

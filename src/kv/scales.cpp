@@ -178,9 +178,10 @@ class PolicyFit {
     std::set_union(saturating_k_.begin(), saturating_k_.end(), saturating_v_.begin(),
                    saturating_v_.end(), std::back_inserter(both));
     if (!both.empty()) {
-      scales_->warnings.push_back(fmt::format(
-          "{}: no KV scales: {} use scale 1.0, and keys or values beyond +-448 saturate", where,
-          LayersText(both)));
+      scales_->warnings.push_back(
+          fmt::format("{}: no KV scales: {} use scale 1.0, and keys or values beyond +-448 "
+                      "saturate (octavo calibrate finds out)",
+                      where, LayersText(both)));
     }
   }
 

@@ -254,7 +254,7 @@ std::vector<std::string> SaturationWarnings(std::vector<LayerCacheReport>& befor
       lines.push_back(
           fmt::format("layer {}: {} saturates in {}: magnitudes up to {:g} scales are stored as "
                       "{:g}; give it a "
-                      "scale (--kv-cache-scales), another format (--kv-cache-dtype "
+                      "scale (octavo calibrate makes them), another format (--kv-cache-dtype "
                       "int8_per_token_head) or skip "
                       "it (--kv-cache-dtype-skip-layers {})",
                       l, operand, format, amax, LargestStored(format), l));

@@ -101,6 +101,9 @@ TEST_F(CliTest, WrongCommandLines) {
   ExpectRefused("frobnicate", {"frobnicate"});
   ExpectRefused("generate --no-such-flag", {"--no-such-flag"});
   ExpectRefused("verify", {"model is required"});
+  ExpectRefused("calibrate --text /nonexistent.txt", {"/nonexistent.txt"});
+  ExpectRefused("calibrate --tokens 64 --output /nonexistent/x.json", {"/nonexistent/x.json"});
+  ExpectRefused("calibrate --margin 0.5", {"--margin"});
   ExpectRefused("generate --kv-cache-memory-bytes 60TiB --prompt x",
                 {"out of memory for a KV cache", "--kv-cache-memory-bytes"});
   ExpectRefused("serve x --revision main", {"no --revision here: "});
