@@ -8,6 +8,8 @@
 namespace octavo {
 
 Memory HostBackend::Allocate(size_t bytes) {
+  // Linux lends more than there is, and kills whoever uses it.
+  if (bytes > memory_info().total) return Memory();
   try {
     auto buffer = std::make_shared<Buffer>(bytes);
     return Memory(buffer->data(), bytes, [buffer](std::byte*) {});
