@@ -86,9 +86,12 @@ struct AttentionWork {
     const int size = ElementSize(layout.k_format);
     FillNormal(arena.as(), ElementOf(layout.k_format), sets * pages * claim / size,
                size == 1 ? kScale : 1, 5);
-    if (HasTokenScales(layout.k_format))
-      FillScales(arena.as<std::byte>(), sets * pages, claim, layout.KScaleOffset(0),
-                 2 * layout.kv_heads * kPageSize, kScale);
+    if (HasTokenScales(layout.k_format)) {
+      for (int head = 0; head < layout.kv_heads; ++head) {
+        for (const int64_t offset : {layout.KScaleOffset(head), layout.VScaleOffset(head)})
+          FillScales(arena.as<std::byte>(), sets * pages, claim, offset, kPageSize, kScale);
+      }
+    }
     scale = DeviceMemory(std::vector<float>(layout.kv_heads, kScale));
     std::vector<uint32_t> order(sets * pages);
     std::iota(order.begin(), order.end(), 0u);

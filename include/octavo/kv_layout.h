@@ -2,8 +2,8 @@
 //
 // A page holds kPageSize tokens of all layers of a group. Each layer claims a stretch of it
 // (multiples of 1 KiB, so every claim can be copied in bulk): per kv head, K is [kPageSize,
-// head_dim] and V, transposed, [head_dim, kPageSize]; behind all heads stand the dynamic scales,
-// [kv_heads, kPageSize] float32 for K, then for V, where the format has them.
+// head_dim] and V, transposed, [head_dim, kPageSize]; behind each, where its format has them, stand
+// its dynamic scales, [kPageSize] float32. So all that attention reads of a head is one stretch.
 //
 // In 8-bit V, token n of each group of 16 stands at position 4*((n%8)/2) + 2*(n/8) + n%2, which is
 // the order in which Hopper's tensor cores hold probabilities (docs/kv-cache.md derives it). 16-
@@ -57,16 +57,17 @@ struct KvLayout {
     return int64_t{kPageSize} * head_dim * ElementSize(k_format);
   }  // of one head
   int64_t VBytes() const { return int64_t{kPageSize} * head_dim * ElementSize(v_format); }
-  int64_t KOffset(int head) const { return head * (KBytes() + VBytes()); }
-  int64_t VOffset(int head) const { return KOffset(head) + KBytes(); }
-  int64_t KScaleOffset(int head) const {
-    return kv_heads * (KBytes() + VBytes()) + head * kPageSize * int64_t{sizeof(float)};
+  static int64_t ScaleBytes(KvFormat format) {
+    return HasTokenScales(format) ? kPageSize * int64_t{sizeof(float)} : 0;
   }
-  int64_t VScaleOffset(int head) const {
-    return KScaleOffset(HasTokenScales(k_format) ? kv_heads : 0) +
-           head * kPageSize * int64_t{sizeof(float)};
+  int64_t HeadBytes() const {
+    return KBytes() + ScaleBytes(k_format) + VBytes() + ScaleBytes(v_format);
   }
-  int64_t UsedBytes() const { return VScaleOffset(HasTokenScales(v_format) ? kv_heads : 0); }
+  int64_t KOffset(int head) const { return head * HeadBytes(); }
+  int64_t KScaleOffset(int head) const { return KOffset(head) + KBytes(); }
+  int64_t VOffset(int head) const { return KScaleOffset(head) + ScaleBytes(k_format); }
+  int64_t VScaleOffset(int head) const { return VOffset(head) + VBytes(); }
+  int64_t UsedBytes() const { return kv_heads * HeadBytes(); }
   int64_t ClaimBytes() const { return (UsedBytes() + kPageUnit - 1) / kPageUnit * kPageUnit; }
 };
 

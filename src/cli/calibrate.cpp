@@ -7,6 +7,7 @@
 namespace octavo::cli {
 
 int CalibrateModel(const CalibrateCommandOptions& options) {
+  const OutputFile scales(options.calibrate.output);  // Calibrate writes it halfway
   OutputFile json(options.json);
   const CalibrationReport report = Calibrate(options.calibrate, ProgressBar("chunks"));
   fmt::print("{}\nscales: {}\n", CalibrationTable(report), options.calibrate.output);

@@ -18,7 +18,8 @@ OutputFile::OutputFile(std::string path) : path_(std::move(path)) {
 
 OutputFile::~OutputFile() {
   std::error_code ignored;
-  if (placeholder_) std::filesystem::remove(path_, ignored);
+  if (placeholder_ && std::filesystem::is_empty(path_, ignored))
+    std::filesystem::remove(path_, ignored);
 }
 
 void OutputFile::Write(const std::string& text) {

@@ -6,7 +6,7 @@
 namespace octavo::cli {
 
 // Opened before the work, so that a path that cannot be written costs a line and not the results. A
-// file that was not there is there only once it is written. Empty path: no file.
+// file that was not there is there only once something is in it. Empty path: no file.
 class OutputFile {
  public:
   explicit OutputFile(std::string path);

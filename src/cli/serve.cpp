@@ -1,8 +1,7 @@
-#include <filesystem>
-
 #include <fmt/core.h>
 
 #include "cli/commands.h"
+#include "io/checkpoint.h"
 
 namespace octavo::cli {
 
@@ -12,12 +11,8 @@ int Serve(const ServeOptions& options) {
   server_options.tokenizer_folder =
       options.engine.tokenizer.empty() ? options.engine.model : options.engine.tokenizer;
   server_options.version = OCTAVO_VERSION;
-  if (server_options.model_name.empty()) {
-    const std::filesystem::path folder =
-        std::filesystem::absolute(options.engine.model).lexically_normal();
-    server_options.model_name =
-        (folder.has_filename() ? folder : folder.parent_path()).filename().string();
-  }
+  if (server_options.model_name.empty())
+    server_options.model_name = FolderName(options.engine.model);
   std::unique_ptr<Engine> engine = Engine::Create(options.engine);
   const std::vector<std::string> report = engine->StartupReport();
   HttpServer server(std::move(engine), server_options);

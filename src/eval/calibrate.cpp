@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <filesystem>
 #include <memory>
 #include <span>
 
@@ -13,6 +12,7 @@
 #include "base/float_bits.h"
 #include "eval/haystack.h"
 #include "eval/pass.h"
+#include "io/checkpoint.h"
 #include "kv/scale_files.h"
 #include "models/config.h"
 #include "text/tokenizer.h"
@@ -287,8 +287,7 @@ CalibrationReport Calibrate(const CalibrateOptions& options,
     report.scales.push_back({ScalesOf(amax.k, options.margin, fmt::format("layer {}: K", l)),
                              ScalesOf(amax.v, options.margin, fmt::format("layer {}: V", l))});
   }
-  WriteScaleFile(options.output, std::filesystem::path(engine.model).filename().string(),
-                 report.scales);
+  WriteScaleFile(options.output, FolderName(engine.model), report.scales);
   report.scores = ScoreFormats(engine, formats, model, halves.second, done);
   report.advice = Advice(report.scores, options.tolerance);
   return report;

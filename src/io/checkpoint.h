@@ -20,6 +20,9 @@ namespace octavo {
 
 class MappedFile;
 
+// The name that a model's folder gives it: "a/b/" and "a/b" are b, "." is what it is called.
+std::string FolderName(const std::filesystem::path& folder);
+
 class Checkpoint {
  public:
   static Checkpoint Open(const std::filesystem::path& folder);

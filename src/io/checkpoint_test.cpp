@@ -29,6 +29,12 @@ std::string Parse(std::string_view bytes) {
   return ErrorMessage([&] { ParseSafetensors(bytes, "file"); });
 }
 
+TEST(Checkpoint, AFolderHasTheLastNameOfItsPath) {
+  for (const char* path : {"/a/b", "/a/b/", "/a/./b//", "/a/b/c/.."})
+    EXPECT_EQ(FolderName(path), "b") << path;
+  EXPECT_EQ(FolderName("."), fs::current_path().filename());
+}
+
 TEST(Checkpoint, ReadsOneFile) {
   const TempFolder folder;
   folder.Write("model.safetensors", SafetensorsFile(SmallTensors()));

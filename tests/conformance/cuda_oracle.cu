@@ -29,7 +29,7 @@ __device__ double Decode(KvFormat format, const std::byte* base, int64_t index) 
 
 struct DeviceArgs {
   OracleArgs args;
-  int64_t head_bytes, k_bytes, k_scales, v_scales;  // KvLayout's, which the device cannot ask
+  int64_t head_bytes, v_offset, k_scales, v_scales;  // KvLayout's, which the device cannot ask
   bool k_dynamic, v_dynamic, k_static, v_static, v_8bit;
 };
 
@@ -72,11 +72,12 @@ __global__ void oracle_kernel(const DeviceArgs device) {
   const uint32_t* pages =
       args.block_table.entries + args.row_sequence[row] * args.block_table.stride;
   const KvFormat k_format = args.cache.layout.k_format, v_format = args.cache.layout.v_format;
-  auto claim_of = [&](int key) {
-    return args.cache.arena + int64_t{pages[key / kPageSize]} * kPageUnit + args.cache.claim_offset;
+  auto head_of = [&](int key) {
+    return args.cache.arena + int64_t{pages[key / kPageSize]} * kPageUnit +
+           args.cache.claim_offset + kv_head * device.head_bytes;
   };
-  auto scale_of = [&](const std::byte* claim, int64_t scales, int key) {
-    return reinterpret_cast<const float*>(claim + scales)[kv_head * kPageSize + key % kPageSize];
+  auto scale_of = [&](const std::byte* stored, int64_t scales, int key) {
+    return reinterpret_cast<const float*>(stored + scales)[key % kPageSize];
   };
 
   double largest = -INFINITY, sum = 0;
@@ -90,10 +91,9 @@ __global__ void oracle_kernel(const DeviceArgs device) {
     const int key = tile + thread;
     double s = -INFINITY;
     if (key <= position) {
-      const std::byte* claim = claim_of(key);
-      const std::byte* k = claim + kv_head * device.head_bytes;
+      const std::byte* k = head_of(key);
       const double k_scale = device.k_static    ? args.cache.k_scale[kv_head]
-                             : device.k_dynamic ? scale_of(claim, device.k_scales, key)
+                             : device.k_dynamic ? scale_of(k, device.k_scales, key)
                                                 : 1.0;
       s = 0;
       for (int i = 0; i < dim; ++i)
@@ -109,16 +109,15 @@ __global__ void oracle_kernel(const DeviceArgs device) {
     out *= correction;
     __syncthreads();
     for (int n = group; n < kThreads && tile + n <= position; n += groups) {
-      const std::byte* claim = claim_of(tile + n);
+      const std::byte* stored = head_of(tile + n);
       const int token = (tile + n) % kPageSize, in16 = token % 16;
       const int place =
           device.v_8bit ? token - in16 + 4 * (in16 % 8 / 2) + 2 * (in16 / 8) + in16 % 2 : token;
       const double v_scale = device.v_static    ? args.cache.v_scale[kv_head]
-                             : device.v_dynamic ? scale_of(claim, device.v_scales, tile + n)
+                             : device.v_dynamic ? scale_of(stored, device.v_scales, tile + n)
                                                 : 1.0;
-      out +=
-          p[n] * (v_scale * Decode(v_format, claim + kv_head * device.head_bytes + device.k_bytes,
-                                   int64_t{d} * kPageSize + place));
+      out += p[n] *
+             (v_scale * Decode(v_format, stored + device.v_offset, int64_t{d} * kPageSize + place));
     }
     __syncthreads();
   }
@@ -159,8 +158,8 @@ bool IsStatic(KvFormat format) {
 void OracleAttention(const OracleArgs& args) {
   const KvLayout& layout = args.cache.layout;
   const DeviceArgs device{.args = args,
-                          .head_bytes = layout.KBytes() + layout.VBytes(),
-                          .k_bytes = layout.KBytes(),
+                          .head_bytes = layout.HeadBytes(),
+                          .v_offset = layout.VOffset(0),
                           .k_scales = layout.KScaleOffset(0),
                           .v_scales = layout.VScaleOffset(0),
                           .k_dynamic = HasTokenScales(layout.k_format),

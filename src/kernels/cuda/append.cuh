@@ -26,8 +26,8 @@ struct AppendParams {
   const int64_t* slots;
 
   KvFormat k_format, v_format;
-  std::byte* arena;  // the layer's claim in page 0
-  int64_t head_bytes, v_offset, k_scales, v_scales;
+  std::byte* arena;                                  // the layer's claim in page 0
+  int64_t head_bytes, v_offset, k_scales, v_scales;  // KvLayout's
   const float *k_scale, *v_scale;
   unsigned long long* saturated;
   float* amax;

@@ -100,11 +100,10 @@ __device__ __forceinline__ void StoreKey(const AppendParams& p, int64_t slot, in
   if (!active) return;
   const bool is_16bit = Is16Bit(p.k_format);
   const int place = static_cast<int>(slot % kPageSize);
-  std::byte* claim = Claim(p, slot);
-  std::byte* to = claim + head * p.head_bytes + place * (kHeadDim << is_16bit);
+  std::byte* stored = Claim(p, slot) + head * p.head_bytes;
+  std::byte* to = stored + place * (kHeadDim << is_16bit);
   StoreCodes(codes, is_16bit, to + (runs.first << is_16bit), to + (runs.second << is_16bit));
-  if (leads && IsDynamic(p.k_format))
-    reinterpret_cast<float*>(claim + p.k_scales)[head * kPageSize + place] = scale;
+  if (leads && IsDynamic(p.k_format)) reinterpret_cast<float*>(stored + p.k_scales)[place] = scale;
 }
 
 // Shares of tokens' query and key heads, one per warp; unit u is share u % p.shares of token

@@ -164,8 +164,8 @@ __device__ __forceinline__ void AppendValues(const AppendParams& p, int tile_beg
     std::byte* to = staged + StagedOffset<kHeadDim, k16Bit>(token) + (lane * 8 << k16Bit);
     StoreCodes(codes, k16Bit, to, to + (kHeadDim / 2 << k16Bit));
     if (lane == 0 && IsDynamic(p.v_format)) {
-      auto* scales = reinterpret_cast<float*>(Claim(p, slot) + p.v_scales);
-      scales[head * kPageSize + slot % kPageSize] = scale;
+      std::byte* stored = Claim(p, slot) + head * p.head_bytes;
+      reinterpret_cast<float*>(stored + p.v_scales)[slot % kPageSize] = scale;
     }
   }
   reporter.Report(statistics);
@@ -177,15 +177,13 @@ __device__ __forceinline__ void AppendValues(const AppendParams& p, int tile_beg
     if (index >= piece_count) continue;
     const Piece piece = pieces[index];
     const int word = item / kInterleave % kWords;
-    std::byte* claim = Claim(p, piece.slot);
-    StorePiece<kHeadDim, k16Bit>(piece, staged, word, claim + head * p.head_bytes + p.v_offset);
+    std::byte* stored = Claim(p, piece.slot) + head * p.head_bytes;
+    StorePiece<kHeadDim, k16Bit>(piece, staged, word, stored + p.v_offset);
     if (!piece.clears) continue;
     const int unwritten = static_cast<int>(piece.slot % kPageSize) + piece.count;
     for (int place = unwritten + word; place < kPageSize; place += kWords) {
-      if (IsDynamic(p.k_format))
-        reinterpret_cast<float*>(claim + p.k_scales)[head * kPageSize + place] = 0;
-      if (IsDynamic(p.v_format))
-        reinterpret_cast<float*>(claim + p.v_scales)[head * kPageSize + place] = 0;
+      if (IsDynamic(p.k_format)) reinterpret_cast<float*>(stored + p.k_scales)[place] = 0;
+      if (IsDynamic(p.v_format)) reinterpret_cast<float*>(stored + p.v_scales)[place] = 0;
     }
   }
 }

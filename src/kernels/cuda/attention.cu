@@ -233,7 +233,6 @@ void AttentionPlan::Make(std::span<const int32_t> q_begin, std::span<const int32
 }
 
 DecodeParams AttentionPlan::State::Decode(const AttentionCall& call) const {
-  const KvLayout& layout = call.cache.layout;
   const PlanLayout& lists = planner.layout();
   return {
       .items = upload.At<WorkItem>(lists.decode_items),
@@ -248,8 +247,6 @@ DecodeParams AttentionPlan::State::Decode(const AttentionCall& call) const {
       .claims = call.cache.arena + call.cache.claim_offset,
       .k_format = k_format,
       .v_format = v_format,
-      .k_token_scale_offset = layout.KScaleOffset(0),
-      .v_token_scale_offset = layout.VScaleOffset(0),
       .k_scale = HasStaticScale(k_format) ? call.cache.k_scale : nullptr,
       .v_scale = HasStaticScale(v_format) ? call.cache.v_scale : nullptr,
       .heads = shape.heads,

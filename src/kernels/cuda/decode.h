@@ -25,8 +25,6 @@ struct DecodeParams {
   int64_t block_table_stride = 0;
   const std::byte* claims = nullptr;  // arena + claim_offset
   KvFormat k_format{}, v_format{};
-  int64_t k_token_scale_offset = 0;  // in a claim, of head 0; dynamic formats
-  int64_t v_token_scale_offset = 0;
   const float* k_scale = nullptr;  // [kv_heads], optional
   const float* v_scale = nullptr;
   int heads = 0, group = 0;

@@ -1,7 +1,8 @@
 // The memory side of decode: what lies in shared memory, and the warp that fills it.
 //
-// A stage is a page of one kv head: K, V, then 64 scales of each where the format has them. At
-// head_dim 256, where a page can be a third of the ring, K and V are stages of their own.
+// A stage is a page of one kv head as it lies in memory: K and V, each with 64 scales behind it
+// where its format has them. At head_dim 256, where a page can be a third of the ring, K and V are
+// stages of their own.
 #pragma once
 
 #include "kernels/cuda/decode.h"
@@ -76,9 +77,12 @@ struct DecodeRing {
   __device__ __forceinline__ int VScaleBytes() const {
     return HasScaleInPage(Resolve<kV>(p.v_format)) ? kScaleBytes : 0;
   }
+  // With scales.
+  __device__ __forceinline__ int KAllBytes() const { return KBytes() + KScaleBytes(); }
+  __device__ __forceinline__ int VAllBytes() const { return VBytes() + VScaleBytes(); }
   __device__ __forceinline__ int StageBytes() const {
-    const int k = KBytes() + KScaleBytes(), v = VBytes() + VScaleBytes();
-    return DecodeShared<kDim>::kParts == 1 ? k + v : max(k, v);
+    return DecodeShared<kDim>::kParts == 1 ? KAllBytes() + VAllBytes()
+                                           : max(KAllBytes(), VAllBytes());
   }
   __device__ __forceinline__ int Stages() const {
     return min(kMaxStages, (kDecodeSharedBytes - kBegin) / StageBytes());
@@ -88,15 +92,13 @@ struct DecodeRing {
     return shared + kBegin + stage * StageBytes();
   }
   __device__ __forceinline__ std::byte* V(int stage) const {
-    return K(stage) + (DecodeShared<kDim>::kParts == 1 ? KBytes() : 0);
+    return K(stage) + (DecodeShared<kDim>::kParts == 1 ? KAllBytes() : 0);
   }
   __device__ __forceinline__ float* VScales(int stage) const {
     return reinterpret_cast<float*>(V(stage) + VBytes());
   }
   __device__ __forceinline__ float* KScales(int stage) const {
-    return reinterpret_cast<float*>(DecodeShared<kDim>::kParts == 1
-                                        ? V(stage) + VBytes() + VScaleBytes()
-                                        : K(stage) + KBytes());
+    return reinterpret_cast<float*>(K(stage) + KBytes());
   }
 };
 
@@ -143,8 +145,7 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
                                         const DecodeRing<kDim, kK, kV>& ring, int lane) {
   using Shared = DecodeShared<kDim>;
   const bool elected = lane == 0;
-  const int k_bytes = ring.KBytes(), v_bytes = ring.VBytes();
-  const int k_scale_bytes = ring.KScaleBytes(), v_scale_bytes = ring.VScaleBytes();
+  const int k_bytes = ring.KAllBytes(), v_bytes = ring.VAllBytes();
   const int row_bytes = p.group * kDim * 2;  // of a token's queries
   const PlanCounts counts = *p.counts;
   int stage = 0, slot = 0;
@@ -183,8 +184,6 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
     }
     const int head = item.head / p.group;
     const std::byte* claims = p.claims + int64_t{head} * (k_bytes + v_bytes);
-    const std::byte* k_scales = p.claims + p.k_token_scale_offset + head * k_scale_bytes;
-    const std::byte* v_scales = p.claims + p.v_token_scale_offset + head * v_scale_bytes;
     for (int begin = item.page_begin; begin < item.page_end; begin += 32) {
       if (begin > item.page_begin) entries = entries_from(begin);
       const int count = min(32, item.page_end - begin);
@@ -202,16 +201,9 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
             if (page == kNoPage) {
               BarrierArrive(full);
             } else {
-              BarrierArriveExpect(full, (has_k ? k_bytes + k_scale_bytes : 0) +
-                                            (has_v ? v_bytes + v_scale_bytes : 0));
-              BulkLoad(ring.K(stage), claims + at + (has_k ? 0 : k_bytes),
-                       (has_k ? k_bytes : 0) + (has_v ? v_bytes : 0), full);
-              if (has_k && k_scale_bytes > 0) {
-                BulkLoad(ring.KScales(stage), k_scales + at, k_scale_bytes, full);
-              }
-              if (has_v && v_scale_bytes > 0) {
-                BulkLoad(ring.VScales(stage), v_scales + at, v_scale_bytes, full);
-              }
+              const int bytes = (has_k ? k_bytes : 0) + (has_v ? v_bytes : 0);
+              BarrierArriveExpect(full, bytes);
+              BulkLoad(ring.K(stage), claims + at + (has_k ? 0 : k_bytes), bytes, full);
             }
           }
           __syncwarp();

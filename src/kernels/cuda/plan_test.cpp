@@ -34,9 +34,10 @@ struct Batch {
 // A made plan, as a device would see it.
 struct Made {
   Made(Planner& planner, const Batch& batch)
-      : bytes(static_cast<size_t>(planner.layout().bytes), std::byte{0xEE}) {
+      : bytes(static_cast<size_t>(planner.layout().bytes) + kGuardBytes, kGuard) {
     used = planner.Make(batch.q_begin, batch.kv_len, bytes.data());
     const PlanLayout& l = planner.layout();
+    EXPECT_EQ(std::count(bytes.end() - kGuardBytes, bytes.end(), kGuard), kGuardBytes);
     counts = *At<PlanCounts>(l.counts);
     const auto* items = At<WorkItem>(l.decode_items);
     all_decode.assign(items, items + counts.decode_items);
@@ -61,6 +62,8 @@ struct Made {
     return reinterpret_cast<const T*>(bytes.data() + offset);
   }
 
+  static constexpr int kGuardBytes = 1 << 16;
+  static constexpr std::byte kGuard{0xEE};
   std::vector<std::byte> bytes;
   int64_t used;
   PlanCounts counts;
@@ -384,6 +387,36 @@ TEST(CudaPlanTest, OneLongPrefillBlockIsCut) {
     pieces += combine.partials;
   }
   EXPECT_EQ(pieces, std::ssize(made.prefill));
+}
+
+// However pieces are rounded up, they fit; of a step in many rounds the last ones stay whole.
+TEST(CudaPlanTest, PrefillIsCutIntoNoMoreThanThereIsRoomFor) {
+  std::mt19937 rng(6);
+  bool filled = false, whole_at_the_end = false;
+  for (int i = 0; i < 1000; ++i) {
+    PlanConfig config = Config(8, 8);
+    config.workers = 1 + i % 16;
+    config.limits = {.tokens = 8 * 17, .sequences = 8, .kv_tokens = 1 << 19};
+    if (i % 2 == 1) config.widened_pages = MaxPrefillPages(config.shape, config.limits);
+    Planner planner(config);
+    Batch batch;
+    const int sequences = 1 + static_cast<int>(rng() % 8);
+    const int shortest = 12 + static_cast<int>(rng() % 8);
+    for (int s = 0; s < sequences; ++s) batch.Add(17, 1 << (shortest + rng() % (20 - shortest)));
+    const Made made(planner, batch);
+    ASSERT_LE(made.used, planner.layout().bytes) << config.workers << " workers";
+    for (const PrefillRound& round : made.rounds) {
+      const std::span items(made.prefill.data() + round.items.first, round.items.count);
+      ExpectPartialsFit({items.begin(), items.end()}, 0, 128, planner.prefill_partial_rows());
+      int rows = 0;
+      for (const WorkItem& item : items) rows += item.partial >= 0 ? 128 : 0;
+      filled |= rows == planner.prefill_partial_rows();
+    }
+    whole_at_the_end |=
+        made.rounds.front().combines.count > 0 && made.rounds.back().combines.count == 0;
+  }
+  EXPECT_TRUE(filled);
+  EXPECT_TRUE(whole_at_the_end);
 }
 
 // Every item finds its pages among those that its round widens, which fit in the buffer; with the

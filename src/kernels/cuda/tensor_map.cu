@@ -64,7 +64,7 @@ CUtensorMap MakeQueryMap(const void* q, int row_bytes, int heads, int tokens, in
 
 PageMaps MakePageMaps(const KvLayout& layout, const std::byte* claim, int64_t page_stride,
                       int64_t pages) {
-  const cuuint64_t head_stride = Unsigned(layout.KBytes() + layout.VBytes());
+  const cuuint64_t head_stride = Unsigned(layout.HeadBytes());
   const int64_t k_row = layout.KBytes() / kPageSize, v_row = layout.VBytes() / layout.head_dim;
   const cuuint64_t k_dims[] = {Unsigned(k_row), kPageSize, Unsigned(layout.kv_heads),
                                Unsigned(pages)};

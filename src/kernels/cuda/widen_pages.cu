@@ -143,14 +143,14 @@ __global__ void __launch_bounds__(2 * kHeadDim)
     const int page = widen.page_begin + (unit - widen.to) % pages;
     const uint32_t entry = p.block_table.entries[widen.sequence * p.block_table.stride + page];
     const bool present = entry != kNoPage;
-    const int64_t at = int64_t{entry} * kPageUnit;
+    const int64_t at = int64_t{entry} * kPageUnit + head * p.head_bytes;
     Share<kWide, false, kHeadDim> keys;
     Share<kWide, true, kHeadDim> values;
-    keys.Load(p.k, at + head * p.head_bytes, present);
-    values.Load(p.v, at + head * p.head_bytes, present);
+    keys.Load(p.k, at, present);
+    values.Load(p.v, at, present);
 
     const auto scales = [&](const Source& source) {
-      return source.scales ? source.scales + at / 4 + head * kPageSize : nullptr;
+      return source.scales ? source.scales + at / 4 : nullptr;
     };
     std::byte* out = p.out + int64_t{unit} * (2 * 2 * kElements);
     keys.Store(p.k, scales(p.k), present, out);
@@ -186,7 +186,7 @@ void WidenPages(const WidenParams& params, int multiprocessors, cudaStream_t str
   };
   const KernelParams p{.k = source(layout.k_format, layout.KOffset(0), layout.KScaleOffset(0)),
                        .v = source(layout.v_format, layout.VOffset(0), layout.VScaleOffset(0)),
-                       .head_bytes = layout.KOffset(1),
+                       .head_bytes = layout.HeadBytes(),
                        .block_table = params.block_table,
                        .items = params.items,
                        .round = params.round,
