@@ -6,11 +6,17 @@
 // join while budget, sequence slots and pages last. When pages run out, the youngest running
 // sequence is preempted: it gives its pages back and waits, in front, to be recomputed. The oldest
 // sequence is therefore never preempted while others run, so every sequence finishes.
+//
+// Short prompts overtake: a prompt that needs more than one step leaves a quarter of the budget to
+// decodes and to waiting prompts that need no more than is left of that. It takes a third longer at
+// most; they need not wait for its end.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "engine/sequence.h"
@@ -63,7 +69,11 @@ class Scheduler {
   // running_[i] itself had to go.
   bool MakeRoom(size_t i, int count, Step& step);
   void Preempt(Step& step);
-  bool Admit(Step& step);
+  // Of waiting_[i], tokens that no cached prefix holds.
+  int64_t Uncached(size_t i) const;
+  // The first of waiting_[from ...] with at most `most` such tokens; null: none may join.
+  std::optional<size_t> FindShort(size_t from, int64_t most) const;
+  bool Admit(size_t i, Step& step);
 
   BlockPool& pool_;
   SchedulerLimits limits_;

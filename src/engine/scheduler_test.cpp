@@ -1,12 +1,17 @@
 #include "engine/scheduler.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
 #include <random>
 #include <set>
 
 namespace octavo {
 namespace {
+
+using ::testing::ElementsAre;
+using ::testing::Pair;
 
 // A scheduler over a pool of `pages` pages of one full-attention layer; the "model" appends
 // token 7.
@@ -21,10 +26,11 @@ class Simulation {
         pool_(&arena_, {}),
         scheduler_(pool_, limits) {}
 
-  void Add(int prompt, int output) {
+  // Its tokens: all `token`, or a token of its own.
+  void Add(int prompt, int output, int32_t token = 0) {
     auto sequence = std::make_unique<Sequence>(pool_);
     sequence->id = ++last_id_;
-    sequence->tokens.assign(prompt, static_cast<int32_t>(last_id_));
+    sequence->tokens.assign(prompt, token > 0 ? token : 1000 + static_cast<int32_t>(last_id_));
     sequence->prompt_tokens = sequence->next_prompt_logprob = prompt;
     sequence->sampling.max_tokens = output;
     scheduler_.Add(std::move(sequence));
@@ -51,6 +57,15 @@ class Simulation {
 
   // One step; checks what every step must keep.
   void Run() { Finish(scheduler_.Schedule()); }
+
+  // The same; tokens by sequence.
+  std::map<RequestId, int> RunCounts() {
+    const Step step = scheduler_.Schedule();
+    std::map<RequestId, int> counts;
+    for (const Chunk& chunk : step.chunks) counts[chunk.id] += chunk.count;
+    Finish(step);
+    return counts;
+  }
 
   void Finish(const Step& step) {
     ASSERT_EQ(step.stuck, nullptr);
@@ -100,22 +115,56 @@ class Simulation {
 TEST(SchedulerTest, ChunksAPromptAndFillsTheBudget) {
   Simulation s(64, {.max_num_seqs = 4, .max_num_batched_tokens = 100});
   s.Add(250, 2);
-  s.Add(10, 2);
-  Step step = s.scheduler().Schedule();
-  ASSERT_EQ(step.chunks.size(), 1u);
-  EXPECT_EQ(step.chunks[0].count, 100);
-  s.scheduler().Complete(step);
-  s.scheduler().Complete(s.scheduler().Schedule());
-  step = s.scheduler().Schedule();
-  ASSERT_EQ(step.chunks.size(), 2u);
-  EXPECT_EQ(step.chunks[0].count, 50);
-  EXPECT_EQ(step.chunks[1].count, 10);
-  s.scheduler().Complete(step);
+  s.Add(60, 2);
+  EXPECT_THAT(s.RunCounts(), ElementsAre(Pair(1, 100)));
+  EXPECT_THAT(s.RunCounts(), ElementsAre(Pair(1, 100)));
+  EXPECT_THAT(s.RunCounts(), ElementsAre(Pair(1, 50), Pair(2, 50)));
+  EXPECT_THAT(s.RunCounts(), ElementsAre(Pair(1, 1), Pair(2, 10)));
+}
+
+TEST(SchedulerTest, ShortPromptsOvertakeInAQuarterOfTheBudget) {
+  Simulation s(64, {.max_num_seqs = 4, .max_num_batched_tokens = 100});
+  s.Add(1000, 2);
+  EXPECT_THAT(s.RunCounts(), ElementsAre(Pair(1, 100)));
+  s.Add(26, 2);  // more than a quarter
+  s.Add(20, 2);
+  s.Add(6, 3);
+  EXPECT_THAT(s.RunCounts(),
+              ElementsAre(Pair(1, 80), Pair(3, 20)));  // what is not needed goes back
+  EXPECT_THAT(s.RunCounts(), ElementsAre(Pair(1, 93), Pair(3, 1), Pair(4, 6)));
+  EXPECT_THAT(s.RunCounts(), ElementsAre(Pair(1, 99), Pair(4, 1)));
+  s.Add(24, 1);
+  EXPECT_THAT(s.RunCounts(), ElementsAre(Pair(1, 75), Pair(4, 1), Pair(5, 24)));
+  EXPECT_THAT(s.RunCounts(), ElementsAre(Pair(1, 100)));
+}
+
+TEST(SchedulerTest, OvertakersTakeNoMoreThanAQuarterHoweverMany) {
+  Simulation s(200, {.max_num_seqs = 100, .max_num_batched_tokens = 100});
+  s.Add(2000, 1);
+  s.Run();
+  for (int i = 0; i < 60; ++i) s.Add(5, 1000);
+  for (int step = 0; step < 20; ++step) EXPECT_GE(s.RunCounts()[1], 75) << step;
+}
+
+// What a prefix holds need not be run, so a long conversation is short.
+TEST(SchedulerTest, APromptIsAsShortAsWhatIsNotCached) {
+  for (const bool caching : {false, true}) {
+    Simulation s(64, {.max_num_seqs = 4, .max_num_batched_tokens = 100, .prefix_caching = caching});
+    s.Add(130, 1, 9);
+    while (s.finished() == 0) s.Run();
+    s.Add(1000, 2, 8);
+    s.Run();
+    s.Add(145, 2, 9);
+    const auto counts = s.RunCounts();
+    if (caching)
+      EXPECT_THAT(counts, ElementsAre(Pair(2, 83), Pair(3, 17)));
+    else
+      EXPECT_THAT(counts, ElementsAre(Pair(2, 100)));
+  }
 }
 
 // Whatever arrives: where the budget has a token for each running sequence, every decode gets its
-// token in every step, unless it is preempted, and every step brings the oldest one further. (A
-// prompt that takes all that is left keeps others from joining, so those who decode are older.)
+// token in every step, unless it is preempted, and every step brings the oldest one further.
 TEST(SchedulerTest, NoDecodeWaitsAndTheOldestAlwaysMoves) {
   for (uint64_t seed = 0; seed < 30; ++seed) {
     std::mt19937_64 random(seed);
