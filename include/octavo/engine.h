@@ -42,9 +42,9 @@ struct EngineOptions {
   std::string kv_cache_dtype_k,
       kv_cache_dtype_v;  // either operand on its own; empty: kv_cache_dtype
   std::vector<std::string> kv_cache_dtype_skip_layers;
-  std::string kv_cache_scales;  // side-car file of calibrated scales; empty: the checkpoint's
-  int64_t kv_cache_memory_bytes =
-      0;  // 0: what max_num_seqs * max_model_len tokens need, at most 4 GiB; GPU: what is left
+  std::string kv_cache_scales;        // side-car file of calibrated scales; empty: the checkpoint's
+  int64_t kv_cache_memory_bytes = 0;  // 0: what max_num_seqs * max_model_len tokens need, 4 GiB or
+                                      // half of all at most; GPU: all left
   double gpu_memory_utilization = 0.9;  // of all memory, with weights and activations
   int64_t max_model_len = 0;            // tokens; 0: the model's max_position_embeddings
   // Sequences in one step, and tokens, to which prompts are cut. Absent: 16 and 512, on a GPU 256

@@ -86,7 +86,8 @@ void AddCacheFlags(CLI::App* app, EngineOptions& o) {
                   "side-car file of calibrated scales (JSON)")
       ->group(group);
   app->add_option("--kv-cache-memory-bytes", o.kv_cache_memory_bytes,
-                  "memory of the cache, e.g. 4GiB; default: what is needed, at most 4 GiB")
+                  "memory of the cache, e.g. 4GiB; default: what is needed, at most 4 GiB and half "
+                  "of the machine's")
       ->transform(Bytes())
       ->group(group);
 }

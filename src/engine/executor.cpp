@@ -217,7 +217,9 @@ int64_t Executor::CacheBytes(const EngineOptions& options,
                   static_cast<double>(group.page_bytes) +
               static_cast<double>(plenty.slab_bytes);
   }
-  return static_cast<int64_t>(std::min(wanted, static_cast<double>(kMostCacheBytesUnasked)));
+  const auto half = static_cast<int64_t>(backend_->memory_info().total / 2);
+  return static_cast<int64_t>(
+      std::min(wanted, static_cast<double>(std::min(kMostCacheBytesUnasked, half))));
 }
 
 std::vector<LayerCache> Executor::LayOutCache(const EngineOptions& options) {
