@@ -187,7 +187,8 @@ struct HttpServer::Impl {
   asio::io_context io{1};
   // Large bodies take turns on one thread, so that the other is always there for small ones.
   asio::thread_pool workers{2};
-  asio::strand<asio::thread_pool::executor_type> large{workers.get_executor()};
+  asio::any_io_executor small{workers.get_executor()};
+  asio::any_io_executor large{asio::make_strand(workers)};
   std::atomic<double> worker_cpu_seconds = 0;
   tcp::acceptor acceptor{io};
   asio::signal_set signals{io, SIGTERM, SIGINT};
@@ -450,13 +451,11 @@ awaitable<std::optional<HttpResponse>> HttpServer::Impl::Prepare(Connection& con
   // bring one are trusted not to.
   const bool is_small = message.body().size() <= kSmallBody &&
                         message.body().find("\"chat_template\"") == std::string::npos;
-  const asio::any_io_executor executor =
-      is_small ? asio::any_io_executor(workers.get_executor()) : asio::any_io_executor(large);
   Mailbox& mailbox = *connection.mailbox;
   std::atomic<bool> abandoned = false;
   std::optional<std::optional<HttpResponse>> result;
   asio::co_spawn(
-      executor, OnWorker(std::move(job), abandoned),
+      is_small ? small : large, OnWorker(std::move(job), abandoned),
       asio::bind_executor(io, [&](std::exception_ptr failure, std::optional<HttpResponse> refusal) {
         OCTAVO_CHECK(!failure);  // OnWorker lets none through
         result = std::move(refusal);
