@@ -92,7 +92,7 @@ struct HttpClient::Impl {
 
   beast::tcp_stream TakeConnection();
   awaitable<void> Exchange(Call call);
-  awaitable<error_code> Talk(Call& call, HttpReply& reply);
+  awaitable<error_code> Talk(beast::tcp_stream stream, Call& call, HttpReply& reply);
   awaitable<error_code> ReadReply(beast::tcp_stream& stream, const OnPiece& on_piece,
                                   HttpReply& reply, bool& keep_alive);
 
@@ -149,9 +149,9 @@ awaitable<error_code> HttpClient::Impl::ReadReply(beast::tcp_stream& stream,
   co_return error_code();
 }
 
-awaitable<error_code> HttpClient::Impl::Talk(Call& call, HttpReply& reply) {
+awaitable<error_code> HttpClient::Impl::Talk(beast::tcp_stream stream, Call& call,
+                                             HttpReply& reply) {
   error_code error;
-  beast::tcp_stream stream = TakeConnection();
   stream.expires_after(timeout);
   if (!stream.socket().is_open()) {
     co_await stream.async_connect(endpoints, asio::redirect_error(use_awaitable, error));
@@ -168,7 +168,12 @@ awaitable<error_code> HttpClient::Impl::Talk(Call& call, HttpReply& reply) {
 
 awaitable<void> HttpClient::Impl::Exchange(Call call) {
   HttpReply reply;
-  const error_code error = co_await Talk(call, reply);
+  beast::tcp_stream stream = TakeConnection();
+  const bool reused = stream.socket().is_open();
+  error_code error = co_await Talk(std::move(stream), call, reply);
+  // A server may close an idle connection just as a request leaves (RFC 9112, 9.3.1).
+  if (reused && error && error != beast::error::timeout && reply.status == 0)
+    error = co_await Talk(beast::tcp_stream(io), call, reply);
   if (error == beast::error::timeout) {
     reply.error = fmt::format("{} said nothing for {} s", url.authority,
                               std::chrono::duration<double>(timeout).count());

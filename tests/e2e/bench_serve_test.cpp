@@ -174,6 +174,8 @@ TEST_F(BenchServeTest, OpenLoopOfChatsKeepsItsSchedule) {
 }
 
 // Answers each request with what `reply` makes of its path, then closes; an empty reply is silence.
+// After a reply that promises to keep the connection it waits for the next request's first byte and
+// closes on that.
 class ScriptedServer {
  public:
   using Script = std::function<std::string(const std::string& path)>;
@@ -214,6 +216,8 @@ class ScriptedServer {
         continue;
       }
       send(fd, reply.data(), reply.size(), MSG_NOSIGNAL);
+      char byte;
+      if (reply.find("keep-alive") != reply.npos) recv(fd, &byte, 1, 0);
       close(fd);
     }
   }
@@ -242,7 +246,8 @@ class ScriptedServer {
 };
 
 std::string Whole(const std::string& status, const std::string& body) {
-  return "HTTP/1.1 " + status + "\r\nContent-Length: " + std::to_string(body.size()) + "\r\n\r\n" +
+  return "HTTP/1.1 " + status +
+         "\r\nConnection: close\r\nContent-Length: " + std::to_string(body.size()) + "\r\n\r\n" +
          body;
 }
 
@@ -299,6 +304,17 @@ TEST_F(BenchServeTest, OthersCountWhereSomeFail) {
   EXPECT_EQ(run.json["errors"], Json({"", "HTTP 503: 'full'", "", "HTTP 503: 'full'"}));
   EXPECT_EQ(run.json["total_output_tokens"], 4);  // as counted here: this server says no usage
   EXPECT_EQ(run.json["total_input_tokens"], 14);
+}
+
+TEST_F(BenchServeTest, AConnectionClosedAsTheRequestLeavesIsNoFailure) {
+  const std::string body = std::string(kToken) + kDone;
+  const std::string reply = "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: " +
+                            std::to_string(body.size()) + "\r\n\r\n" + body;
+  ScriptedServer server(WithModel([&](const auto&) { return reply; }));
+  const Outcome run =
+      Run(server.port(), "--num-prompts 4 --max-concurrency 1 --random-input-len 7");
+  EXPECT_EQ(run.code, 0) << run.text;
+  EXPECT_EQ(run.json["completed"], 4);
 }
 
 TEST_F(BenchServeTest, WaitsForAServerThatLoads) {
