@@ -159,7 +159,7 @@ struct AppendArgs {
   const BatchView* batch = nullptr;
   AttentionPlan* plan = nullptr;  // of the attention that follows; CUDA keeps FP8 queries there
   KvLayer cache;
-  Tensor q_out;  // [tokens, heads * head_dim] of Backend::intermediate_dtype()
+  Tensor q_out;  // [tokens, heads * head_dim], on CUDA of Backend::intermediate_dtype()
 };
 
 // softmax(scale * q k^T, soft-capped, causal, windowed, with a sink per head) v over the pages of

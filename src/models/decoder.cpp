@@ -7,6 +7,18 @@
 
 namespace octavo {
 
+namespace {
+
+// Of what attention is asked with. In a dense model of bfloat16 that is enough; where routers read
+// on, a rounding may change who answers.
+DType QueryDType(const ModelSpec& spec, DType dtype, DType intermediate) {
+  const bool routes = std::any_of(spec.layers.begin(), spec.layers.end(),
+                                  [](const LayerSpec& layer) { return layer.ffn.experts > 0; });
+  return routes ? intermediate : dtype == DType::kBF16 ? dtype : intermediate;
+}
+
+}  // namespace
+
 Decoder::Layout Decoder::LayOut(const ModelSpec& spec, DType dtype, DType intermediate,
                                 const StepLimits& limits) {
   int64_t q = 0, kv = 0, inner = 0, experts = 0, top_k = 0, rope = 0;
@@ -36,7 +48,8 @@ Decoder::Layout Decoder::LayOut(const ModelSpec& spec, DType dtype, DType interm
   at.rounded = take(intermediate, rows, experts == 0 || intermediate == f32 ? 0 : spec.hidden);
   at.block_out = take(f32, rows, post_norms ? spec.hidden : 0);
   at.qkv = take(f32, rows, q + 2 * kv);
-  at.query = take(intermediate, rows, intermediate == f32 ? 0 : q);
+  const DType query = QueryDType(spec, dtype, intermediate);
+  at.query = take(query, rows, query == f32 ? 0 : q);
   at.attended = take(dtype, rows, q);
   at.gate_up = take(intermediate, rows, 2 * inner);
   at.router = take(f32, rows, experts);
@@ -62,6 +75,7 @@ Decoder::Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend
       backend_(backend),
       dtype_(dtype),
       intermediate_(backend.intermediate_dtype()),
+      query_dtype_(QueryDType(spec, dtype, intermediate_)),
       caches_(std::move(caches)),
       limits_(limits),
       at_(LayOut(spec, dtype, intermediate_, limits)),
@@ -165,7 +179,7 @@ void Decoder::Attend(size_t l, const StepInput& input, const StepObserver& obser
   const Tensor q = qkv.Columns(0, q_size), k = qkv.Columns(q_size, q_size + kv_size),
                v = qkv.Columns(q_size + kv_size, q_size + 2 * kv_size);
   const Tensor query =
-      intermediate_ == DType::kF32 ? q : Scratch(at_.query, intermediate_, tokens, q_size);
+      query_dtype_ == DType::kF32 ? q : Scratch(at_.query, query_dtype_, tokens, q_size);
   const Tensor attended = Scratch(at_.attended, dtype_, tokens, q_size);
   const BatchView& batch = input.groups[cache.group];
   const Plans& plans = plans_[layer_plans_[l]];

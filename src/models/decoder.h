@@ -98,7 +98,7 @@ class Decoder {
   const ModelSpec& spec_;
   const Weights& weights_;
   Backend& backend_;
-  DType dtype_, intermediate_;
+  DType dtype_, intermediate_, query_dtype_;
   std::vector<LayerCache> caches_;
   StepLimits limits_;
   Layout at_;

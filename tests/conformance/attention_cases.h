@@ -45,6 +45,7 @@ struct SequenceCase {
 struct AttentionCase {
   KvFormat k_format = KvFormat::kBF16, v_format = KvFormat::kBF16;
   DType dtype = DType::kF32;
+  bool wide_q = false;  // float32 whatever dtype is, as where a model routes
   int group = 2, kv_heads = 2, head_dim = 64;
   int window = 0;
   bool sinks = false;
@@ -58,6 +59,7 @@ struct AttentionCase {
     std::ostringstream name;
     name << octavo::Name(k_format) << '/' << octavo::Name(v_format) << ' ' << octavo::Name(dtype)
          << " heads " << heads() << '/' << kv_heads << " head_dim " << head_dim;
+    if (wide_q) name << " float32 q";
     if (window > 0) name << " window " << window;
     if (sinks) name << " sinks";
     if (soft_cap > 0) name << " soft_cap " << soft_cap;
@@ -309,10 +311,10 @@ class Step {
             .kv_len = kv_len_,
             .slots = Tensor(slots_.data(), DType::kI64, {static_cast<int64_t>(slots_.size())}),
             .block_table = Tensor(table_.data(), DType::kI32, {view_rows(), pool.max_pages()})};
-    q = Make(q_memory_, tokens, c.heads(), 8);
-    k = Make(k_memory_, tokens, c.kv_heads, 0);
-    v = Make(v_memory_, tokens, c.kv_heads, 0);
-    out = Make(out_memory_, tokens, c.heads(), 8);
+    q = Make(q_memory_, c.wide_q ? DType::kF32 : c.dtype, tokens, c.heads(), 8);
+    k = Make(k_memory_, c.dtype, tokens, c.kv_heads, 0);
+    v = Make(v_memory_, c.dtype, tokens, c.kv_heads, 0);
+    out = Make(out_memory_, c.dtype, tokens, c.heads(), 8);
     int row = 0;
     for (const TokenRange& range : ranges) {
       for (int t = range.begin; t < range.end; ++t, ++row) {
@@ -358,10 +360,10 @@ class Step {
   int64_t view_rows() const { return static_cast<int64_t>(kv_len_.size()); }
 
   // Rows are `gap` elements apart.
-  Tensor Make(GuardedBuffer& memory, int tokens, int heads, int gap) {
+  Tensor Make(GuardedBuffer& memory, DType dtype, int tokens, int heads, int gap) {
     const int64_t columns = int64_t{heads} * case_.head_dim;
-    memory = GuardedBuffer(static_cast<size_t>(tokens * (columns + gap)) * SizeOf(case_.dtype));
-    Tensor tensor(memory.data(), case_.dtype, {tokens, columns});
+    memory = GuardedBuffer(static_cast<size_t>(tokens * (columns + gap)) * SizeOf(dtype));
+    Tensor tensor(memory.data(), dtype, {tokens, columns});
     tensor.row_stride = columns + gap;
     return tensor;
   }
@@ -436,12 +438,13 @@ inline Difference Compare(const Tensor& actual, const Tensor& expected, int head
 
 // The stored bytes are the same for both sides, so that the limits are those of the arithmetic,
 // whatever the format: float32 sums, or the rounding of a bfloat16 output (uniform within half a
-// unit, 2^-8 of the value).
+// unit, 2^-8 of the value) and, where they are, of bfloat16 probabilities.
 struct Limits {
   double nmse, worst_row;
 };
-inline Limits LimitsOf(DType dtype) {
-  return dtype == DType::kF32 ? Limits{1e-12, 1e-11} : Limits{4e-6, 8e-6};
+inline Limits LimitsOf(DType dtype, bool rounds_probabilities) {
+  if (dtype == DType::kF32) return {1e-12, 1e-11};
+  return rounds_probabilities ? Limits{8e-6, 2.4e-5} : Limits{4e-6, 8e-6};
 }
 
 struct Outcome {
@@ -451,7 +454,7 @@ struct Outcome {
 
 // Fills a cache with the reference, runs attention on both sides and compares.
 inline Outcome RunAttentionCase(const AttentionCase& c, const AttentionOps& reference,
-                                const AttentionOps& ops) {
+                                const AttentionOps& ops, bool rounds_probabilities) {
   Pool pool(c, Lengths(c));
   FillCache(c, pool, reference);
   const std::vector<TokenRange> ranges = CallRanges(c);
@@ -468,7 +471,7 @@ inline Outcome RunAttentionCase(const AttentionCase& c, const AttentionOps& refe
 
   Outcome outcome;
   outcome.difference = Compare(actual.out, wide_out, c.head_dim);
-  const Limits limits = LimitsOf(c.dtype);
+  const Limits limits = LimitsOf(c.dtype, rounds_probabilities);
   if (!actual.intact() || !pool.arena().intact()) outcome.failure = "wrote outside its output";
   if (!outcome.difference.finite_alike)
     outcome.failure = "finite where the reference is not, or the reverse";

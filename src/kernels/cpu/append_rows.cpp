@@ -240,14 +240,15 @@ void NormAndRotate(const AppendArgs& args, const std::vector<float>& weight, int
 void Queries(const AppendJob& job, int begin, int end) {
   const AppendArgs& args = *job.args;
   const int head_dim = args.cache.layout.head_dim;
-  if (job.q_weight.empty() && !args.cos_sin) return;
+  const Tensor& q_out = args.q_out ? args.q_out : args.q;
+  if (job.q_weight.empty() && !args.cos_sin && q_out.data == args.q.data) return;
   HWY_ALIGN float x[kMaxHeadDim];
   for (int row = begin; row < end; ++row) {
     if (args.batch->slots.Row<int64_t>(0)[row] < 0) continue;
     for (int head = 0; head < args.heads; ++head) {
       LoadHead(args.q, row, head, head_dim, x);
       NormAndRotate(args, job.q_weight, row, x);
-      StoreHead(x, args.q, row, head, head_dim);
+      StoreHead(x, q_out, row, head, head_dim);
     }
   }
 }

@@ -238,12 +238,15 @@ TEST_P(AppendTest, TheFirstSlotOfAPageClearsItsValuesAndScales) {
 // it would show.
 TEST_P(AppendTest, NormalisesAndRotatesInFloat32) {
   ThreadPool threads(2);
-  for (DType dtype : {DType::kF32, DType::kBF16}) {
+  const std::pair<DType, bool> types[] = {
+      {DType::kF32, false}, {DType::kBF16, false}, {DType::kBF16, true}};
+  for (const auto& [dtype, to_q_out] : types) {
     for (int head_dim : {16, 64, 120}) {
       for (int rotary : {head_dim, head_dim / 2}) {
         const AttentionCase c{.k_format = KvFormat::kF32,
                               .v_format = KvFormat::kF32,
                               .dtype = dtype,
+                              .wide_q = to_q_out,
                               .head_dim = head_dim,
                               .sequences = {{0, 70}},
                               .seed = 6};
@@ -275,12 +278,15 @@ TEST_P(AppendTest, NormalisesAndRotatesInFloat32) {
           args.norm_eps = 1e-6f;
           args.norm_offset = 1.0f;
           args.cos_sin = Tensor(expected_table.data(), DType::kF32, {70, rotary});
+          if (to_q_out) args.q_out = s.out;
           append(args);
+          return args.q_out ? args.q_out : args.q;
         };
-        run(step, pool, [&](const AppendArgs& args) { cpu::Append(args, threads); });
-        run(expected, expected_pool, reference::Append);
+        const Tensor rotated =
+            run(step, pool, [&](const AppendArgs& args) { cpu::Append(args, threads); });
+        const Tensor expected_rotated = run(expected, expected_pool, reference::Append);
         EXPECT_TRUE(step.intact());
-        const conformance::Difference q = conformance::Compare(step.q, expected.q, head_dim);
+        const conformance::Difference q = conformance::Compare(rotated, expected_rotated, head_dim);
         EXPECT_LE(q.worst_row, dtype == DType::kF32 ? 1e-13 : 1e-6) << c.Name();
         for (int t = 0; t < 70; ++t) {
           const KvLayout& layout = pool.Layer().layout;

@@ -11,9 +11,10 @@
 namespace octavo::cpu {
 namespace {
 
-// e4m3 is read as float16 bits shifted, that is as 2^-8 of its value (attention_common-inl.h).
-float DecodeFactor(KvFormat format) {
-  return StorageDType(format) == DType::kF8E4M3 ? 256.0f : 1.0f;
+// As float32, e4m3 is read as float16 bits shifted, that is as 2^-8 of its value
+// (attention_common-inl.h).
+float DecodeFactor(KvFormat format, bool pairs) {
+  return StorageDType(format) == DType::kF8E4M3 && !pairs ? 256.0f : 1.0f;
 }
 
 float StaticScale(KvFormat format, const float* scales, int head) {
@@ -54,10 +55,12 @@ AttentionBlock MakeBlock(const AttentionArgs& args, const Work& work) {
   const float base = args.soft_cap > 0 ? 1.0f : std::numbers::log2e_v<float>;
   const KvLayout& layout = cache.layout;
   block.order = TokenOrder(layout.v_format);
+  if (UsesPairs(layout.k_format, layout.v_format, args.out.dtype))
+    block.pairs = args.q.dtype == DType::kBF16 ? 1 : 2;
   block.score_factor = args.scale * StaticScale(layout.k_format, cache.k_scale, work.kv_head) *
-                       DecodeFactor(layout.k_format) * base;
-  block.value_factor =
-      StaticScale(layout.v_format, cache.v_scale, work.kv_head) * DecodeFactor(layout.v_format);
+                       DecodeFactor(layout.k_format, block.pairs > 0) * base;
+  block.value_factor = StaticScale(layout.v_format, cache.v_scale, work.kv_head) *
+                       DecodeFactor(layout.v_format, block.pairs > 0);
   return block;
 }
 
@@ -146,6 +149,13 @@ void CheckShapes(const AttentionArgs& args) {
 }
 
 }  // namespace
+
+bool UsesPairs(KvFormat k_format, KvFormat v_format, DType out) {
+  auto fits = [](KvFormat format) {
+    return ElementSize(format) == 1 || StorageDType(format) == DType::kBF16;
+  };
+  return out == DType::kBF16 && fits(k_format) && fits(v_format) && MultipliesPairs();
+}
 
 void WorkPlan::Make(const BatchView& batch) {
   work_ = MakeAttentionWork(shape(), batch,

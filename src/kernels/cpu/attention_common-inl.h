@@ -31,16 +31,24 @@ static_assert(kLanes >= 4 && kLanes <= 16,
 
 // ---- reading formats
 
-// A loader reads kLanes elements as float32, exactly, up to a factor that the driver folds into the
-// softmax (DecodeFactor). Bytes of zero read as zero.
-struct LoadF32 {
+// A loader reads kVectors vectors of kElements elements a lane, kSize bytes, and multiplies such
+// vectors. Bytes of zero read as zero. Those here read float32, exactly, up to a factor that the
+// driver folds into the softmax (DecodeFactor); attention_pairs-inl.h has those of two elements.
+struct Singles {
+  static constexpr size_t kElements = 1;
+  static constexpr size_t kVectors = 1;
+  static constexpr int kTermsOfQ = 1;
+  static HWY_INLINE VF MulAdd(VF x, VF y, VF sum) { return hn::MulAdd(x, y, sum); }
+};
+
+struct LoadF32 : Singles {
   static constexpr size_t kSize = 4;
   static HWY_INLINE VF Load(const uint8_t* p) {
     return hn::LoadU(DF(), reinterpret_cast<const float*>(p));
   }
 };
 
-struct LoadF16 {
+struct LoadF16 : Singles {
   static constexpr size_t kSize = 2;
   static HWY_INLINE VF Load(const uint8_t* p) {
     const hn::Rebind<hwy::float16_t, DF> d16;
@@ -48,7 +56,7 @@ struct LoadF16 {
   }
 };
 
-struct LoadBF16 {
+struct LoadBF16 : Singles {
   static constexpr size_t kSize = 2;
   static HWY_INLINE VF Load(const uint8_t* p) {
     const hn::Rebind<hwy::bfloat16_t, DF> d16;
@@ -66,7 +74,7 @@ HWY_INLINE hn::Vec<D16> LoadCodes(D16 d16, const uint8_t* p) {
 // e4m3 and e5m2 go by way of float16, whose subnormals cost nothing to widen. Bits16 makes its bits
 // from codes.
 template <class Format>
-struct LoadF8 {
+struct LoadF8 : Singles {
   static constexpr size_t kSize = 1;
   static HWY_INLINE VF Load(const uint8_t* p) {
     const hn::Rebind<int16_t, DF> d16;
@@ -121,7 +129,7 @@ inline bool HasF8E4M3NaN(const uint8_t* p, size_t bytes) {
   return !hn::AllFalse(d8, hn::Eq(largest, magnitude_bits));
 }
 
-struct LoadI8 {
+struct LoadI8 : Singles {
   static constexpr size_t kSize = 1;
   static HWY_INLINE VF Load(const uint8_t* p) {
     const hn::Rebind<int8_t, DF> d8;
@@ -130,12 +138,24 @@ struct LoadI8 {
   }
 };
 
-// The first `count` < kLanes elements, then zeros; reads nothing behind them.
 template <class Loader>
-HWY_INLINE VF LoadTail(const uint8_t* p, size_t count) {
-  HWY_ALIGN uint8_t padded[kLanes * Loader::kSize] = {};
+struct Loaded {
+  VF x[Loader::kVectors];
+};
+template <class Loader>
+HWY_INLINE Loaded<Loader> LoadWhole(const Loader& loader, const uint8_t* p) {
+  if constexpr (Loader::kVectors == 1) {
+    return {loader.Load(p)};
+  } else {
+    return loader.Load(p);
+  }
+}
+// The first `count` lanes, then zeros; reads nothing behind them.
+template <class Loader>
+HWY_INLINE Loaded<Loader> LoadTail(const Loader& loader, const uint8_t* p, size_t count) {
+  HWY_ALIGN uint8_t padded[Loader::kVectors * kLanes * Loader::kSize] = {};
   std::memcpy(padded, p, count * Loader::kSize);
-  return Loader::Load(padded);
+  return LoadWhole(loader, padded);
 }
 
 // The entry of a table, one per storage type, that `Table::template kEntry<Loader>` stands for.
@@ -255,21 +275,22 @@ HWY_INLINE VF TreeSum(VF v) {
 
 // ---- one page
 
-// Asks for a stretch of memory in equal steps, so that the requests do not queue up behind each
-// other. Pages are scattered and the hardware's own prefetchers do not cross from one to the next.
+// Asks for a stretch of memory evenly over `steps` of work, so that the requests do not queue up
+// behind each other and the memory has always something to do. Pages are scattered and the
+// hardware's own prefetchers do not cross from one to the next.
 class Prefetcher {
  public:
   Prefetcher() = default;
-  Prefetcher(const std::byte* p, int64_t bytes, int steps)
-      : p_(p), end_(p + bytes), step_((bytes / steps + kLine - 1) / kLine * kLine) {}
-  HWY_INLINE void Step() {
-    for (const std::byte* end = std::min(p_ + step_, end_); p_ < end; p_ += kLine)
-      hwy::Prefetch(p_);
+  Prefetcher(const std::byte* p, int64_t bytes, int64_t steps)
+      : p_(p), asked_(p), end_(p + bytes), step_((bytes + steps - 1) / steps) {}
+  HWY_INLINE void Step(int64_t steps = 1) {
+    asked_ += steps * step_;
+    for (; p_ < asked_ && p_ < end_; p_ += kLine) __builtin_prefetch(p_, 0, 2);  // into L2
   }
 
  private:
   static constexpr int64_t kLine = 64;
-  const std::byte *p_ = nullptr, *end_ = nullptr;
+  const std::byte *p_ = nullptr, *asked_ = nullptr, *end_ = nullptr;
   int64_t step_ = 0;
 };
 
@@ -306,24 +327,11 @@ class PageReader {
     }
   }
 
-  // Asks for the next page's scales: they are read before anything else of it.
-  void PrefetchNextScales(int page) const {
-    if (page + 1 >= block_.page_end) return;
-    const std::byte* claim = block_.args->cache.Claim(pages_[page + 1]);
-    constexpr int64_t kBytes = kPageSize * sizeof(float);
-    if (scales_keys) Prefetcher(claim + layout_.KScaleOffset(block_.kv_head), kBytes, 1).Step();
-    if (scales_values) Prefetcher(claim + layout_.VScaleOffset(block_.kv_head), kBytes, 1).Step();
-  }
-  // The K or V that will be read after this page's; none behind the last.
-  Prefetcher NextK(int page, int steps) const {
+  // All of the head's part of the page that will be read after this one; nothing behind the last.
+  Prefetcher Next(int page, int64_t steps) const {
     if (page + 1 >= block_.page_end) return {};
     const std::byte* claim = block_.args->cache.Claim(pages_[page + 1]);
-    return Prefetcher(claim + layout_.KOffset(block_.kv_head), layout_.KBytes(), steps);
-  }
-  Prefetcher NextV(int page, int steps) const {
-    if (page + 1 >= block_.page_end) return {};
-    const std::byte* claim = block_.args->cache.Claim(pages_[page + 1]);
-    return Prefetcher(claim + layout_.VOffset(block_.kv_head), layout_.VBytes(), steps);
+    return Prefetcher(claim + layout_.KOffset(block_.kv_head), layout_.HeadBytes(), steps);
   }
 
   const bool scales_keys, scales_values;  // by token

@@ -13,6 +13,7 @@
 
 #include "hwy/highway.h"
 #include "kernels/cpu/attention_common-inl.h"
+#include "kernels/cpu/attention_pairs-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace octavo::cpu::HWY_NAMESPACE {
@@ -24,40 +25,51 @@ namespace octavo::cpu::HWY_NAMESPACE {
 inline constexpr bool kManyRegisters = HWY_TARGET != HWY_AVX2;
 constexpr int OpenVectors(int rows) { return kManyRegisters ? 4 : 8 / rows; }
 
-// products[t, r] += x[t] * y[r], y being rows of `stride` floats. With `keep`, x counts as zero
-// where keep[r] is zero.
-template <int kRows, int kOpen, bool kMasked>
+// products[t, r] += x[t] * y[r], y being rows of `stride` lanes; with two terms also what lies half
+// a row further. With `keep`, x counts as zero where keep[r] is zero.
+template <class Loader, int kRows, int kOpen, int kTerms, bool kMasked>
 HWY_INLINE void Accumulate(const VF (&x)[kOpen], const float* y, const float* keep, size_t stride,
                            VF (&products)[kRows * kOpen]) {
   const DF d;
   for (int r = 0; r < kRows; ++r) {
-    const VF row = hn::Load(d, y + r * stride);
-    for (int t = 0; t < kOpen; ++t) {
-      VF& sum = products[t * kRows + r];
-      if constexpr (kMasked) {
-        sum = hn::MulAdd(row, hn::And(x[t], hn::Load(d, keep + r * stride)), sum);
-      } else {
-        sum = hn::MulAdd(row, x[t], sum);
+    for (int term = 0; term < kTerms; ++term) {
+      const VF row = hn::Load(d, y + r * stride + term * (stride / 2));
+      for (int t = 0; t < kOpen; ++t) {
+        VF& sum = products[t * kRows + r];
+        if constexpr (kMasked) {
+          sum = Loader::MulAdd(row, hn::And(x[t], hn::Load(d, keep + r * stride)), sum);
+        } else {
+          sum = Loader::MulAdd(row, x[t], sum);
+        }
       }
     }
   }
 }
 
-// products[t, r] = the lanes of vectors[t] . y[r], `count` elements.
-template <class Loader, int kRows, int kOpen, bool kMasked>
-HWY_INLINE void Products(const uint8_t* const (&vectors)[kOpen], size_t count, const float* y,
-                         const float* keep, size_t stride, VF (&products)[kRows * kOpen]) {
+// products[t, r] = the lanes of vectors[t] . y[r], `count` lanes' worth of elements.
+template <class Loader, int kRows, int kOpen, int kTerms, bool kMasked>
+HWY_INLINE void Products(const Loader& loader, const uint8_t* const (&vectors)[kOpen], size_t count,
+                         const float* y, const float* keep, size_t stride,
+                         VF (&products)[kRows * kOpen]) {
   for (VF& sum : products) sum = hn::Zero(DF());
-  VF x[kOpen];
+  constexpr size_t kStep = Loader::kVectors * kLanes;
+  Loaded<Loader> loaded[kOpen];
+  auto accumulate = [&](size_t i, size_t end) HWY_ATTR __attribute__((always_inline)) {
+    for (size_t v = 0; v < Loader::kVectors && i < end; ++v, i += kLanes) {
+      VF x[kOpen];
+      for (int t = 0; t < kOpen; ++t) x[t] = loaded[t].x[v];
+      Accumulate<Loader, kRows, kOpen, kTerms, kMasked>(x, y + i, keep + i, stride, products);
+    }
+  };
   size_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int t = 0; t < kOpen; ++t) x[t] = Loader::Load(vectors[t] + i * Loader::kSize);
-    Accumulate<kRows, kOpen, kMasked>(x, y + i, keep + i, stride, products);
+  for (; i + kStep <= count; i += kStep) {
+    for (int t = 0; t < kOpen; ++t) loaded[t] = LoadWhole(loader, vectors[t] + i * Loader::kSize);
+    accumulate(i, i + kStep);
   }
   if (i < count) {
     for (int t = 0; t < kOpen; ++t)
-      x[t] = LoadTail<Loader>(vectors[t] + i * Loader::kSize, count - i);
-    Accumulate<kRows, kOpen, kMasked>(x, y + i, keep + i, stride, products);
+      loaded[t] = LoadTail(loader, vectors[t] + i * Loader::kSize, count - i);
+    accumulate(i, count);
   }
 }
 
@@ -96,14 +108,16 @@ template <class Loader, int kRows>
 void Scores(const AttentionBlock& block, const uint8_t* k, const float* q, float* s,
             Prefetcher& next) {
   constexpr int kOpen = OpenVectors(kRows);
-  const size_t dim = block.head_dim;
+  const size_t count = block.head_dim / Loader::kElements;
+  const Loader loader;
   for (size_t first = 0; first < kPageSize; first += kLanes) {
     auto products = [&](size_t n, VF(&out)[kRows * kOpen]) HWY_ATTR __attribute__((always_inline)) {
-      next.Step();
+      next.Step(kRows * kOpen * Loader::kTermsOfQ * count / kLanes);
       const uint8_t* rows[kOpen];
       for (int t = 0; t < kOpen; ++t)
-        rows[t] = k + block.order[first + kOpen * n + t] * dim * Loader::kSize;
-      Products<Loader, kRows, kOpen, false>(rows, dim, q, q, block.row_stride, out);
+        rows[t] = k + block.order[first + kOpen * n + t] * count * Loader::kSize;
+      Products<Loader, kRows, kOpen, Loader::kTermsOfQ, false>(loader, rows, count, q, q,
+                                                               block.row_stride, out);
     };
     VF sums[kRows];
     TreeSums<kRows, kOpen>(0, products, sums);
@@ -117,17 +131,19 @@ template <class Loader, int kRows, bool kMasked>
 void Values(const AttentionBlock& block, const uint8_t* v, const float* p, const float* keep,
             const float* alpha, float* o, Prefetcher& next) {
   constexpr int kOpen = OpenVectors(kRows);
+  constexpr size_t kCount = kPageSize / Loader::kElements;
   const DF d;
+  const Loader loader;
   const size_t dim = block.head_dim;
   for (size_t first = 0; first < dim; first += kLanes) {
     auto products = [&](size_t n, VF(&out)[kRows * kOpen]) HWY_ATTR __attribute__((always_inline)) {
-      next.Step();
+      next.Step(kRows * kOpen * kCount / kLanes);
       const uint8_t* rows[kOpen];
       for (int t = 0; t < kOpen; ++t) {
         // Behind head_dim: any row, the lane is padding.
-        rows[t] = v + std::min(first + kOpen * n + t, dim - 1) * kPageSize * Loader::kSize;
+        rows[t] = v + std::min(first + kOpen * n + t, dim - 1) * kCount * Loader::kSize;
       }
-      Products<Loader, kRows, kOpen, kMasked>(rows, kPageSize, p, keep, kPageSize, out);
+      Products<Loader, kRows, kOpen, 1, kMasked>(loader, rows, kCount, p, keep, kPageSize, out);
     };
     VF sums[kRows];
     TreeSums<kRows, kOpen>(0, products, sums);
@@ -214,14 +230,19 @@ struct MaskedValuesEntry {
                                               Values<Loader, 4, true>};
 };
 
+// Work in steps of about the time of a multiply-add.
+constexpr int64_t kSoftmaxSteps = 64;  // of a row
+constexpr int64_t WidenSteps(size_t codes) { return codes / 16; }
+
 // `count` codes, a multiple of four vectors of bits, to float16 bits, which are cheaper to widen
 // from memory than codes are. Four at once: a loop over one took half as long again where its few
 // instructions came to lie unluckily (Zen 3).
 template <class Format>
-void Expand(const uint8_t* codes, size_t count, int16_t* bits) {
+void Expand(const uint8_t* codes, size_t count, int16_t* bits, Prefetcher& next) {
   const hn::Repartition<int16_t, DF> d16;
   constexpr size_t kVector = 2 * kLanes;
   for (size_t i = 0; i < count; i += 4 * kVector) {
+    next.Step(WidenSteps(4 * kVector));
     for (size_t j = i; j < i + 4 * kVector; j += kVector)
       hn::StoreU(Format::Bits16(d16, LoadCodes(d16, codes + j)), d16, bits + j);
   }
@@ -233,23 +254,26 @@ struct Elements {
   DType type;
 };
 
-// Float-8 becomes float16 in `expanded` (`count` of them), once for all rows.
-Elements Widen(const uint8_t* data, DType storage, size_t count, int16_t* expanded) {
+bool IsFloat8(DType storage) { return storage == DType::kF8E4M3 || storage == DType::kF8E5M2; }
+
+// For Singles: float-8 becomes float16 in `expanded` (`count` of them), once for all rows.
+Elements Widen(const uint8_t* data, DType storage, size_t count, int16_t* expanded,
+               Prefetcher& next) {
+  if (!IsFloat8(storage)) return {data, storage};
   if (storage == DType::kF8E5M2) {
-    Expand<LoadF8E5M2>(data, count, expanded);
-  } else if (storage != DType::kF8E4M3) {
-    return {data, storage};
+    Expand<LoadF8E5M2>(data, count, expanded, next);
   } else if (HasF8E4M3NaN(data, count)) {
-    Expand<LoadF8E4M3>(data, count, expanded);
+    Expand<LoadF8E4M3>(data, count, expanded, next);
   } else {
-    Expand<F8E4M3Finite>(data, count, expanded);
+    Expand<F8E4M3Finite>(data, count, expanded, next);
   }
   return {reinterpret_cast<const uint8_t*>(expanded), DType::kF16};
 }
 
-// Entry's kernels of the types that Widen gives.
-template <template <class> class Entry>
+// Entry's kernels of the types that Widen gives, or of any for pairs.
+template <class Math, template <class> class Entry>
 auto ByType(DType type) {
+  if constexpr (Math::kElements == 2) return Math::template ByStorage<Entry>(type);
   switch (type) {
     case DType::kF32:
       return Entry<LoadF32>::kValue;
@@ -265,23 +289,18 @@ auto ByType(DType type) {
 // The logarithm of the number of rows to take next of those that are left.
 int StepLog2(int left) { return left >= 4 ? 2 : left >= 2 ? 1 : 0; }
 
-// How often Scores (`vectors` tokens) or Values (dimensions) ask for some of the next page's K or
-// V: evenly over all products of a page, since a burst that ends early leaves the memory idle.
-int PrefetchSteps(int rows, int vectors) {
-  int steps = 0;
-  for (int r = 0; r < rows; r += 1 << StepLog2(rows - r))
-    steps += vectors / OpenVectors(1 << StepLog2(rows - r));
-  return steps;
-}
-
-void AttendFew(const AttentionBlock& block, int page_begin, int page_end,
-               const AttentionState& state, float* scratch) {
+template <class Math>
+void AttendFewBy(const AttentionBlock& block, int page_begin, int page_end,
+                 const AttentionState& state, float* scratch) {
   const KvLayout& layout = block.args->cache.layout;
   const DType k_storage = StorageDType(layout.k_format), v_storage = StorageDType(layout.v_format);
   const size_t elements = kPageSize * static_cast<size_t>(block.head_dim);
   const int rows = block.rows;
-  const int k_steps = PrefetchSteps(rows, kPageSize);
-  const int v_steps = PrefetchSteps(rows, hwy::RoundUpTo(block.head_dim, kLanes));
+  int64_t steps =
+      rows * (kSoftmaxSteps + (Math::kTermsOfQ + 1) * elements / (Math::kElements * kLanes));
+  constexpr bool kWidens = Math::kElements == 1;
+  for (const DType storage : {k_storage, v_storage})
+    steps += kWidens && IsFloat8(storage) ? WidenSteps(elements) : 0;
   std::fill_n(state.m, rows, -std::numeric_limits<float>::infinity());
   std::fill_n(state.l, rows, 0.0f);
   std::fill_n(state.o, rows * block.row_stride, 0.0f);
@@ -293,29 +312,43 @@ void AttendFew(const AttentionBlock& block, int page_begin, int page_end,
   PageReader page(block);
   for (int index = page_begin; index < page_end; ++index) {
     page.Open(index);
-    page.PrefetchNextScales(index);
-    const Elements k = Widen(page.k, k_storage, elements, expanded);
-    const ScoresFunction* scores = ByType<ScoresEntry>(k.type);
-    Prefetcher next_k = page.NextK(index, k_steps);
+    Prefetcher next = page.Next(index, steps);
+    const Elements k =
+        kWidens ? Widen(page.k, k_storage, elements, expanded, next) : Elements{page.k, k_storage};
+    const ScoresFunction* scores = ByType<Math, ScoresEntry>(k.type);
     for (int r = 0; r < rows; r += 1 << StepLog2(rows - r)) {
       scores[StepLog2(rows - r)](block, k.data, block.q + r * block.row_stride, s + r * kPageSize,
-                                 next_k);
+                                 next);
     }
     for (int r = 0; r < rows; ++r) {
+      next.Step(kSoftmaxSteps);
       if (page.masked)
         VisibleTokens(block, page.first_token, block.position(r), keep + r * kPageSize);
       alpha[r] =
           Softmax(block, page, keep + r * kPageSize, s + r * kPageSize, state.m[r], state.l[r]);
+      if constexpr (Math::kElements == 2) {
+        Math::Pack(s + r * kPageSize);
+        if (page.masked) Math::Pack(keep + r * kPageSize);
+      }
     }
-    const Elements v = Widen(page.v, v_storage, elements, expanded);
+    const Elements v =
+        kWidens ? Widen(page.v, v_storage, elements, expanded, next) : Elements{page.v, v_storage};
     const ValuesFunction* values =
-        page.masked ? ByType<MaskedValuesEntry>(v.type) : ByType<ValuesEntry>(v.type);
-    Prefetcher next_v = page.NextV(index, v_steps);
+        page.masked ? ByType<Math, MaskedValuesEntry>(v.type) : ByType<Math, ValuesEntry>(v.type);
     for (int r = 0; r < rows; r += 1 << StepLog2(rows - r)) {
       values[StepLog2(rows - r)](block, v.data, s + r * kPageSize, keep + r * kPageSize, alpha + r,
-                                 state.o + r * block.row_stride, next_v);
+                                 state.o + r * block.row_stride, next);
     }
   }
+}
+
+void AttendFew(const AttentionBlock& block, int page_begin, int page_end,
+               const AttentionState& state, float* scratch) {
+#if OCTAVO_PAIRS
+  if (block.pairs == 1) return AttendFewBy<Pairs<1>>(block, page_begin, page_end, state, scratch);
+  if (block.pairs == 2) return AttendFewBy<Pairs<2>>(block, page_begin, page_end, state, scratch);
+#endif
+  AttendFewBy<Singles>(block, page_begin, page_end, state, scratch);
 }
 
 }  // namespace octavo::cpu::HWY_NAMESPACE

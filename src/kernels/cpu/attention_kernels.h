@@ -3,10 +3,11 @@
 // Both kernels compute the same canonical sums and therefore the same bits. With L float lanes, a
 // dot product over k has L classes: class j adds k = j, j + L, j + 2L, ... by fused multiply-add in
 // that order, starting from zero; the L sums are added by a fixed binary tree (PairSum in
-// attention_common-inl.h). "Few rows" (decode) runs vectors along k and reduces across lanes; "many
-// rows" (prefill) runs vectors along query rows and adds the classes one after another. Keys of a
-// page are taken in the order in which V stores its tokens. Page results are added to a split's,
-// splits (kSplitPages from page 0) to the row's, in order.
+// attention_common-inl.h). Where pairs of bfloat16 are multiplied, k counts pairs. "Few rows"
+// (decode) runs vectors along k and reduces across lanes; "many rows" (prefill) runs vectors along
+// query rows and adds the classes one after another. Keys of a page are taken in the order in which
+// V stores its tokens. Page results are added to a split's, splits (kSplitPages from page 0) to the
+// row's, in order.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +21,8 @@ namespace octavo::cpu {
 inline constexpr int kSplitPages = 16;
 // Query rows of an item, which share each page's decoding to float: two tiles of AVX-512.
 inline constexpr int kBlockRows = 96;
-// Floats: rows are padded to whole vectors of every target.
-inline constexpr int kDimAlign = 16;
+// Floats: rows, and halves of them, are padded to whole vectors of every target.
+inline constexpr int kDimAlign = 32;
 
 inline constexpr int64_t AlignRow(int64_t n) { return (n + kDimAlign - 1) / kDimAlign * kDimAlign; }
 
@@ -38,7 +39,9 @@ struct AttentionBlock {
   float score_factor = 0;          // of q k^T, up to the K scale of a token: base 2 logarithms
   float value_factor = 0;          // of the result, up to the V scale of a token
   const int32_t* order = nullptr;  // [kPageSize] token at each position of V
-  const float* q = nullptr;        // [rows, row_stride], zero behind head_dim
+  int pairs = 0;  // terms of q if pairs of bfloat16 are multiplied (attention_pairs-inl.h), else 0
+  const float* q = nullptr;  // [rows, row_stride] floats; or [rows, 2, row_stride / 2] pairs, the
+                             // terms. Zero behind head_dim
 
   int position(int row) const { return first_position + row / group; }
 };
@@ -58,7 +61,13 @@ struct AttentionState {
   }
 };
 
-// q as float32, zero behind head_dim.
+// Whether this CPU, with the SIMD target in use, multiplies pairs of bfloat16.
+bool MultipliesPairs();
+// Whether attention over such a cache, with such an output, does: where the output is bfloat16 what
+// is multiplied may be so too, if the cache's elements are exact as such.
+bool UsesPairs(KvFormat k_format, KvFormat v_format, DType out);
+
+// q as float32 or pairs, zero behind head_dim.
 void LoadQueries(const AttentionBlock& block, float* q);
 
 // One split's pages [page_begin, page_end). `scratch`: ManyRowsScratchFloats; few rows use

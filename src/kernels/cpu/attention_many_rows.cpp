@@ -1,6 +1,7 @@
 // Attention for many query rows (prefill): vectors run along query rows, elements of K and V are
-// broadcast. Each page is decoded to float once for all rows of the block; scores stand as
-// [position, rows], so that V is read as it is stored and the softmax is vertical.
+// broadcast. Each page is decoded once for all rows of the block, to floats or to pairs of
+// bfloat16; scores stand as [position, rows], so that V is read as it is stored and the softmax is
+// vertical.
 
 #include <algorithm>
 #include <cstdint>
@@ -14,6 +15,7 @@
 
 #include "hwy/highway.h"
 #include "kernels/cpu/attention_common-inl.h"
+#include "kernels/cpu/attention_pairs-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace octavo::cpu::HWY_NAMESPACE {
@@ -26,9 +28,10 @@ inline constexpr int kTileVectors = 3;
 constexpr int TileColumns(int row_vectors) { return row_vectors == 1 ? 8 : 4; }
 inline constexpr int kOpenClasses = HWY_TARGET != HWY_AVX2 ? 2 : 1;
 
-inline constexpr int kPrefetchSteps = 8;  // of the next page, over the columns of this one
+inline constexpr int kPrefetchSteps = 16;  // of the next page, over the columns of this one
 
-// The buffers of a block; "tile" ones serve one tile of rows at a time.
+// The buffers of a block; "tile" ones serve one tile of rows at a time. A float of q, k and v may
+// be a pair; their strides are the same then, the second half of each row is not used.
 struct Buffers {
   float* q;           // [row_stride, rows] transposed
   float* k;           // [kPageSize, row_stride] in the order of positions
@@ -38,7 +41,7 @@ struct Buffers {
   float* keep;        // [kPageSize, tile] all ones where the row sees the token, else zeros
   int32_t* position;  // [rows]
 
-  static constexpr int64_t kTile = kPageSize * kTileVectors * kDimAlign;
+  static constexpr int64_t kTile = kPageSize * kTileVectors * kLanes;
   static int64_t Floats(int64_t rows, int64_t row_stride) {
     return 2 * row_stride * rows + 2 * kPageSize * row_stride + 2 * kTile + rows;
   }
@@ -59,28 +62,33 @@ struct Buffers {
 };
 
 // Sums over k = 0, kLanes, ... of a[k, r] * b[c, k], and, for a second class, over k = 2, kLanes +
-// 2, ...: a is [n, a_stride] with vectors along its rows, b is [kColumns, b_stride]. kMasked:
-// elements of b count as zero where keep (shaped like a) is zero, whatever they are.
-template <int kRows, int kColumns, bool kMasked>
-HWY_INLINE void ClassSums(const float* a, size_t a_stride, const float* keep, const float* b,
-                          size_t b_stride, size_t n, VF (&sums)[kOpenClasses][kRows * kColumns]) {
+// 2, ...: a is [n, a_stride] with vectors along its rows, b is [kColumns, b_stride]. Of two terms
+// the second's rows of a lie a_terms further. kMasked: elements of b count as zero where keep
+// (shaped like a) is zero, whatever they are.
+template <class Math, int kRows, int kColumns, int kTerms, bool kMasked>
+HWY_INLINE void ClassSums(const float* a, size_t a_stride, size_t a_terms, const float* keep,
+                          const float* b, size_t b_stride, size_t n,
+                          VF (&sums)[kOpenClasses][kRows * kColumns]) {
   const DF d;
   for (auto& of_class : sums) {
     for (VF& sum : of_class) sum = hn::Zero(d);
   }
   for (size_t k = 0; k < n; k += kLanes) {
     for (int j = 0; j < kOpenClasses; ++j) {
-      VF x[kRows];
-      for (int r = 0; r < kRows; ++r) x[r] = hn::Load(d, a + (k + 2 * j) * a_stride + r * kLanes);
-      for (int c = 0; c < kColumns; ++c) {
-        const VF y = hn::Set(d, b[c * b_stride + k + 2 * j]);
-        for (int r = 0; r < kRows; ++r) {
-          VF& sum = sums[j][c * kRows + r];
-          if constexpr (kMasked) {
-            const VF seen = hn::And(y, hn::Load(d, keep + (k + 2 * j) * a_stride + r * kLanes));
-            sum = hn::MulAdd(x[r], seen, sum);
-          } else {
-            sum = hn::MulAdd(x[r], y, sum);
+      for (int term = 0; term < kTerms; ++term) {
+        const size_t row = k + 2 * j + term * a_terms;
+        VF x[kRows];
+        for (int r = 0; r < kRows; ++r) x[r] = hn::Load(d, a + row * a_stride + r * kLanes);
+        for (int c = 0; c < kColumns; ++c) {
+          const VF y = hn::Set(d, b[c * b_stride + k + 2 * j]);
+          for (int r = 0; r < kRows; ++r) {
+            VF& sum = sums[j][c * kRows + r];
+            if constexpr (kMasked) {
+              const VF seen = hn::And(y, hn::Load(d, keep + row * a_stride + r * kLanes));
+              sum = Math::MulAdd(x[r], seen, sum);
+            } else {
+              sum = Math::MulAdd(x[r], y, sum);
+            }
           }
         }
       }
@@ -90,9 +98,9 @@ HWY_INLINE void ClassSums(const float* a, size_t a_stride, const float* keep, co
 
 // sums[c * kRows + r] = a[., r] . b[c, .]: the classes in the order of the tree's leaves, the tree
 // depth first.
-template <int kRows, int kColumns, bool kMasked>
-HWY_INLINE void Products(const float* a, size_t a_stride, const float* keep, const float* b,
-                         size_t b_stride, size_t n, VF (&sums)[kRows * kColumns]) {
+template <class Math, int kRows, int kColumns, int kTerms, bool kMasked>
+HWY_INLINE void Products(const float* a, size_t a_stride, size_t a_terms, const float* keep,
+                         const float* b, size_t b_stride, size_t n, VF (&sums)[kRows * kColumns]) {
   static_assert(LeafClass(1) == LeafClass(0) + 2 && LeafClass(3) == LeafClass(2) + 2,
                 "the two classes of ClassSums");
   constexpr size_t kLeaves = kLanes / kOpenClasses;
@@ -100,8 +108,8 @@ HWY_INLINE void Products(const float* a, size_t a_stride, const float* keep, con
   for (size_t leaf = 0; leaf < kLeaves; ++leaf) {
     const size_t j = LeafClass(leaf * kOpenClasses);
     VF open[kOpenClasses][kRows * kColumns];
-    ClassSums<kRows, kColumns, kMasked>(a + j * a_stride, a_stride, keep + j * a_stride, b + j,
-                                        b_stride, n, open);
+    ClassSums<Math, kRows, kColumns, kTerms, kMasked>(
+        a + j * a_stride, a_stride, a_terms, keep + j * a_stride, b + j, b_stride, n, open);
     for (int i = 0; i < kRows * kColumns; ++i) {
       sums[i] = kOpenClasses == 1 ? open[0][i] : hn::Add(open[0][i], open[kOpenClasses - 1][i]);
     }
@@ -116,17 +124,18 @@ HWY_INLINE void Products(const float* a, size_t a_stride, const float* keep, con
 }
 
 // s[position, row] = k[position] . q[row]
-template <int kRows>
+template <class Math, int kRows>
 void Scores(const AttentionBlock& block, const Buffers& buffers, size_t first_row, size_t rows,
             Prefetcher& next) {
   constexpr int kColumns = TileColumns(kRows);
   const DF d;
+  const size_t count = hwy::RoundUpTo(block.head_dim / Math::kElements, kLanes);
   for (size_t s = 0; s < kPageSize; s += kColumns) {
     next.Step();
     VF sums[kRows * kColumns];
-    Products<kRows, kColumns, false>(buffers.q + first_row, rows, buffers.q,
-                                     buffers.k + s * block.row_stride, block.row_stride,
-                                     block.row_stride, sums);
+    Products<Math, kRows, kColumns, Math::kTermsOfQ, false>(
+        buffers.q + first_row, rows, block.row_stride / 2, buffers.q,
+        buffers.k + s * block.row_stride, block.row_stride, count, sums);
     for (int c = 0; c < kColumns; ++c) {
       for (int r = 0; r < kRows; ++r) {
         hn::Store(sums[c * kRows + r], d, buffers.s + ((s + c) * kRows + r) * kLanes);
@@ -136,7 +145,7 @@ void Scores(const AttentionBlock& block, const Buffers& buffers, size_t first_ro
 }
 
 // o[d, row] = o[d, row] * alpha[row] + v[d] . p[row]
-template <int kRows, bool kMasked>
+template <class Math, int kRows, bool kMasked>
 void Values(const AttentionBlock& block, const Buffers& buffers, size_t first_row, size_t rows,
             const VF (&alpha)[kTileVectors], Prefetcher& next) {
   constexpr int kColumns = TileColumns(kRows);
@@ -144,8 +153,9 @@ void Values(const AttentionBlock& block, const Buffers& buffers, size_t first_ro
   for (int i = 0; i < block.head_dim; i += kColumns) {
     next.Step();
     VF sums[kRows * kColumns];
-    Products<kRows, kColumns, kMasked>(buffers.s, kRows * kLanes, buffers.keep,
-                                       buffers.v + i * kPageSize, kPageSize, kPageSize, sums);
+    Products<Math, kRows, kColumns, 1, kMasked>(buffers.s, kRows * kLanes, 0, buffers.keep,
+                                                buffers.v + i * kPageSize, kPageSize,
+                                                kPageSize / Math::kElements, sums);
     for (int c = 0; c < kColumns; ++c) {
       for (int r = 0; r < kRows; ++r) {
         float* to = buffers.o + (i + c) * rows + first_row + r * kLanes;
@@ -208,13 +218,12 @@ HWY_INLINE VF Probabilities(const PageReader& page, VF base, float* s, const flo
 }
 
 // One page for the kRows row vectors from first_row on.
-template <int kRows>
+template <class Math, int kRows>
 void AttendTile(const AttentionBlock& block, const PageReader& page, const Buffers& buffers,
-                size_t first_row, size_t rows, const AttentionState& state, Prefetcher& next_k,
-                Prefetcher& next_v) {
+                size_t first_row, size_t rows, const AttentionState& state, Prefetcher& next) {
   const DF d;
   constexpr size_t kTile = kRows * kLanes;
-  Scores<kRows>(block, buffers, first_row, rows, next_k);
+  Scores<Math, kRows>(block, buffers, first_row, rows, next);
   VF alpha[kTileVectors];
   for (size_t r = 0; r < kRows; ++r) {
     float* s = buffers.s + r * kLanes;
@@ -227,41 +236,46 @@ void AttendTile(const AttentionBlock& block, const PageReader& page, const Buffe
     const VF m_new = hn::Max(m_old, max);
     const VF base = Subtrahend(m_new);
     const VF sum = Probabilities(page, base, s, keep, kTile);
+    if constexpr (Math::kElements == 2) {
+      Math::PackRows(s, kTile);
+      if (page.masked) Math::PackRows(keep, kTile);
+    }
     alpha[r] = Exp2(hn::Sub(m_old, base));
     hn::Store(hn::MulAdd(hn::Load(d, l), alpha[r], sum), d, l);
     hn::Store(m_new, d, m);
   }
   if (page.masked) {
-    Values<kRows, true>(block, buffers, first_row, rows, alpha, next_v);
+    Values<Math, kRows, true>(block, buffers, first_row, rows, alpha, next);
   } else {
-    Values<kRows, false>(block, buffers, first_row, rows, alpha, next_v);
+    Values<Math, kRows, false>(block, buffers, first_row, rows, alpha, next);
   }
 }
 
-// `count` rows of `columns` elements to float rows of `to_stride`, zero behind `columns`. Row i is
-// read at order[i].
+// `count` rows of `columns` lanes' worth of elements to rows of `to_stride` lanes, zero behind
+// `columns`. Row i is read at order[i].
 template <class Loader>
 void Decode(const uint8_t* from, const int32_t* order, size_t count, size_t columns, float* to,
             size_t to_stride) {
   const DF d;
-  const size_t whole = columns / kLanes * kLanes;
-  for (size_t i = 0; i < count; ++i) {
+  const Loader loader;
+  constexpr size_t kStep = Loader::kVectors * kLanes;
+  for (size_t i = 0; i < count; ++i, to += to_stride) {
     const uint8_t* row = from + (order ? order[i] : i) * columns * Loader::kSize;
-    size_t j = 0;
-    for (; j < whole; j += kLanes)
-      hn::Store(Loader::Load(row + j * Loader::kSize), d, to + i * to_stride + j);
-    if (j < columns) {
-      hn::Store(LoadTail<Loader>(row + j * Loader::kSize, columns - j), d, to + i * to_stride + j);
-      j += kLanes;
+    for (size_t j = 0; j < columns; j += kStep) {
+      const uint8_t* p = row + j * Loader::kSize;
+      const auto loaded =
+          j + kStep <= columns ? LoadWhole(loader, p) : LoadTail(loader, p, columns - j);
+      for (size_t v = 0; v < Loader::kVectors && j + v * kLanes < columns; ++v)
+        hn::Store(loaded.x[v], d, to + j + v * kLanes);
     }
-    for (; j < to_stride; j += kLanes) hn::Store(hn::Zero(d), d, to + i * to_stride + j);
+    for (size_t j = hwy::RoundUpTo(columns, kLanes); j < to_stride; j += kLanes)
+      hn::Store(hn::Zero(d), d, to + j);
   }
 }
 
-using DecodeFunction = void (*)(const uint8_t*, const int32_t*, size_t, size_t, float*, size_t);
 template <class Loader>
 struct DecodeEntry {
-  static constexpr DecodeFunction kValue = Decode<Loader>;
+  static constexpr auto kValue = Decode<Loader>;
 };
 
 // [rows, columns] to [columns, to_stride].
@@ -272,11 +286,21 @@ void Transpose(const float* from, size_t from_stride, size_t rows, size_t column
   }
 }
 
-void AttendMany(const AttentionBlock& block, int page_begin, int page_end,
-                const AttentionState& state, float* scratch) {
+template <class Math, template <class> class Entry>
+auto ByStorageOf(DType storage) {
+  if constexpr (Math::kElements == 2) {
+    return Math::template ByStorage<Entry>(storage);
+  } else {
+    return ByStorage<Entry>(storage);
+  }
+}
+
+template <class Math>
+void AttendManyBy(const AttentionBlock& block, int page_begin, int page_end,
+                  const AttentionState& state, float* scratch) {
   const KvLayout& layout = block.args->cache.layout;
-  const DecodeFunction decode_k = ByStorage<DecodeEntry>(StorageDType(layout.k_format));
-  const DecodeFunction decode_v = ByStorage<DecodeEntry>(StorageDType(layout.v_format));
+  const auto decode_k = ByStorageOf<Math, DecodeEntry>(StorageDType(layout.k_format));
+  const auto decode_v = ByStorageOf<Math, DecodeEntry>(StorageDType(layout.v_format));
   const size_t rows = AlignRow(block.rows);
   const Buffers buffers(scratch, rows, block.row_stride);
   std::fill_n(state.m, rows, -std::numeric_limits<float>::infinity());
@@ -291,26 +315,34 @@ void AttendMany(const AttentionBlock& block, int page_begin, int page_end,
   const size_t vectors = (block.rows + kLanes - 1) / kLanes;
   for (int index = page_begin; index < page_end; ++index) {
     page.Open(index);
-    page.PrefetchNextScales(index);
-    decode_k(page.k, block.order, kPageSize, block.head_dim, buffers.k, block.row_stride);
-    decode_v(page.v, nullptr, block.head_dim, kPageSize, buffers.v, kPageSize);
-    Prefetcher next_k = page.NextK(index, kPrefetchSteps),
-               next_v = page.NextV(index, kPrefetchSteps);
+    decode_k(page.k, block.order, kPageSize, block.head_dim / Math::kElements, buffers.k,
+             block.row_stride);
+    decode_v(page.v, nullptr, block.head_dim, kPageSize / Math::kElements, buffers.v, kPageSize);
+    Prefetcher next = page.Next(index, kPrefetchSteps);
     for (size_t vector = 0; vector < vectors; vector += kTileVectors) {
       const size_t first_row = vector * kLanes;
       switch (std::min<size_t>(kTileVectors, vectors - vector)) {
         case 1:
-          AttendTile<1>(block, page, buffers, first_row, rows, state, next_k, next_v);
+          AttendTile<Math, 1>(block, page, buffers, first_row, rows, state, next);
           break;
         case 2:
-          AttendTile<2>(block, page, buffers, first_row, rows, state, next_k, next_v);
+          AttendTile<Math, 2>(block, page, buffers, first_row, rows, state, next);
           break;
         default:
-          AttendTile<3>(block, page, buffers, first_row, rows, state, next_k, next_v);
+          AttendTile<Math, 3>(block, page, buffers, first_row, rows, state, next);
       }
     }
   }
   Transpose(buffers.o, rows, block.head_dim, block.rows, state.o, block.row_stride);
+}
+
+void AttendMany(const AttentionBlock& block, int page_begin, int page_end,
+                const AttentionState& state, float* scratch) {
+#if OCTAVO_PAIRS
+  if (block.pairs == 1) return AttendManyBy<Pairs<1>>(block, page_begin, page_end, state, scratch);
+  if (block.pairs == 2) return AttendManyBy<Pairs<2>>(block, page_begin, page_end, state, scratch);
+#endif
+  AttendManyBy<Singles>(block, page_begin, page_end, state, scratch);
 }
 
 int64_t ManyScratchFloats(int rows, int64_t row_stride) {

@@ -17,6 +17,7 @@
 
 #include "hwy/highway.h"
 #include "kernels/cpu/attention_common-inl.h"
+#include "kernels/cpu/attention_pairs-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace octavo::cpu::HWY_NAMESPACE {
@@ -28,14 +29,30 @@ T* RowOf(const AttentionBlock& block, const Tensor& tensor, int r) {
   return tensor.Row<T>(block.first_token + r / block.group) + int64_t{head} * block.head_dim;
 }
 
+bool HasPairs() {
+#if OCTAVO_PAIRS
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+#else
+  return false;
+#endif
+}
+
 void LoadQ(const AttentionBlock& block, float* q) {
   const Tensor& from = block.args->q;
   for (int r = 0; r < block.rows; ++r, q += block.row_stride) {
+    std::fill_n(q, block.row_stride, 0.0f);
+    auto* first = reinterpret_cast<uint16_t*>(q);
+    auto* second = reinterpret_cast<uint16_t*>(q + block.row_stride / 2);
     for (int i = 0; i < block.head_dim; ++i) {
-      q[i] = from.dtype == DType::kF32 ? RowOf<float>(block, from, r)[i]
-                                       : BF16ToFloat(RowOf<uint16_t>(block, from, r)[i]);
+      const float x = from.dtype == DType::kF32 ? RowOf<float>(block, from, r)[i]
+                                                : BF16ToFloat(RowOf<uint16_t>(block, from, r)[i]);
+      if (block.pairs > 0) {
+        first[i] = FloatToBF16(x);
+        second[i] = FloatToBF16(x - BF16ToFloat(first[i]));
+      } else {
+        q[i] = x;
+      }
     }
-    std::fill(q + block.head_dim, q + block.row_stride, 0.0f);
   }
 }
 
@@ -105,9 +122,12 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace octavo::cpu {
 
+HWY_EXPORT(HasPairs);
 HWY_EXPORT(LoadQ);
 HWY_EXPORT(MergeStates);
 HWY_EXPORT(FinishRows);
+
+bool MultipliesPairs() { return HWY_DYNAMIC_DISPATCH(HasPairs)(); }
 
 void LoadQueries(const AttentionBlock& block, float* q) { HWY_DYNAMIC_DISPATCH(LoadQ)(block, q); }
 

@@ -12,6 +12,7 @@
 #include "../tests/conformance/attention_cases.h"
 #include "base/float_bits.h"
 #include "kernels/cpu/append.h"
+#include "kernels/cpu/attention_kernels.h"
 #include "kernels/reference/attention.h"
 #include "kernels/simd_targets.h"
 
@@ -67,11 +68,30 @@ class AttentionTest : public testing::TestWithParam<SimdTarget> {
 INSTANTIATE_TEST_SUITE_P(Targets, AttentionTest, testing::ValuesIn(SimdTargets()),
                          [](const auto& info) { return info.param.name; });
 
+// The types of q and out between which kernels differ.
+std::vector<DType> DTypes() {
+  if (cpu::MultipliesPairs()) return {DType::kF32, DType::kBF16};
+  return {DType::kF32};
+}
+
+// Each case in each such type, every other one of bfloat16 with q in float32.
+std::vector<AttentionCase> InDTypes(const std::vector<AttentionCase>& cases) {
+  std::vector<AttentionCase> all = cases;
+  for (AttentionCase c : cases) {
+    if (!cpu::MultipliesPairs()) break;
+    c.wide_q = c.dtype == DType::kBF16 || all.size() % 2 == 0;
+    c.dtype = DType::kBF16;
+    all.push_back(c);
+  }
+  return all;
+}
+
 TEST_P(AttentionTest, AgreesWithTheReference) {
   CpuOps cpu(2);
   double worst[2] = {}, worst_row[2] = {};
-  for (const AttentionCase& c : conformance::AttentionCases()) {
-    const conformance::Outcome outcome = RunAttentionCase(c, ReferenceOps(), cpu.ops());
+  for (const AttentionCase& c : InDTypes(conformance::AttentionCases())) {
+    const bool pairs = cpu::UsesPairs(c.k_format, c.v_format, c.dtype);
+    const conformance::Outcome outcome = RunAttentionCase(c, ReferenceOps(), cpu.ops(), pairs);
     EXPECT_EQ(outcome.failure, "") << c.Name();
     const int i = c.dtype == DType::kBF16;
     worst[i] = std::max(worst[i], outcome.difference.nmse);
@@ -183,7 +203,7 @@ std::vector<AttentionCase> InvarianceCases() {
 }
 
 TEST_P(AttentionTest, ARowsBitsDoNotDependOnChunkNeighboursOrThreads) {
-  for (const AttentionCase& c : InvarianceCases()) {
+  for (const AttentionCase& c : InDTypes(InvarianceCases())) {
     CpuOps one(1);
     const auto expected = RunInChunks(c, 100000, true, one.ops());
     for (int chunk : {1, 3, 7, 64, 513, 100000}) {
@@ -203,35 +223,39 @@ TEST_P(AttentionTest, ARowsBitsDoNotDependOnChunkNeighboursOrThreads) {
 
 // ---- NaN and Inf
 
+void CheckWhatNoQuerySees(const AttentionCase& c) {
+  Pool pool(c, Lengths(c));
+  conformance::FillCache(c, pool, ReferenceOps());
+  CpuOps cpu(1);
+  const Step step(c, pool, conformance::CallRanges(c));
+  const auto plan = cpu.ops().plan(c.shape(), step.view);
+  std::vector<double> first;
+  for (unsigned char fill : {0x00, 0xFF, 0x7F, 0x7C}) {
+    for (int s = 0; s < 2; ++s) pool.FillUnseen(s, Lengths(c)[s], fill);
+    cpu.ops().attention(step.Attention(pool, *plan));
+    std::vector<double> out;
+    for (int64_t row = 0; row < step.out.rows(); ++row) {
+      for (int64_t i = 0; i < step.out.columns(); ++i) {
+        out.push_back(conformance::Element(step.out, row, i));
+        ASSERT_TRUE(std::isfinite(out.back())) << c.Name() << " " << int{fill};
+      }
+    }
+    if (first.empty()) first = out;
+    ASSERT_TRUE(out == first) << c.Name();
+  }
+}
+
 TEST_P(AttentionTest, WhatNoQuerySeesNeverLeaks) {
   for (KvFormat k : conformance::kAllFormats) {
     for (KvFormat v : conformance::kAllFormats) {
       for (int tokens : {1, 3, 40}) {
-        const AttentionCase c{.k_format = k,
-                              .v_format = v,
-                              .window = tokens == 3 ? 50 : 0,
-                              .sequences = {{130, tokens}, {10, tokens}},
-                              .seed = 200};
-        Pool pool(c, Lengths(c));
-        conformance::FillCache(c, pool, ReferenceOps());
-        CpuOps cpu(1);
-        const Step step(c, pool, conformance::CallRanges(c));
-        const auto plan = cpu.ops().plan(c.shape(), step.view);
-        std::vector<std::vector<float>> outs;
-        for (unsigned char fill : {0x00, 0xFF, 0x7F, 0x7C}) {
-          for (int s = 0; s < 2; ++s) pool.FillUnseen(s, Lengths(c)[s], fill);
-          cpu.ops().attention(step.Attention(pool, *plan));
-          const float* out = step.out.Row<float>(0);
-          outs.emplace_back(out, out + step.out.row_stride * step.out.rows() - 8);
-          for (int64_t row = 0; row < step.out.rows(); ++row) {
-            for (int64_t i = 0; i < step.out.columns(); ++i) {
-              ASSERT_TRUE(std::isfinite(step.out.Row<float>(row)[i]))
-                  << c.Name() << " " << int{fill};
-            }
-          }
-          ASSERT_EQ(std::memcmp(outs[0].data(), outs.back().data(), outs[0].size() * sizeof(float)),
-                    0)
-              << c.Name();
+        for (DType dtype : DTypes()) {
+          CheckWhatNoQuerySees({.k_format = k,
+                                .v_format = v,
+                                .dtype = dtype,
+                                .window = tokens == 3 ? 50 : 0,
+                                .sequences = {{130, tokens}, {10, tokens}},
+                                .seed = 200});
         }
       }
     }
@@ -240,41 +264,46 @@ TEST_P(AttentionTest, WhatNoQuerySeesNeverLeaks) {
 
 // A NaN or infinity in K or V of one token: queries before it (and, with a window, long after it)
 // are untouched to the bit; those that see it are finite where the reference is.
+void CheckWhatAQuerySees(const AttentionCase& c, int where, bool in_k, float bad) {
+  const int length = c.sequences[0].tokens;
+  const Prepare spoil = [&](const Step& step, std::span<const TokenRange> ranges) {
+    const int row = where - ranges[0].begin;
+    if (row < 0 || where >= ranges[0].end) return;
+    conformance::SetElement(in_k ? step.k : step.v, row, 3, bad);  // of kv head 0
+  };
+  CpuOps cpu(2);
+  const auto clean = RunInChunks(c, length, true, cpu.ops());
+  const auto expected = RunInChunks(c, length, true, ReferenceOps(), spoil);
+  const Tensor expected_out(expected[0].data(), c.dtype, {length, c.heads() * c.head_dim});
+  const size_t row_bytes = clean[0].size() / length;
+  for (int chunk : {1, 7, length}) {
+    const auto actual = RunInChunks(c, chunk, true, cpu.ops(), spoil);
+    const Tensor out(actual[0].data(), c.dtype, {length, c.heads() * c.head_dim});
+    EXPECT_TRUE(conformance::Compare(out, expected_out, c.head_dim).finite_alike)
+        << c.Name() << " " << bad << in_k;
+    for (int t = 0; t < length; ++t) {
+      if (t >= where && (c.window == 0 || t < where + c.window)) continue;
+      ASSERT_EQ(std::memcmp(&actual[0][t * row_bytes], &clean[0][t * row_bytes], row_bytes), 0)
+          << c.Name() << " token " << t << " chunk " << chunk << " value " << bad;
+    }
+  }
+}
+
 TEST_P(AttentionTest, WhatAQuerySeesShowsAsInTheReference) {
-  constexpr int kLength = 150, kWhere = 70;
   const float inf = std::numeric_limits<float>::infinity(),
               nan = std::numeric_limits<float>::quiet_NaN();
   for (KvFormat format : conformance::kAllFormats) {
     for (int window : {0, 40}) {
       for (bool in_k : {true, false}) {
         for (float bad : {nan, inf, -inf}) {
-          const AttentionCase c{.k_format = format,
-                                .v_format = format,
-                                .window = window,
-                                .sequences = {{0, kLength}},
-                                .seed = 300};
-          const Prepare spoil = [&](const Step& step, std::span<const TokenRange> ranges) {
-            const int row = kWhere - ranges[0].begin;
-            if (row < 0 || kWhere >= ranges[0].end) return;
-            conformance::SetElement(in_k ? step.k : step.v, row, 3, bad);  // of kv head 0
-          };
-          CpuOps cpu(2);
-          const auto clean = RunInChunks(c, kLength, true, cpu.ops());
-          const auto expected = RunInChunks(c, kLength, true, ReferenceOps(), spoil);
-          const Tensor expected_out(expected[0].data(), DType::kF32,
-                                    {kLength, c.heads() * c.head_dim});
-          const size_t row_bytes = clean[0].size() / kLength;
-          for (int chunk : {1, 7, kLength}) {
-            const auto actual = RunInChunks(c, chunk, true, cpu.ops(), spoil);
-            const Tensor out(actual[0].data(), DType::kF32, {kLength, c.heads() * c.head_dim});
-            EXPECT_TRUE(conformance::Compare(out, expected_out, c.head_dim).finite_alike)
-                << c.Name() << " " << bad << in_k;
-            for (int t = 0; t < kLength; ++t) {
-              if (t >= kWhere && (window == 0 || t < kWhere + window)) continue;
-              ASSERT_EQ(std::memcmp(&actual[0][t * row_bytes], &clean[0][t * row_bytes], row_bytes),
-                        0)
-                  << c.Name() << " token " << t << " chunk " << chunk << " value " << bad;
-            }
+          for (DType dtype : DTypes()) {
+            CheckWhatAQuerySees({.k_format = format,
+                                 .v_format = format,
+                                 .dtype = dtype,
+                                 .window = window,
+                                 .sequences = {{0, 150}},
+                                 .seed = 300},
+                                70, in_k, bad);
           }
         }
       }
@@ -286,51 +315,57 @@ TEST_P(AttentionTest, WhatAQuerySeesShowsAsInTheReference) {
 
 // A query that sees one token returns that token's V: every code of the 8-bit formats, in both
 // kernels.
+void CheckEveryCode(KvFormat format, DType dtype, int tokens) {
+  AttentionCase c{.k_format = KvFormat::kBF16,
+                  .v_format = format,
+                  .dtype = dtype,
+                  .group = 1,
+                  .kv_heads = 1,
+                  .head_dim = 256,
+                  .window = 1,
+                  .sequences = {{0, tokens}},
+                  .seed = 400};
+  Pool pool(c, Lengths(c));
+  conformance::FillCache(c, pool, ReferenceOps());
+  const KvLayer layer = pool.Layer();
+  std::byte* claim = layer.Claim(pool.page(0, 0));
+  for (int t = 0; t < tokens; ++t) {
+    for (int code = 0; code < 256; ++code) {
+      const int d = (code + t) % 256;
+      claim[layer.layout.VOffset(0) + d * kPageSize + VPosition(format, t)] =
+          static_cast<std::byte>(code);
+    }
+    const float one = 1.0f;
+    if (HasTokenScales(format)) std::memcpy(claim + layer.layout.VScaleOffset(0) + 4 * t, &one, 4);
+  }
+  CpuOps cpu(1);
+  const Step step(c, pool, conformance::CallRanges(c));
+  const auto plan = cpu.ops().plan(c.shape(), step.view);
+  cpu.ops().attention(step.Attention(pool, *plan));
+  const float scale = HasTokenScales(format) ? 1.0f : layer.v_scale[0];
+  for (int t = 0; t < tokens; ++t) {
+    for (int code = 0; code < 256; ++code) {
+      if (format == KvFormat::kInt8PerTokenHead && code == 0x80) continue;  // -128 is never stored
+      const auto value = static_cast<float>(conformance::Element(step.out, t, (code + t) % 256));
+      float expected =
+          scale * (StorageDType(format) == DType::kF8E4M3   ? Fp8E4M3::Decode(code)
+                   : StorageDType(format) == DType::kF8E5M2 ? Fp8E5M2::Decode(code)
+                                                            : static_cast<int8_t>(code));
+      if (dtype == DType::kBF16) expected = BF16ToFloat(FloatToBF16(expected));
+      if (std::isfinite(expected)) {
+        ASSERT_EQ(value, expected) << Name(format) << " " << code;
+      } else {
+        ASSERT_FALSE(std::isfinite(value)) << Name(format) << " " << code;
+      }
+    }
+  }
+}
+
 TEST_P(AttentionTest, DecodesEveryCode) {
   for (KvFormat format : {KvFormat::kFp8E4M3, KvFormat::kFp8E5M2, KvFormat::kFp8PerTokenHead,
                           KvFormat::kInt8PerTokenHead}) {
-    for (int tokens : {1, 64}) {  // few rows, many rows
-      AttentionCase c{.k_format = KvFormat::kF32,
-                      .v_format = format,
-                      .group = 1,
-                      .kv_heads = 1,
-                      .head_dim = 256,
-                      .window = 1,
-                      .sequences = {{0, tokens}},
-                      .seed = 400};
-      Pool pool(c, Lengths(c));
-      conformance::FillCache(c, pool, ReferenceOps());
-      const KvLayer layer = pool.Layer();
-      std::byte* claim = layer.Claim(pool.page(0, 0));
-      for (int t = 0; t < tokens; ++t) {
-        for (int code = 0; code < 256; ++code) {
-          const int d = (code + t) % 256;
-          claim[layer.layout.VOffset(0) + d * kPageSize + VPosition(format, t)] =
-              static_cast<std::byte>(code);
-        }
-        const float one = 1.0f;
-        if (HasTokenScales(format))
-          std::memcpy(claim + layer.layout.VScaleOffset(0) + 4 * t, &one, 4);
-      }
-      CpuOps cpu(1);
-      const Step step(c, pool, conformance::CallRanges(c));
-      const auto plan = cpu.ops().plan(c.shape(), step.view);
-      cpu.ops().attention(step.Attention(pool, *plan));
-      const float scale = HasTokenScales(format) ? 1.0f : layer.v_scale[0];
-      for (int t = 0; t < tokens; ++t) {
-        for (int code = 0; code < 256; ++code) {
-          const float value = step.out.Row<float>(t)[(code + t) % 256];
-          const float expected =
-              scale * (StorageDType(format) == DType::kF8E4M3   ? Fp8E4M3::Decode(code)
-                       : StorageDType(format) == DType::kF8E5M2 ? Fp8E5M2::Decode(code)
-                                                                : static_cast<int8_t>(code));
-          if (std::isfinite(expected)) {
-            ASSERT_EQ(value, expected) << Name(format) << " " << code;
-          } else {
-            ASSERT_FALSE(std::isfinite(value)) << Name(format) << " " << code;
-          }
-        }
-      }
+    for (DType dtype : DTypes()) {
+      for (int tokens : {1, 64}) CheckEveryCode(format, dtype, tokens);  // few rows, many rows
     }
   }
 }

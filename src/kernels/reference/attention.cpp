@@ -225,12 +225,13 @@ void RopeTable(const RopeTableArgs& args) {
 
 void Append(const AppendArgs& args) {
   const int head_dim = args.cache.layout.head_dim;
+  const Tensor& q_out = args.q_out ? args.q_out : args.q;
   for (int token = 0; token < args.batch->tokens; ++token) {
     if (args.batch->slots.Row<int64_t>(0)[token] < 0) continue;
     for (int head = 0; head < args.heads; ++head) {
       const std::vector<double> row =
           NormAndRotate(args.q, token, head, head_dim, args.q_norm, args);
-      for (int d = 0; d < head_dim; ++d) Write(args.q, token, int64_t{head} * head_dim + d, row[d]);
+      for (int d = 0; d < head_dim; ++d) Write(q_out, token, int64_t{head} * head_dim + d, row[d]);
     }
     for (int head = 0; head < args.cache.layout.kv_heads; ++head) AppendHead(args, token, head);
   }
