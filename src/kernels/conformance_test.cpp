@@ -103,6 +103,8 @@ class Conformance {
           MatMulCase(1, 130, 1025, x, weight, out);
           MatMulCase(6, 17, 2051, x, weight, out);
           MatMulCase(25, 70, 1039, x, weight, out);
+          MatMulCase(1, 130, 2050, x, weight, out);  // even: pairs, where x and weight are bfloat16
+          MatMulCase(13, 66, 4110, x, weight, out);
         }
       }
     }
@@ -115,7 +117,7 @@ class Conformance {
   void MatMulCase(int64_t rows, int64_t outs, int64_t columns, DType x_type, DType weight_type,
                   DType out_type) {
     const TestTensor x = Random(x_type, rows, columns, 1, 3),
-                     weight = Random(weight_type, outs, columns, 1, 1);
+                     weight = Random(weight_type, outs, columns, 1, outs % 2 == 0 ? 2 : 1);
     const TestTensor bias = Random(weight_type, 1, outs);
     for (const bool with_bias : {false, true}) {
       for (const bool accumulate : {false, true}) {

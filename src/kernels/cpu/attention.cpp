@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "kernels/cpu/attention_kernels.h"
+#include "kernels/cpu/pairs.h"
 
 namespace octavo::cpu {
 namespace {

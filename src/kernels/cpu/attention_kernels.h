@@ -61,10 +61,8 @@ struct AttentionState {
   }
 };
 
-// Whether this CPU, with the SIMD target in use, multiplies pairs of bfloat16.
-bool MultipliesPairs();
-// Whether attention over such a cache, with such an output, does: where the output is bfloat16 what
-// is multiplied may be so too, if the cache's elements are exact as such.
+// Whether attention over such a cache, with such an output, multiplies pairs of bfloat16: where the
+// output is bfloat16 what is multiplied may be so too, if the cache's elements are exact as such.
 bool UsesPairs(KvFormat k_format, KvFormat v_format, DType out);
 
 // q as float32 or pairs, zero behind head_dim.

@@ -1,8 +1,5 @@
-// Attention's arithmetic on CPUs with AVX512_BF16: a lane holds two neighbouring bfloat16 and one
-// instruction adds both their products, so that what is stored in 16 bits needs no widening, and
-// eight bits become 16 by a table. Highway 1.0.3 has no such target, hence the instructions by
-// name. OCTAVO_PAIRS is 1 for the targets that can have them; whether this CPU does, HasPairs
-// tells.
+// Attention's loaders of pairs of bfloat16: what is stored in 16 bits needs no widening, and eight
+// bits become 16 by a table.
 
 #if defined(OCTAVO_KERNELS_CPU_ATTENTION_PAIRS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef OCTAVO_KERNELS_CPU_ATTENTION_PAIRS_INL_H_
@@ -16,9 +13,7 @@
 #include "base/float_bits.h"
 #include "hwy/highway.h"
 #include "kernels/cpu/attention_common-inl.h"
-
-#undef OCTAVO_PAIRS
-#define OCTAVO_PAIRS (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3)
+#include "kernels/cpu/pairs-inl.h"
 
 #if OCTAVO_PAIRS
 HWY_BEFORE_NAMESPACE();
@@ -60,11 +55,7 @@ struct Pairs {
   static constexpr size_t kElements = 2;
   static constexpr int kTermsOfQ = kTerms;
 
-  // sum + x * y, of both products; subnormals count as zero.
-  static HWY_INLINE VF MulAdd(VF x, VF y, VF sum) {
-    asm("vdpbf16ps %2, %1, %0" : "+v"(sum.raw) : "v"(x.raw), "v"(y.raw));
-    return sum;
-  }
+  static HWY_INLINE VF MulAdd(VF x, VF y, VF sum) { return MulAddPairs(x, y, sum); }
 
   template <template <class> class Entry>
   static auto ByStorage(DType storage);

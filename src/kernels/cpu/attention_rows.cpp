@@ -17,7 +17,6 @@
 
 #include "hwy/highway.h"
 #include "kernels/cpu/attention_common-inl.h"
-#include "kernels/cpu/attention_pairs-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace octavo::cpu::HWY_NAMESPACE {
@@ -27,14 +26,6 @@ template <class T>
 T* RowOf(const AttentionBlock& block, const Tensor& tensor, int r) {
   const int head = block.kv_head * block.group + r % block.group;
   return tensor.Row<T>(block.first_token + r / block.group) + int64_t{head} * block.head_dim;
-}
-
-bool HasPairs() {
-#if OCTAVO_PAIRS
-  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
-#else
-  return false;
-#endif
 }
 
 void LoadQ(const AttentionBlock& block, float* q) {
@@ -122,12 +113,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace octavo::cpu {
 
-HWY_EXPORT(HasPairs);
 HWY_EXPORT(LoadQ);
 HWY_EXPORT(MergeStates);
 HWY_EXPORT(FinishRows);
-
-bool MultipliesPairs() { return HWY_DYNAMIC_DISPATCH(HasPairs)(); }
 
 void LoadQueries(const AttentionBlock& block, float* q) { HWY_DYNAMIC_DISPATCH(LoadQ)(block, q); }
 

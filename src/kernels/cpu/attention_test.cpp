@@ -13,6 +13,7 @@
 #include "base/float_bits.h"
 #include "kernels/cpu/append.h"
 #include "kernels/cpu/attention_kernels.h"
+#include "kernels/cpu/pairs.h"
 #include "kernels/reference/attention.h"
 #include "kernels/simd_targets.h"
 

@@ -11,5 +11,9 @@ struct BF16 {
 struct F16 {
   uint16_t bits;
 };
+// Two neighbouring BF16, for CPUs that multiply such (pairs.h).
+struct BF16Pair {
+  uint32_t bits;
+};
 
 }  // namespace octavo::cpu

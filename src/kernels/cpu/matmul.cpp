@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "kernels/cpu/pairs.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/matmul.cpp"
@@ -12,6 +13,7 @@
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "kernels/cpu/mxfp4_product-inl.h"
+#include "kernels/cpu/pairs-inl.h"
 #include "kernels/cpu/vector_math-inl.h"
 
 #ifndef OCTAVO_KERNELS_CPU_MATMUL_ONCE
@@ -61,6 +63,23 @@ struct Ahead {
   int64_t step, row, line;
 };
 
+// Elements of a W, and x * w + sum.
+template <class W>
+constexpr int64_t kElements = 1;
+template <class W>
+HWY_INLINE V MulAddOf(V x, V w, V sum) {
+  return hn::MulAdd(x, w, sum);
+}
+
+#if OCTAVO_PAIRS
+template <>
+constexpr int64_t kElements<BF16Pair> = 2;
+template <>
+HWY_INLINE V MulAddOf<BF16Pair>(V x, V w, V sum) {
+  return MulAddPairs(x, w, sum);
+}
+#endif
+
 // Vectors of W in a cache line.
 template <class W>
 constexpr int64_t kLineVectors = HWY_MAX(64 / static_cast<int64_t>(kLanes * sizeof(W)), 1);
@@ -90,7 +109,7 @@ HWY_INLINE void Tile(const float* HWY_RESTRICT x, int64_t x_stride, const W* HWY
     OCTAVO_UNROLL for (size_t r = 0; r < kRows; ++r) {
       const V row = Load(x + r * x_stride + i);
       OCTAVO_UNROLL for (size_t o = 0; o < kOuts; ++o) {
-        acc[r * kOuts + o] = hn::MulAdd(row, weights[o], acc[r * kOuts + o]);
+        acc[r * kOuts + o] = MulAddOf<W>(row, weights[o], acc[r * kOuts + o]);
       }
     }
   }
@@ -102,7 +121,7 @@ HWY_INLINE void Tile(const float* HWY_RESTRICT x, int64_t x_stride, const W* HWY
     OCTAVO_UNROLL for (size_t r = 0; r < kRows; ++r) {
       const V row = Load(x + r * x_stride + i);
       OCTAVO_UNROLL for (size_t o = 0; o < kOuts; ++o) {
-        acc[r * kOuts + o] = hn::MulAdd(row, weights[o], acc[r * kOuts + o]);
+        acc[r * kOuts + o] = MulAddOf<W>(row, weights[o], acc[r * kOuts + o]);
       }
     }
   }
@@ -133,9 +152,12 @@ HWY_NOINLINE void AddTile(const float* x, int64_t x_stride, const W* w, int64_t 
 
 template <class W>
 struct BlockOf {
+  static constexpr int64_t kPanelStep = kPanel / kElements<W>;
+
   FloatRows x;
-  const W* w;  // of the block's first output
-  int64_t w_stride, columns, outs;
+  const W* w;                 // of the block's first output
+  int64_t w_stride, columns;  // in W
+  int64_t outs;
 
   // Panels [panel, panel_end) of kRows rows and all outputs of the block.
   template <size_t kRows>
@@ -152,7 +174,7 @@ struct BlockOf {
 
   template <size_t kRows, size_t kOuts>
   HWY_INLINE void Add(int64_t row, int64_t o, int64_t p, float* sums) const {
-    const int64_t begin = p * kPanel;
+    const int64_t begin = p * kPanelStep;
     const W* tile = w + o * w_stride;
     const W* next = tile + static_cast<int64_t>(kOuts) * w_stride;
     constexpr int64_t kSize = sizeof(W);
@@ -166,7 +188,7 @@ struct BlockOf {
     // The first rows have fetched them for all: the same line again and again.
     if (row > 0) ahead = {reinterpret_cast<const char*>(tile), 0, 0, 0};
     AddTile<kRows, kOuts>(x.data + row * x.stride + begin, x.stride, tile + begin, w_stride,
-                          HWY_MIN(kPanel, columns - begin), ahead, p == 0, sums + o, outs);
+                          HWY_MIN(kPanelStep, columns - begin), ahead, p == 0, sums + o, outs);
   }
 
   void AddTileRows(int64_t row, int64_t rows, int64_t panel, int64_t panel_end, float* sums) const {
@@ -237,9 +259,12 @@ template <class W>
 HWY_INLINE void MatMulBlockOf(const MatMulBlockArgs& args) {
   const Tensor& weight = args.weight;
   const int64_t rows = args.x.rows;
-  const BlockOf<W> block{args.x, weight.Row<W>(args.begin), weight.row_stride, weight.columns(),
+  constexpr int64_t kOf = kElements<W>;
+  const auto* w = static_cast<const W*>(weight.data) + args.begin * (weight.row_stride / kOf);
+  const BlockOf<W> block{args.x, w, weight.row_stride / kOf, weight.columns() / kOf,
                          args.end - args.begin};
-  const int64_t panels = HWY_MAX((block.columns + kPanel - 1) / kPanel, 1);
+  constexpr int64_t kStep = BlockOf<W>::kPanelStep;
+  const int64_t panels = HWY_MAX((block.columns + kStep - 1) / kStep, 1);
   if (panels == 1 || rows <= kOnePassRows) {  // each weight row is read from end to end
     for (int64_t row = 0; row < rows; row += kTileRows) {
       const int64_t n = HWY_MIN(kTileRows, rows - row);
@@ -284,6 +309,9 @@ void MatMulBlockImpl(const MatMulBlockArgs& args) {
     case DType::kMxfp4:
       return MatMulMxfp4(args);
     case DType::kBF16:
+#if OCTAVO_PAIRS
+      if (args.x.pairs) return MatMulBlockOf<BF16Pair>(args);
+#endif
       return MatMulBlockOf<BF16>(args);
     case DType::kF16:
       return MatMulBlockOf<F16>(args);
@@ -308,7 +336,10 @@ void WidenRowsImpl(const Tensor& x, const int32_t* ids, const FloatRows& out) {
   for (int64_t r = 0; r < out.rows; ++r) {
     const int64_t from = ids != nullptr ? ids[r] : r;
     float* to = out.data + r * out.stride;
-    if (x.dtype == DType::kBF16) {
+    if (out.pairs) {
+      std::fill_n(to, out.stride, 0.0f);
+      memcpy(to, x.Row<BF16>(from), x.columns() * sizeof(BF16));
+    } else if (x.dtype == DType::kBF16) {
       WidenRow(x.Row<BF16>(from), x.columns(), to, out.stride);
     } else {
       WidenRow(x.Row<float>(from), x.columns(), to, out.stride);
@@ -380,6 +411,8 @@ void MatMul(const MatMulArgs& args, ThreadPool& pool, MatMulScratch& scratch) {
   const int64_t chunk =
       chunks <= 1 ? rows : CeilDiv(CeilDiv(rows, chunks), kMaxTileRows) * kMaxTileRows;
   FloatRows x{scratch.x.Get<float>(chunk * stride), stride, chunk};
+  x.pairs = args.x.dtype == DType::kBF16 && args.weight.dtype == DType::kBF16 && columns % 2 == 0 &&
+            args.weight.row_stride % 2 == 0 && MultipliesPairs();
   for (int64_t begin = 0; begin < rows; begin += chunk) {
     x.rows = std::min(chunk, rows - begin);
     const MatMulGrid grid = PlanMatMul(x.rows, outs, columns, pool.threads());

@@ -1,8 +1,9 @@
 // Matrix products on the CPU (Highway): one kernel for every number of rows.
 //
 // A result is a dot product: one vector accumulator along each panel of kPanel columns, lanes added
-// as a tree of adjacent pairs, panels added in order, then the bias. None of this depends on the
-// tile, the block or the thread, so a row's bits do not depend on what else is in the call.
+// as a tree of adjacent pairs, panels added in order, then the bias. Where the CPU multiplies pairs
+// of bfloat16 and both sides are such, a lane adds both products of a pair. None of this depends on
+// the tile, the block or the thread, so a row's bits do not depend on what else is in the call.
 #pragma once
 
 #include "base/tensor.h"
@@ -12,15 +13,16 @@
 
 namespace octavo::cpu {
 
-// Rows widened to float32, the form in which the kernel reads x: `stride` floats apart, zero behind
-// the last column.
+// Rows in the form in which the kernel reads x: widened to float32, or `pairs` of bfloat16 that
+// take the place of one; `stride` floats apart, zero behind the last column.
 struct FloatRows {
   float* data = nullptr;
   int64_t stride = 0;
   int64_t rows = 0;
+  bool pairs = false;  // for bfloat16 weights of an even row_stride
 
   FloatRows Rows(int64_t begin, int64_t end) const {
-    return {data + begin * stride, stride, end - begin};
+    return {data + begin * stride, stride, end - begin, pairs};
   }
 };
 

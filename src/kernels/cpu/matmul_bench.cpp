@@ -110,7 +110,7 @@ void PeakMultiplyAdd(benchmark::State& state) {
 }
 BENCHMARK(PeakMultiplyAdd)->ArgName("threads")->Arg(1)->Arg(Threads())->UseRealTime()->MinTime(0.5);
 
-// rows, outs, columns, threads, weights: float32 or bfloat16.
+// rows, outs, columns, threads; x and weights: float32 or bfloat16.
 void MatMulOf(benchmark::State& state, DType weight_type) {
   const int64_t rows = state.range(0), outs = state.range(1), columns = state.range(2);
   ThreadPool pool(static_cast<int>(state.range(3)));
@@ -121,11 +121,11 @@ void MatMulOf(benchmark::State& state, DType weight_type) {
       x(static_cast<size_t>(rows * columns * 4)), out(static_cast<size_t>(rows * outs * 4));
   for (size_t i = 1; i < weights.size(); i += 2)
     weights.data()[i] = std::byte{0x3C};  // small numbers
-  for (size_t i = 3; i < x.size(); i += 4) x.data()[i] = std::byte{0x3F};
+  for (size_t i = 1; i < x.size(); i += 2) x.data()[i] = std::byte{0x3C};
   MatMulScratch scratch;
   int64_t copy = 0;
   for (auto _ : state) {
-    MatMul({.x = Tensor(x.data(), DType::kF32, {rows, columns}),
+    MatMul({.x = Tensor(x.data(), weight_type, {rows, columns}),
             .weight = Tensor(weights.data() + copy * bytes, weight_type, {outs, columns}),
             .bias = {},
             .out = Tensor(out.data(), DType::kF32, {rows, outs})},

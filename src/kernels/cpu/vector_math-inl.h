@@ -43,6 +43,8 @@ HWY_INLINE V Load(const BF16* p) {
   return hn::BitCast(FloatTag(), hn::ShiftLeft<16>(hn::PromoteTo(d32, bits)));
 }
 
+HWY_INLINE V Load(const BF16Pair* p) { return Load(reinterpret_cast<const float*>(p)); }
+
 HWY_INLINE V Load(const F16* p) {
   const hn::Rebind<uint16_t, FloatTag> d16;
   const hn::Rebind<hwy::float16_t, FloatTag> df16;
