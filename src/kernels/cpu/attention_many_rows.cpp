@@ -30,8 +30,8 @@ inline constexpr int kOpenClasses = HWY_TARGET != HWY_AVX2 ? 2 : 1;
 
 inline constexpr int kPrefetchSteps = 16;  // of the next page, over the columns of this one
 
-// The buffers of a block; "tile" ones serve one tile of rows at a time. A float of q, k and v may
-// be a pair; their strides are the same then, the second half of each row is not used.
+// The buffers of a block; "tile" ones serve one tile of rows at a time. A float of q, k, v and s
+// may be a pair; strides are the same then.
 struct Buffers {
   float* q;           // [row_stride, rows] transposed
   float* k;           // [kPageSize, row_stride] in the order of positions
