@@ -31,8 +31,8 @@ Json Ask(int i) {
 TEST(LoadTest, EachStreamEqualsItsSingleAnswer) {
   for (const std::vector<std::string>& flags :
        {std::vector<std::string>{"--max-num-seqs", "256", "--no-enable-prefix-caching"},
-        {"--max-num-seqs", "100", "--kv-cache-dtype", "fp8", "--max-model-len", "1k",
-         "--kv-cache-memory-bytes", "4MiB"}}) {
+        {"--max-num-seqs", "100", "--kv-cache-dtype", "fp8", "--max-model-len", "512",
+         "--kv-cache-memory-bytes", "1MiB"}}) {
     Server server(flags);
     HttpClient client({.base_url = "http://127.0.0.1:" + std::to_string(server.port())});
     std::vector<std::string> alone(kStreams);
