@@ -287,6 +287,7 @@ TEST_P(AppendTest, NormalisesAndRotatesInFloat32) {
         const Tensor expected_rotated = run(expected, expected_pool, reference::Append);
         EXPECT_TRUE(step.intact());
         const conformance::Difference q = conformance::Compare(rotated, expected_rotated, head_dim);
+        EXPECT_TRUE(q.finite_alike) << c.Name();
         EXPECT_LE(q.worst_row, dtype == DType::kF32 ? 1e-13 : 1e-6) << c.Name();
         for (int t = 0; t < 70; ++t) {
           const KvLayout& layout = pool.Layer().layout;
