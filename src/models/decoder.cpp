@@ -14,7 +14,7 @@ namespace {
 DType QueryDType(const ModelSpec& spec, DType dtype, DType intermediate) {
   const bool routes = std::any_of(spec.layers.begin(), spec.layers.end(),
                                   [](const LayerSpec& layer) { return layer.ffn.experts > 0; });
-  return routes ? intermediate : dtype == DType::kBF16 ? dtype : intermediate;
+  return !routes && dtype == DType::kBF16 ? dtype : intermediate;
 }
 
 }  // namespace

@@ -48,11 +48,11 @@ void CheckShapes(const AppendArgs& args) {
   const int64_t kv_columns = int64_t{layout.kv_heads} * layout.head_dim;
   OCTAVO_CHECK(args.q.columns() == int64_t{args.heads} * layout.head_dim, ShapeString(args.q),
                args.heads);
-  OCTAVO_CHECK(!args.q_out || args.q_out.columns() == args.q.columns(), ShapeString(args.q_out));
+  const Tensor& q_out = args.q_out ? args.q_out : args.q;
+  OCTAVO_CHECK(q_out.columns() == args.q.columns(), ShapeString(q_out));
   OCTAVO_CHECK(args.k.columns() == kv_columns, ShapeString(args.k), kv_columns);
   OCTAVO_CHECK(args.v.columns() == kv_columns, ShapeString(args.v), kv_columns);
-  for (const Tensor* tensor : {&args.q, &args.k, &args.v, &args.q_out}) {
-    if (tensor == &args.q_out && !args.q_out) continue;
+  for (const Tensor* tensor : {&args.q, &args.k, &args.v, &q_out}) {
     OCTAVO_CHECK(tensor->rows() >= args.batch->tokens, ShapeString(*tensor), args.batch->tokens);
     OCTAVO_CHECK(tensor->dtype == DType::kF32 || tensor->dtype == DType::kBF16,
                  ShapeString(*tensor));

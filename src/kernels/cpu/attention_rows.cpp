@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <numbers>
 
@@ -32,16 +33,20 @@ void LoadQ(const AttentionBlock& block, float* q) {
   const Tensor& from = block.args->q;
   for (int r = 0; r < block.rows; ++r, q += block.row_stride) {
     std::fill_n(q, block.row_stride, 0.0f);
+    if (block.pairs == 1) {
+      std::memcpy(q, RowOf<uint16_t>(block, from, r), block.head_dim * sizeof(uint16_t));
+      continue;
+    }
     auto* first = reinterpret_cast<uint16_t*>(q);
     auto* second = reinterpret_cast<uint16_t*>(q + block.row_stride / 2);
     for (int i = 0; i < block.head_dim; ++i) {
-      const float x = from.dtype == DType::kF32 ? RowOf<float>(block, from, r)[i]
-                                                : BF16ToFloat(RowOf<uint16_t>(block, from, r)[i]);
-      if (block.pairs > 0) {
+      if (block.pairs == 2) {
+        const float x = RowOf<float>(block, from, r)[i];
         first[i] = FloatToBF16(x);
         second[i] = FloatToBF16(x - BF16ToFloat(first[i]));
       } else {
-        q[i] = x;
+        q[i] = from.dtype == DType::kF32 ? RowOf<float>(block, from, r)[i]
+                                         : BF16ToFloat(RowOf<uint16_t>(block, from, r)[i]);
       }
     }
   }

@@ -337,8 +337,8 @@ void WidenRowsImpl(const Tensor& x, const int32_t* ids, const FloatRows& out) {
     const int64_t from = ids != nullptr ? ids[r] : r;
     float* to = out.data + r * out.stride;
     if (out.pairs) {
-      std::fill_n(to, out.stride, 0.0f);
       memcpy(to, x.Row<BF16>(from), x.columns() * sizeof(BF16));
+      std::fill(to + x.columns() / 2, to + out.stride, 0.0f);
     } else if (x.dtype == DType::kBF16) {
       WidenRow(x.Row<BF16>(from), x.columns(), to, out.stride);
     } else {
