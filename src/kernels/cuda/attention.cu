@@ -84,18 +84,15 @@ bool HasStaticScale(KvFormat format) {
   return format == KvFormat::kFp8E4M3 || format == KvFormat::kFp8E5M2;
 }
 
-// Capability 9.0 and how many multiprocessors.
-int Multiprocessors() {
-  int device = 0, major = 0, minor = 0, count = 0;
+void CheckCapability() {
+  int device = 0, major = 0, minor = 0;
   CUDA_CHECK(cudaGetDevice(&device));
   CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
   if (major != 9 || minor != 0) {
     Refuse("the current CUDA device has compute capability ", std::to_string(major), ".",
            std::to_string(minor), ", expected 9.0");
   }
-  return count;
 }
 
 const KernelEntry* Need(Phase phase, const AttentionShape& shape, KvFormat k, KvFormat v,
@@ -136,6 +133,7 @@ PlanConfig MakeConfig(const AttentionShape& shape, const AttentionLimits& limits
   const auto page_bytes = [&](KvFormat k, KvFormat v) {
     return int64_t{kPageSize} * shape.head_dim * (ElementSize(k) + ElementSize(v));
   };
+  CheckCapability();
   PlanConfig config{
       .shape = shape,
       .limits = limits,

@@ -176,13 +176,10 @@ template <class Tiles>
 void RunManyProduct(const ExpertsParams& p, const BFloat16* x, const std::byte* first,
                     const std::byte* second, int k, int outs, cudaStream_t stream) {
   constexpr int kSharedBytes = sizeof(typename ManyRing<Tiles>::Memory) + 1024;
-  static const int processors = [] {
-    int device = 0, count = 0;
-    CUDA_CHECK(cudaGetDevice(&device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  static const bool once [[maybe_unused]] = [] {
     CUDA_CHECK(cudaFuncSetAttribute(many_experts_kernel<Tiles>,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
-    return count;
+    return true;
   }();
   const auto map = [&](const std::byte* base) {
     return Tiles::Map(base, k, outs, p.experts, p.weight_stride);
@@ -191,7 +188,7 @@ void RunManyProduct(const ExpertsParams& p, const BFloat16* x, const std::byte* 
                             .weights = {map(first), map(second)},
                             .k = k,
                             .out_tiles = (outs + kManyTileOuts<Tiles> - 1) / kManyTileOuts<Tiles>};
-  Launch(many_experts_kernel<Tiles>, static_cast<unsigned>(processors),
+  Launch(many_experts_kernel<Tiles>, static_cast<unsigned>(Multiprocessors()),
          ManyThreads<Tiles::kConsumers>::kCount, kSharedBytes, stream, product, p);
 }
 

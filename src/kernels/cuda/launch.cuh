@@ -37,6 +37,17 @@ __device__ __forceinline__ void OverlapAndWaitForInputs() {
   WaitForPriorKernels();
 }
 
+// Of the current device, which is asked once.
+inline int Multiprocessors() {
+  static const int multiprocessors = [] {
+    int device = 0, count = 0;
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+    return count;
+  }();
+  return multiprocessors;
+}
+
 inline cudaLaunchAttribute EarlyLaunch() {
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;

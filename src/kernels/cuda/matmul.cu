@@ -43,11 +43,9 @@ struct FewParams {
 };
 
 // blockIdx.y: which 8 * kTiles rows.
-template <class X, int kTiles>
+template <class X, int kTiles, int kAhead, int kBlocks>
 __global__ __launch_bounds__(BFloat16Few::kWarps * 32,
-                             kTiles == 1 && sizeof(X) == 2
-                                 ? 3
-                                 : 2) void matmul_few_kernel(const __grid_constant__ FewParams p) {
+                             kBlocks) void matmul_few_kernel(const __grid_constant__ FewParams p) {
   __shared__ FewPartials<BFloat16Few::kWarps, kTiles> partials;
   const int block = static_cast<int>(blockIdx.x);
   int index = 0;
@@ -58,7 +56,8 @@ __global__ __launch_bounds__(BFloat16Few::kWarps * 32,
   float sums[1][kTiles][4] = {};
   const int first_row = static_cast<int>(blockIdx.y) * 8 * kTiles;
   BFloat16Few weights[] = {{part.weight, first_out, part.outs, p.k}};
-  StreamFew<BFloat16Few::kAhead, X>(
+  constexpr bool kEarlyX = kTiles == 1 && sizeof(X) == 2 && kAhead == BFloat16Few::kAhead;
+  StreamFew<kAhead, kEarlyX, X>(
       weights, p.k,
       [&](int n) -> const X* {
         const int row = min(first_row + 8 * n + lane / 4, p.rows - 1);
@@ -168,9 +167,15 @@ void RunFew(const Tensor& x, std::span<const Projection> projections, bool accum
     return;
   }
   const bool one = params.rows <= 8;
-  const auto kernel = x.dtype == DType::kBF16
-                          ? (one ? matmul_few_kernel<BFloat16, 1> : matmul_few_kernel<BFloat16, 2>)
-                          : (one ? matmul_few_kernel<float, 1> : matmul_few_kernel<float, 2>);
+  // So few blocks that each has to ask for more, that enough is on its way.
+  const bool far = blocks <= 2 * Multiprocessors();
+  constexpr int kAhead = BFloat16Few::kAhead, kFar = BFloat16Few::kFarAhead;
+  const auto kernel =
+      x.dtype != DType::kBF16
+          ? (one ? matmul_few_kernel<float, 1, kAhead, 2> : matmul_few_kernel<float, 2, kAhead, 2>)
+      : !one ? matmul_few_kernel<BFloat16, 2, kAhead, 2>
+      : far  ? matmul_few_kernel<BFloat16, 1, kFar, 2>
+             : matmul_few_kernel<BFloat16, 1, kAhead, 3>;
   const int rows = one ? 8 : 16;
   const dim3 grid(static_cast<unsigned>(blocks),
                   static_cast<unsigned>((params.rows + rows - 1) / rows));

@@ -34,6 +34,7 @@ struct BFloat16Few {
   static constexpr int kMultiple = 8;                         // that k is of
   static constexpr int kAhead = 4;       // steps whose weights are on their way: 4 KiB per warp
   static constexpr int kAheadOfTwo = 2;  // the same, of two matrices
+  static constexpr int kFarAhead = 8;    // where a multiprocessor has two blocks, not more
   static constexpr int kBlocks = 4, kBlocksOfTwo = 2;  // of a multiprocessor
   struct Piece {
     uint4 low{}, high{};
@@ -123,40 +124,51 @@ struct FewX<float> {
 
 // One warp's share of k, of 16 outputs of each matrix and 8 * kTiles rows of x. `x_row(n)`: the
 // row of x that this lane reads for tile n, at this lane's first element. `inputs` is called once
-// the weights' first loads are on their way.
-template <int kAhead, class X, class Weights, int kMatrices, int kTiles, class XRow, class Inputs>
+// the weights' first loads are on their way. With kEarlyX x is asked for as early as the weights,
+// which takes registers.
+template <int kAhead, bool kEarlyX, class X, class Weights, int kMatrices, int kTiles, class XRow,
+          class Inputs>
 __device__ __forceinline__ void StreamFew(Weights (&weights)[kMatrices], int k, const XRow& x_row,
                                           const Inputs& inputs,
                                           float (&sums)[kMatrices][kTiles][4]) {
   constexpr int kStep = Weights::kStep, kStride = Weights::kStride, kParts = kStep / 32;
   const int first_k = static_cast<int>(threadIdx.x / 32) * kStep;
   const int lane_k = static_cast<int>(threadIdx.x % 4) * 8;
+  constexpr int kXs = kEarlyX ? kAhead : 1;
   typename Weights::Piece pieces[kAhead][kMatrices];
+  FewX<X> x[kXs][kParts][kTiles];
+  const X* rows[kTiles];
   const auto load = [&](int i, int first) {
 #pragma unroll
     for (int m = 0; m < kMatrices; ++m)
       pieces[i % kAhead][m] = weights[m].Load(i, first + i * kStride);
   };
+  const auto load_x = [&](int i, int first) {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const int at = first + i * kStride + 32 * part;
+      const bool present = (Weights::kMultiple % 32 == 0 && part == 0) || at + lane_k < k;
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        x[i % kXs][part][n] = {};
+        if (present) x[i % kXs][part][n].Load(rows[n] + at);
+      }
+    }
+  };
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) load(i, first_k);
   inputs();
-  const X* rows[kTiles];
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) rows[n] = x_row(n);
+  if constexpr (kEarlyX) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) load_x(i, first_k);
+  }
   for (int first = first_k; first < k; first += kAhead * kStride) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       if (kParts > 1 && first + i * kStride >= k) break;  // widening nothing takes time
-      FewX<X> x[kParts][kTiles];
-#pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-        const int at = first + i * kStride + 32 * part;
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-          if ((Weights::kMultiple % 32 == 0 && part == 0) || at + lane_k < k)
-            x[part][n].Load(rows[n] + at);
-        }
-      }
+      if constexpr (!kEarlyX) load_x(i, first);
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
 #pragma unroll
@@ -164,10 +176,11 @@ __device__ __forceinline__ void StreamFew(Weights (&weights)[kMatrices], int k, 
           const uint4& low = pieces[i][m].Low(part);
           const uint4& high = pieces[i][m].High(part);
 #pragma unroll
-          for (int n = 0; n < kTiles; ++n) x[part][n].Multiply(sums[m][n], low, high);
+          for (int n = 0; n < kTiles; ++n) x[i % kXs][part][n].Multiply(sums[m][n], low, high);
         }
       }
       load(i + kAhead, first);
+      if constexpr (kEarlyX) load_x(i + kAhead, first);
     }
 #pragma unroll
     for (int m = 0; m < kMatrices; ++m) weights[m].Advance(kAhead);
