@@ -11,32 +11,34 @@
 #include "kernels/cuda/decode_ring.cuh"
 
 namespace octavo::cuda {
-__device__ __forceinline__ float WarpMax(float x) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, lanes));
-  return x;
+// The query token that a row is of, by its place in the item.
+__device__ __forceinline__ int RowToken(const DecodeParams& p, int row) {
+  return row * p.group_inverse >> 8;
+}
+__device__ __forceinline__ int64_t OutputRow(const DecodeParams& p, int q_row, int head, int row) {
+  const int token = RowToken(p, row);
+  return int64_t{q_row + token} * p.heads + head + row - token * p.group;
 }
 
 // The item's queries to fragments, each row a power of two away from float16's largest numbers (16-
-// bit K: bfloat16 stays as it is), and what its scores are to be multiplied by.
+// bit K: bfloat16 stays as it is), and what its scores are to be multiplied by. Half a warp to a
+// row.
 template <int kDim, int kK>
 __device__ __forceinline__ void LoadQueries(const DecodeParams& p, DecodeShared<kDim>& shared,
-                                            const WorkItem& item, const std::byte* from, int warp,
-                                            int lane) {
-  constexpr int kWarps = DecodeShared<kDim>::kWarps;
+                                            const std::byte* from, int warp, int lane) {
+  constexpr int kWarps = DecodeShared<kDim>::kWarps, kRowLanes = 16, kVectors = kDim / 64;
   const KvFormat k = Resolve<kK>(p.k_format);
-  const int rows = item.q_tokens * p.group;
+  const auto& current = CurrentItem(shared);
+  const int rows = current.work.q_tokens * p.group;
   const int padded = rows > 8 ? 16 : 8;
-  for (int row = warp; row < padded; row += kWarps) {
-    uint2 raw[(kDim + 127) / 128];
+  for (int row = 2 * warp + lane / kRowLanes; row < padded; row += 2 * kWarps) {
+    uint2 raw[kVectors];
     float amax = 0;
 #pragma unroll
-    for (int j = 0; j < (kDim + 127) / 128; ++j) {
-      const int dim = 4 * (lane + 32 * j);
+    for (int j = 0; j < kVectors; ++j) {
+      const int dim = 4 * (lane % kRowLanes + kRowLanes * j);
       raw[j] = {0, 0};
-      if (row < rows && dim < kDim) {
-        raw[j] = *reinterpret_cast<const uint2*>(from + (row * kDim + dim) * 2);
-      }
+      if (row < rows) raw[j] = *reinterpret_cast<const uint2*>(from + (row * kDim + dim) * 2);
 #pragma unroll
       for (const uint32_t two : {raw[j].x, raw[j].y}) {
         amax = fmaxf(amax, fmaxf(fabsf(__uint_as_float(two << 16)),
@@ -45,7 +47,9 @@ __device__ __forceinline__ void LoadQueries(const DecodeParams& p, DecodeShared<
     }
     float factor = 1, inverse = 1;
     if (k != KvFormat::kBF16) {
-      amax = WarpMax(amax);
+#pragma unroll
+      for (int lanes = kRowLanes / 2; lanes > 0; lanes /= 2)
+        amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, lanes));
       // 2^14 divided by the power of two in amax; both factors are normal numbers.
       const int exponent = static_cast<int>(__float_as_uint(amax) >> 23) - 127;
       const int shift = amax == 0 ? 0 : max(-112, min(126, 14 - exponent));
@@ -53,9 +57,8 @@ __device__ __forceinline__ void LoadQueries(const DecodeParams& p, DecodeShared<
       inverse = __uint_as_float(static_cast<uint32_t>(127 - shift) << 23);
     }
 #pragma unroll
-    for (int j = 0; j < (kDim + 127) / 128; ++j) {
-      const int dim = 4 * (lane + 32 * j);
-      if (dim >= kDim) break;
+    for (int j = 0; j < kVectors; ++j) {
+      const int dim = 4 * (lane % kRowLanes + kRowLanes * j);
       uint2 two = raw[j];
       if (k != KvFormat::kBF16) {
         two.x = PackF16(__uint_as_float(raw[j].x << 16) * factor,
@@ -66,12 +69,9 @@ __device__ __forceinline__ void LoadQueries(const DecodeParams& p, DecodeShared<
       const int step = QueryStep(IsWide(k), dim), t = QueryLane(IsWide(k), dim);
       shared.q_fragments[(step * 2 + row / 8) * 32 + 4 * (row % 8) + t] = two;
     }
-    if (lane == 0) {
-      shared.row_last[row] = item.position + row / p.group;
-      float scale = p.scale * inverse;
-      if (p.k_scale) scale *= p.k_scale[item.head / p.group];
-      // The argument of exp2 for probabilities, or for the tanh of a soft cap.
-      shared.row_scale[row] = scale * (p.soft_cap > 0 ? 2 * kLog2E / p.soft_cap : kLog2E);
+    if (lane % kRowLanes == 0) {
+      shared.row_last[row] = current.work.position + RowToken(p, row);
+      shared.row_scale[row] = current.score_scale * inverse;
     }
   }
 }
@@ -226,11 +226,6 @@ struct DecodeStage {
   int index;
   uint32_t phase;
 
-  __device__ __forceinline__ DecodeStage(uint32_t serial_, int stages)
-      : serial(serial_),
-        index(static_cast<int>(serial_ % static_cast<uint32_t>(stages))),
-        phase(serial_ / static_cast<uint32_t>(stages) % 2) {}
-
   __device__ __forceinline__ void Advance(int by, int stages) {
     serial += static_cast<uint32_t>(by);
     index += by;
@@ -273,13 +268,12 @@ __device__ __forceinline__ void WorkOnPages(const DecodeParams& p, DecodeShared<
       for (int i = 0; i < 4; ++i) state.o[c][tile][i] = 0;
     }
   }
-  DecodeStage stage(CurrentItem(shared).ring_begin + static_cast<uint32_t>(warp) * Shared::kParts,
-                    shared.stages);
-  const auto page_of = [&] {
-    const auto& item = CurrentItem(shared);
-    return item.work.page_begin + static_cast<int>(stage.serial - item.ring_begin) / Shared::kParts;
-  };
-  while (page_of() < CurrentItem(shared).work.page_end) {
+  const auto& first = CurrentItem(shared);
+  DecodeStage stage{first.ring_begin, first.ring_stage, first.ring_phase};
+  stage.Advance(warp * Shared::kParts, shared.stages);
+  // Stages of this item from this one on.
+  const auto left = [&] { return static_cast<int>(CurrentItem(shared).ring_end - stage.serial); };
+  while (left() > 0) {
     stage.Wait(shared);
     const bool present = shared.pages[stage.index] != kNoPage;
     float s[4][kTiles][4] = {};
@@ -287,8 +281,10 @@ __device__ __forceinline__ void WorkOnPages(const DecodeParams& p, DecodeShared<
       WithElements<kK>(k_format, [&](auto format) {
         Scores<kDim, kTiles>(format, ring.K(stage.index), keys, shared.q_fragments, lane, s);
       });
-      FinishScores<kDim, kTiles, kK>(p, shared, CurrentItem(shared).work, keys,
-                                     ring.KScales(stage.index), page_of() * kPageSize, lane, s);
+      const WorkItem& item = CurrentItem(shared).work;
+      FinishScores<kDim, kTiles, kK>(p, shared, item, keys, ring.KScales(stage.index),
+                                     (item.page_end - left() / Shared::kParts) * kPageSize, lane,
+                                     s);
     }
     if constexpr (Shared::kParts == 2) {
       __syncwarp();
@@ -329,10 +325,7 @@ __device__ __forceinline__ void FinishRow(const DecodeParams& p, DecodeShared<kD
     const RowEnd end = EndRow(sum, base, p.sinks ? &current.row_sink[row] : nullptr,
                               p.v_scale ? &current.v_scale : nullptr);
     shared.row_factor[row] = end.factor;
-    if (p.lse) {
-      const int head = item.head + row % p.group;
-      p.lse[int64_t{item.q_row + row / p.group} * p.heads + head] = end.lse;
-    }
+    if (p.lse) p.lse[OutputRow(p, item.q_row, item.head, row)] = end.lse;
   }
 }
 
@@ -411,12 +404,11 @@ __device__ __forceinline__ void Merge(const DecodeParams& p, DecodeShared<kDim>&
                                          begin + column),
                x);
       } else {
-        const int64_t token = item.q_row + row / p.group;
-        StoreBF16x4(p.out, (token * p.heads + item.head + row % p.group) * kDim + begin + column,
-                    x);
+        StoreBF16x4(p.out, OutputRow(p, item.q_row, item.head, row) * kDim + begin + column, x);
       }
     }
-    NamedBarrierSync(1, kConsumers);
+    // Whoever adds up parts comes after all of them. Else the next item's first barrier will do.
+    if (begin + columns < kDim || item.partial >= 0) NamedBarrierSync(1, kConsumers);
   }
 }
 
@@ -481,8 +473,7 @@ __device__ __forceinline__ void CombineIfLast(const DecodeParams& p, DecodeShare
       }
       const RowEnd end = EndRow(sum, base, p.sinks ? &current.row_sink[row] : nullptr,
                                 p.v_scale ? &current.v_scale : nullptr);
-      const int64_t at =
-          int64_t{item.q_row + row / item.pack} * p.heads + item.head + row % item.pack;
+      const int64_t at = OutputRow(p, item.q_row, item.head, row);
 #pragma unroll
       for (float4& y : x) y = end.factor * y;
       StoreCombinedRow<kDim>(p.out, at, lane, x);
@@ -532,8 +523,7 @@ __global__ void __launch_bounds__(DecodeShared<kDim>::kThreads, 1)
     const uint32_t done = ItemsDone(shared);
     BarrierWait(&shared.item_full[done % Shared::kItems], done / Shared::kItems % 2);
     if (CurrentItem(shared).work.sequence < 0) break;
-    LoadQueries<kDim, kK>(p, shared, CurrentItem(shared).work, shared.q[done % Shared::kItems],
-                          warp, lane);
+    LoadQueries<kDim, kK>(p, shared, shared.q[done % Shared::kItems], warp, lane);
     NamedBarrierSync(1, 32 * Shared::kWarps);
     if (CurrentItem(shared).work.q_tokens * p.group <= 8) {
       WorkOnItem<kDim, kK, kV, 1>(p, shared, ring, warp, lane);

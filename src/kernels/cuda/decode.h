@@ -28,6 +28,7 @@ struct DecodeParams {
   const float* k_scale = nullptr;  // [kv_heads], optional
   const float* v_scale = nullptr;
   int heads = 0, group = 0;
+  int group_inverse = 0;  // 256 / group, rounded up
   int window = 0;
   float scale = 0, soft_cap = 0;
   const float* sinks = nullptr;         // [heads], optional

@@ -34,9 +34,12 @@ struct DecodeShared {
   struct alignas(16) Item {
     WorkItem work;                         // sequence -1: there are no more
     int32_t combine;                       // its number, or -1
-    uint32_t ring_begin;                   // stages of all items before
+    uint32_t ring_begin, ring_end;         // serials of its stages
+    int32_t ring_stage;                    // index of the first one
+    uint32_t ring_phase;                   // and its parity
     CombineItem sequence;                  // that `combine` is the number of
     float row_sink[kDecodeRows], v_scale;  // where there are such
+    float score_scale;                     // makes scores the arguments of exp2
   };
 
   alignas(128) std::byte q[kItems][kDecodeRows * kDim * 2];  // as in memory
@@ -119,23 +122,30 @@ __device__ __forceinline__ const typename Shared::Item& CurrentItem(Shared& shar
   return shared.items[ItemsDone(shared) % Shared::kItems];
 }
 
-// What the end of an item takes from global memory, a word or two for each lane of the producer.
-struct ItemEnd {
+// What an item takes from global memory beside queries and pages, some words for each lane of the
+// producer.
+struct ItemWords {
   int32_t sequence = 0;
-  float sink = 0, v_scale = 0;
+  float sink = 0, v_scale = 0, k_scale = 1;
 
-  __device__ ItemEnd(const DecodeParams& p, const WorkItem& item, const ItemLink& link, int lane) {
+  __device__ ItemWords(const DecodeParams& p, const WorkItem& item, const ItemLink& link,
+                       int lane) {
     if (item.sequence < 0) return;
     if (link.combine >= 0 && lane < kWords)
       sequence = reinterpret_cast<const int32_t*>(p.combines + link.combine)[lane];
     if (p.sinks && lane < kDecodeRows) sink = p.sinks[item.head + lane % p.group];
     if (p.v_scale) v_scale = p.v_scale[item.head / p.group];
+    if (p.k_scale) k_scale = p.k_scale[item.head / p.group];
   }
   template <class Item>
-  __device__ void Store(Item& item, int lane) const {
+  __device__ void Store(const DecodeParams& p, Item& item, int lane) const {
     if (lane < kWords) reinterpret_cast<int32_t*>(&item.sequence)[lane] = sequence;
     if (lane < kDecodeRows) item.row_sink[lane] = sink;
-    if (lane == 0) item.v_scale = v_scale;
+    if (lane == 0) {
+      item.v_scale = v_scale;
+      // For probabilities, or for the tanh of a soft cap.
+      item.score_scale = p.scale * k_scale * (p.soft_cap > 0 ? 2 * kLog2E / p.soft_cap : kLog2E);
+    }
   }
   static constexpr int kWords = sizeof(CombineItem) / 4;
 };
@@ -152,7 +162,7 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
   uint32_t phase = 0, slot_phase = 0, serial = 0;
   WorkItem item = p.items[blockIdx.x];
   ItemLink link = p.links[blockIdx.x];
-  ItemEnd end(p, item, link, lane);
+  ItemWords words(p, item, link, lane);
   const auto entries_from = [&](int begin) {
     return begin + lane < item.page_end
                ? __ldg(p.block_table + item.sequence * p.block_table_stride + begin + lane)
@@ -166,12 +176,16 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
   while (more) {
     BarrierWait(&shared.item_empty[slot], slot_phase ^ 1);
     int next = 0;
-    end.Store(shared.items[slot], lane);
+    words.Store(p, shared.items[slot], lane);
     __syncwarp();
     if (elected) {
       shared.items[slot].work = item;
       shared.items[slot].combine = link.combine;
       shared.items[slot].ring_begin = serial;
+      shared.items[slot].ring_end =
+          serial + static_cast<uint32_t>(item.page_end - item.page_begin) * Shared::kParts;
+      shared.items[slot].ring_stage = stage;
+      shared.items[slot].ring_phase = phase;
       BarrierArriveExpect(&shared.item_full[slot], item.q_tokens * row_bytes);
       for (int t = 0; t < item.q_tokens; ++t) {
         const int64_t row = int64_t{item.q_row + t} * p.heads + item.head;
@@ -224,7 +238,7 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
     if (more) {
       item = p.items[next];
       link = p.links[next];
-      end = ItemEnd(p, item, link, lane);
+      words = ItemWords(p, item, link, lane);
       entries = entries_from(item.page_begin);
     }
   }
