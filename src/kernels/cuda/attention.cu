@@ -249,7 +249,7 @@ DecodeParams AttentionPlan::State::Decode(const AttentionCall& call) const {
       .v_scale = HasStaticScale(v_format) ? call.cache.v_scale : nullptr,
       .heads = shape.heads,
       .group = shape.heads / shape.kv_heads,
-      .group_inverse = (256 + shape.heads / shape.kv_heads - 1) / (shape.heads / shape.kv_heads),
+      .group_inverse = GroupInverse(shape.heads / shape.kv_heads),
       .window = shape.window,
       .scale = call.scale,
       .soft_cap = call.soft_cap,

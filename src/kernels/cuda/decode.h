@@ -7,11 +7,23 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/cuda/plan.h"
 #include "kernels/cuda/table.h"
 #include "kernels/cuda/work.h"
 #include "octavo/kv_layout.h"
 
 namespace octavo::cuda {
+
+// row / group of an item's rows is row * GroupInverse(group) >> 8.
+constexpr int GroupInverse(int group) { return (256 + group - 1) / group; }
+static_assert([] {
+  bool same = true;
+  for (int group = 1; group <= kDecodeRows; ++group) {
+    for (int row = 0; row < kDecodeRows; ++row)
+      same &= row * GroupInverse(group) >> 8 == row / group;
+  }
+  return same;
+}());
 
 struct DecodeParams {
   const WorkItem* items = nullptr;
@@ -28,7 +40,7 @@ struct DecodeParams {
   const float* k_scale = nullptr;  // [kv_heads], optional
   const float* v_scale = nullptr;
   int heads = 0, group = 0;
-  int group_inverse = 0;  // 256 / group, rounded up
+  int group_inverse = 0;
   int window = 0;
   float scale = 0, soft_cap = 0;
   const float* sinks = nullptr;         // [heads], optional
