@@ -298,6 +298,11 @@ class Ops {
       MatMulCase(rows, 128, {256, 64, 64}, kF32, true);
       MatMulCase(rows, 256, {512, 512}, kBF16, false);
     }
+    // More blocks than two for each multiprocessor, up to 8 rows: a kernel of its own.
+    for (int64_t rows : {1, 3, 8}) {
+      MatMulCase(rows, 200, {5000}, kBF16, true);
+      MatMulCase(rows, 2880, {4096, 512, 512}, kF32, false);
+    }
     MatMulCase(1, 14336, {4096}, kF32, false);
     MatMulCase(16, 4096, {4096, 1024, 1024}, kF32, false);
   }

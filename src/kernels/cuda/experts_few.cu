@@ -76,7 +76,7 @@ __global__ __launch_bounds__(Weights::kWarps * 32, Weights::kBlocksOfTwo) void g
   Weights weights[] = {{p.gate + expert, first_out, p.intermediate, p.hidden},
                        {p.up + expert, first_out, p.intermediate, p.hidden}};
   float sums[2][1][4] = {};
-  StreamFew<Weights::kAheadOfTwo, Weights::kStep == 32, BFloat16>(
+  StreamFew<Weights::kAheadOfTwo, Weights::kEarlyXOfTwo, BFloat16>(
       weights, p.hidden, x_row,
       [&] {
         if (dense) OverlapAndWaitForInputs();
@@ -115,7 +115,8 @@ __global__ __launch_bounds__(Weights::kWarps * 32, Weights::kBlocks) void down_k
   Weights weights[] = {
       {p.down + tile.expert * p.weight_stride, first_out, p.hidden, p.intermediate}};
   float sums[1][1][4] = {};
-  StreamFew<Weights::kAhead, false, BFloat16>(
+  constexpr bool kEarlyX = false;  // with kBlocks there are no registers for it
+  StreamFew<Weights::kAhead, kEarlyX, BFloat16>(
       weights, p.intermediate, row, [] { OverlapAndWaitForInputs(); }, sums);
   partials.Put(sums[0]);
   __syncthreads();

@@ -35,6 +35,7 @@ struct BFloat16Few {
   static constexpr int kAhead = 4;       // steps whose weights are on their way: 4 KiB per warp
   static constexpr int kAheadOfTwo = 2;  // the same, of two matrices
   static constexpr int kFarAhead = 8;    // where a multiprocessor has two blocks, not more
+  static constexpr bool kEarlyXOfTwo = true;
   static constexpr int kBlocks = 4, kBlocksOfTwo = 2;  // of a multiprocessor
   struct Piece {
     uint4 low{}, high{};
@@ -67,6 +68,7 @@ struct Mxfp4Few {
   static constexpr int kMultiple = mxfp4::kBlock;
   static constexpr int kAhead = 5;  // 2.7 KiB per warp
   static constexpr int kAheadOfTwo = 3;
+  static constexpr bool kEarlyXOfTwo = false;  // there are no registers
   static constexpr int kBlocks = 6, kBlocksOfTwo = 6;
   using Piece = Mxfp4Piece;
 
@@ -135,6 +137,7 @@ __device__ __forceinline__ void StreamFew(Weights (&weights)[kMatrices], int k, 
   const int first_k = static_cast<int>(threadIdx.x / 32) * kStep;
   const int lane_k = static_cast<int>(threadIdx.x % 4) * 8;
   constexpr int kXs = kEarlyX ? kAhead : 1;
+  static_assert(!kEarlyX || Weights::kMultiple % 32 != 0, "load_x() would read behind x");
   typename Weights::Piece pieces[kAhead][kMatrices];
   FewX<X> x[kXs][kParts][kTiles];
   const X* rows[kTiles];
