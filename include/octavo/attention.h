@@ -71,6 +71,10 @@ struct BlockTable {
 // q, k: RMS norm per head where there are weights, then rotation of pairs (i, i + rotary_dim / 2);
 // K and V are quantised from float32 into their slots. Writing slot 0 of a page clears the rest of
 // that page's V and scales; the tokens of a page must be consecutive rows of the call.
+//
+// Append and Attention start before the kernel launched in front of them has ended, and wait for it
+// before they read what a step computes: q, k, v, queries, pages. Norms, cos_sin, slots,
+// fp8_queries, scales and block tables they read at once: these must be complete before that.
 struct AppendCall {
   enum class Input : uint8_t { kBF16, kF32 };
   int tokens = 0;
@@ -108,10 +112,6 @@ struct AttentionCall {
   const float* sinks = nullptr;  // [heads], optional: exp(sink) joins the softmax's denominator
   void* out = nullptr;           // [limits.tokens, heads, head_dim] bfloat16
   float* lse = nullptr;          // [limits.tokens, heads] natural log of the denominator, optional
-  // What the next kernel will read, optional: decode asks for it to be brought to L2 once its own
-  // reads are on their way, while parts are added up and the bus would stand still.
-  const void* prefetch = nullptr;
-  int64_t prefetch_bytes = 0;
 };
 void Attention(const AttentionCall& call, Stream stream);
 

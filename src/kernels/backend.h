@@ -172,7 +172,6 @@ struct AttentionArgs {
   float scale = 0;
   float soft_cap = 0;  // 0: none; s = cap * tanh(s / cap)
   Tensor sinks;        // [heads], weights, optional: exp(sink) joins the softmax's denominator
-  Tensor next;         // optional: weights of the op that follows, which a backend may fetch early
 };
 
 struct LogitBias {

@@ -209,8 +209,7 @@ void Decoder::Attend(size_t l, const StepInput& input, const StepObserver& obser
                       .cache = cache.kv,
                       .scale = layer.attention_scale,
                       .soft_cap = layer.soft_cap,
-                      .sinks = w.sinks,
-                      .next = w.o});
+                      .sinks = w.sinks});
   if (observer.attended) observer.attended(static_cast<int>(l), attended);
   AddToResidual(layer, w.post_attention_norm, [&](const Tensor& out, bool accumulate) {
     backend_.MatMul(

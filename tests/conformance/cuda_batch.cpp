@@ -184,9 +184,7 @@ void DeviceStep::Launch(cuda::Stream stream) {
                    .soft_cap = spec_.soft_cap,
                    .sinks = spec_.sinks ? sinks_.as<float>() : nullptr,
                    .out = out_.as<void>(),
-                   .lse = lse_.as<float>(),
-                   .prefetch = cache_.arena().as<void>(),
-                   .prefetch_bytes = static_cast<int64_t>(cache_.arena().size() / 16 * 16)},
+                   .lse = lse_.as<float>()},
                   stream);
 }
 

@@ -22,7 +22,6 @@ template <int kHeadDim, class Input>
 __global__ __launch_bounds__(kAppendThreads, sizeof(Input) == 2 ? 5 : 4) void append_kernel(
     const __grid_constant__ AppendParams p) {
   extern __shared__ __align__(16) std::byte staged[];
-  WaitForInputs();
   const int tile_begin = static_cast<int>(blockIdx.y) * p.tile;
   const int block = static_cast<int>(blockIdx.x);
   if (block < p.kv_heads) {

@@ -134,7 +134,7 @@ __device__ __forceinline__ void AppendQueriesAndKeys(const AppendParams& p, int 
     return Load<Input>(from, from + (runs.second - runs.first));
   };
 
-  Raw<Input> next = load(begin), after = load(begin + 1);
+  // Before it waits: what the kernel in front does not write.
   int64_t slot = -1;
   bool fp8 = false;
   Angles angles;
@@ -142,6 +142,8 @@ __device__ __forceinline__ void AppendQueriesAndKeys(const AppendParams& p, int 
     slot = p.slots[token];
     if (runs.rotated) angles = LoadAngles(p, token, runs);
     fp8 = p.fp8_queries != nullptr && p.fp8_queries[token] != 0;
+    if (slot >= 0) PrefetchLine(Claim(p, slot));  // or rather where that lies
+    if (IsStaticFp8(p.k_format)) PrefetchLine(p.k_scale);
   }
   const Reporter reporter(p, 0);
   if (p.q_norm != nullptr || p.k_norm != nullptr) {
@@ -153,7 +155,9 @@ __device__ __forceinline__ void AppendQueriesAndKeys(const AppendParams& p, int 
     }
     __syncthreads();
   }
+  WaitForInputs();
   if (slot < 0) return;
+  Raw<Input> next = load(begin), after = load(begin + 1);
 
   Statistics statistics;
 #pragma unroll 1

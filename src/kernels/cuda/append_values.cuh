@@ -144,8 +144,13 @@ __device__ __forceinline__ void AppendValues(const AppendParams& p, int tile_beg
 
   const Reporter reporter(p, 1);
   Statistics statistics;
+  if (thread < 32) {
+    FindPieces<k16Bit ? 8 : 16>(p, tile_begin, pieces, &piece_count);
+  } else if (thread == 32 && p.slots[tile_begin] >= 0) {
+    PrefetchLine(Claim(p, p.slots[tile_begin]));
+  }
+  WaitForInputs();
   Raw<Input> next = load(thread / kLanes), after = load(thread / kLanes + kAtOnce);
-  if (thread < 32) FindPieces<k16Bit ? 8 : 16>(p, tile_begin, pieces, &piece_count);
 #pragma unroll 1
   for (int first = 0; first < tokens; first += kAtOnce) {
     const int token = first + thread / kLanes;

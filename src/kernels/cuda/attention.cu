@@ -236,7 +236,6 @@ DecodeParams AttentionPlan::State::Decode(const AttentionCall& call) const {
       .items = upload.At<WorkItem>(lists.decode_items),
       .links = upload.At<ItemLink>(lists.decode_links),
       .counts = upload.At<PlanCounts>(lists.counts),
-      .combines = upload.At<CombineItem>(lists.decode_combines),
       .arrivals = arrivals.At<int32_t>(),
       .counters = counters.At<int32_t>(),
       .partials = {.out = decode_out.At<float>(), .lse2 = decode_lse.At<float>()},
@@ -251,14 +250,12 @@ DecodeParams AttentionPlan::State::Decode(const AttentionCall& call) const {
       .group = shape.heads / shape.kv_heads,
       .group_inverse = GroupInverse(shape.heads / shape.kv_heads),
       .window = shape.window,
-      .scale = call.scale,
+      .scale = call.scale * (call.soft_cap > 0 ? 2 * kLog2E / call.soft_cap : kLog2E),
       .soft_cap = call.soft_cap,
       .sinks = call.sinks,
       .q = call.q,
       .out = call.out,
       .lse = call.lse,
-      .prefetch = static_cast<const std::byte*>(call.prefetch),
-      .prefetch_bytes = call.prefetch_bytes,
   };
 }
 

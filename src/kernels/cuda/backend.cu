@@ -189,20 +189,17 @@ class CudaBackend final : public Backend {
                      args.out.dtype == DType::kBF16 && args.out.contiguous(),
                  ShapeString(args.q), ShapeString(args.out));
     const Tensor& table = args.batch->block_table;
-    cuda::Attention(
-        {.plan = &plan.plan(),
-         .cache = args.cache,
-         .block_table = {table.Row<uint32_t>(0), table.row_stride},
-         .q = args.q.data,
-         .q_fp8 = plan.q_fp8(),
-         .q_scale = plan.q_scale(),
-         .scale = args.scale,
-         .soft_cap = args.soft_cap,
-         .sinks = static_cast<const float*>(args.sinks.data),
-         .out = args.out.data,
-         .prefetch = args.next.data,
-         .prefetch_bytes = args.next.size() * static_cast<int64_t>(SizeOf(args.next.dtype))},
-        stream_);
+    cuda::Attention({.plan = &plan.plan(),
+                     .cache = args.cache,
+                     .block_table = {table.Row<uint32_t>(0), table.row_stride},
+                     .q = args.q.data,
+                     .q_fp8 = plan.q_fp8(),
+                     .q_scale = plan.q_scale(),
+                     .scale = args.scale,
+                     .soft_cap = args.soft_cap,
+                     .sinks = static_cast<const float*>(args.sinks.data),
+                     .out = args.out.data},
+                    stream_);
   }
   void Sample(const SampleArgs& args) override { sampler_->Run(args, stream_); }
 

@@ -13,7 +13,7 @@
 namespace octavo::cuda {
 // The query token that a row is of, by its place in the item.
 __device__ __forceinline__ int RowToken(const DecodeParams& p, int row) {
-  return row * p.group_inverse >> 8;
+  return DivideByGroup(row, p.group_inverse);
 }
 __device__ __forceinline__ int64_t OutputRow(const DecodeParams& p, int q_row, int head, int row) {
   const int token = RowToken(p, row);
@@ -420,10 +420,11 @@ __device__ __forceinline__ void CombineIfLast(const DecodeParams& p, DecodeShare
   constexpr int kWarps = DecodeShared<kDim>::kWarps;
   constexpr int kConsumers = 32 * kWarps;
   const auto& current = CurrentItem(shared);
-  const CombineItem& item = current.sequence;
+  const WorkItem& item = current.work;
+  const int rows = item.q_tokens * p.group;
   // Merge ended with a barrier.
   if (threadIdx.x == 0) {
-    const bool last = AddAcquireRelease(p.arrivals + combine, 1) == item.partials - 1;
+    const bool last = AddAcquireRelease(p.arrivals + combine, 1) == current.link.partials - 1;
     shared.last_arrival = last;
     if (last) p.arrivals[combine] = 0;
   }
@@ -434,11 +435,17 @@ __device__ __forceinline__ void CombineIfLast(const DecodeParams& p, DecodeShare
   constexpr int kParts = CombineState<kDim, kRows>::kParts;
   static_assert(DecodeShared<kDim>::kMergeFloats >= kSides<kDim> * kRows * kDim);
   static_assert(kDecodeRows >= kSides<kDim> * kRows);
-  const int rows = item.q_tokens * item.pack;
+  const CombineItem parts{.head = item.head,
+                          .q_row = item.q_row,
+                          .q_tokens = item.q_tokens,
+                          .pack = p.group,
+                          .partial_begin = current.link.partial_begin,
+                          .partials = current.link.partials,
+                          .stride = rows};
   const int side_row = lane / kRowLanes<kDim> * kRows, column = 4 * (lane % kRowLanes<kDim>);
   for (int first = 0; first < rows; first += kRows) {
     CombineState<kDim, kRows> state;
-    CombinePartials<kDim, kRows, kAhead>(p.partials, item, first, rows, warp, kWarps, lane, state);
+    CombinePartials<kDim, kRows, kAhead>(p.partials, parts, first, rows, warp, kWarps, lane, state);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (column == 0) {
@@ -530,7 +537,7 @@ __global__ void __launch_bounds__(DecodeShared<kDim>::kThreads, 1)
     } else {
       WorkOnItem<kDim, kK, kV, 2>(p, shared, ring, warp, lane);
     }
-    const int combine = CurrentItem(shared).combine;
+    const int combine = CurrentItem(shared).link.combine;
     if (combine >= 0) CombineIfLast<kDim>(p, shared, combine);
     __syncwarp();
     if (lane == 0) {

@@ -14,13 +14,18 @@
 
 namespace octavo::cuda {
 
-// row / group of an item's rows is row * GroupInverse(group) >> 8.
-constexpr int GroupInverse(int group) { return (256 + group - 1) / group; }
+// x / group, for as many rows or heads as there may be, is x * GroupInverse(group) >> 31.
+constexpr uint32_t GroupInverse(int group) {
+  return static_cast<uint32_t>(((int64_t{1} << 31) + group - 1) / group);
+}
+constexpr int DivideByGroup(int x, uint32_t group_inverse) {
+  return static_cast<int>(uint64_t{group_inverse} * static_cast<uint32_t>(x) >> 31);
+}
 static_assert([] {
   bool same = true;
   for (int group = 1; group <= kDecodeRows; ++group) {
-    for (int row = 0; row < kDecodeRows; ++row)
-      same &= row * GroupInverse(group) >> 8 == row / group;
+    for (const int x : {0, 1, group - 1, group, kDecodeRows - 1, 1 << 16, (1 << 16) * group})
+      same &= DivideByGroup(x, GroupInverse(group)) == x / group;
   }
   return same;
 }());
@@ -29,8 +34,7 @@ struct DecodeParams {
   const WorkItem* items = nullptr;
   const ItemLink* links = nullptr;  // [items]
   const PlanCounts* counts = nullptr;
-  const CombineItem* combines = nullptr;
-  int32_t* arrivals = nullptr;  // [combines] zero before and after every launch, as are
+  int32_t* arrivals = nullptr;  // [cut heads] zero before and after every launch, as are
   int32_t* counters = nullptr;  // [2]
   Partials partials;
   const uint32_t* block_table = nullptr;
@@ -40,15 +44,15 @@ struct DecodeParams {
   const float* k_scale = nullptr;  // [kv_heads], optional
   const float* v_scale = nullptr;
   int heads = 0, group = 0;
-  int group_inverse = 0;
+  uint32_t group_inverse = 0;
   int window = 0;
-  float scale = 0, soft_cap = 0;
-  const float* sinks = nullptr;         // [heads], optional
-  const void* q = nullptr;              // [tokens, heads, head_dim] bfloat16
-  void* out = nullptr;                  // [tokens, heads, head_dim] bfloat16
-  float* lse = nullptr;                 // [tokens, heads], optional
-  const std::byte* prefetch = nullptr;  // optional: to L2 when all pages have been asked for
-  int64_t prefetch_bytes = 0;
+  // Makes scores the arguments of exp2, or of the tanh of a soft cap.
+  float scale = 0;
+  float soft_cap = 0;
+  const float* sinks = nullptr;  // [heads], optional
+  const void* q = nullptr;       // [tokens, heads, head_dim] bfloat16
+  void* out = nullptr;           // [tokens, heads, head_dim] bfloat16
+  float* lse = nullptr;          // [tokens, heads], optional
 };
 
 std::vector<KernelEntry> DecodeKernels64();

@@ -32,14 +32,13 @@ struct DecodeShared {
   static constexpr int kMergeFloats = 16 * (32 + 4);
 
   struct alignas(16) Item {
-    WorkItem work;                         // sequence -1: there are no more
-    int32_t combine;                       // its number, or -1
+    WorkItem work;  // sequence -1: there are no more
+    ItemLink link;
     uint32_t ring_begin, ring_end;         // serials of its stages
     int32_t ring_stage;                    // index of the first one
     uint32_t ring_phase;                   // and its parity
-    CombineItem sequence;                  // that `combine` is the number of
     float row_sink[kDecodeRows], v_scale;  // where there are such
-    float score_scale;                     // makes scores the arguments of exp2
+    float score_scale;                     // DecodeParams::scale and K's
   };
 
   alignas(128) std::byte q[kItems][kDecodeRows * kDim * 2];  // as in memory
@@ -123,32 +122,19 @@ __device__ __forceinline__ const typename Shared::Item& CurrentItem(Shared& shar
   return shared.items[ItemsDone(shared) % Shared::kItems];
 }
 
-// What an item takes from global memory beside queries and pages, some words for each lane of the
-// producer.
-struct ItemWords {
-  int32_t sequence = 0;
+// What an item's kv head has beside queries and pages; a sink for each lane of the producer.
+struct ItemHead {
+  int kv_head;
   float sink = 0, v_scale = 0, k_scale = 1;
 
-  __device__ ItemWords(const DecodeParams& p, const WorkItem& item, const ItemLink& link,
-                       int lane) {
+  __device__ ItemHead(const DecodeParams& p, const WorkItem& item, int lane)
+      : kv_head(DivideByGroup(item.head, p.group_inverse)) {
     if (item.sequence < 0) return;
-    if (link.combine >= 0 && lane < kWords)
-      sequence = reinterpret_cast<const int32_t*>(p.combines + link.combine)[lane];
-    if (p.sinks && lane < kDecodeRows) sink = p.sinks[item.head + lane % p.group];
-    if (p.v_scale) v_scale = p.v_scale[item.head / p.group];
-    if (p.k_scale) k_scale = p.k_scale[item.head / p.group];
+    if (p.sinks && lane < kDecodeRows)
+      sink = p.sinks[item.head + lane - DivideByGroup(lane, p.group_inverse) * p.group];
+    if (p.v_scale) v_scale = p.v_scale[kv_head];
+    if (p.k_scale) k_scale = p.k_scale[kv_head];
   }
-  template <class Item>
-  __device__ void Store(const DecodeParams& p, Item& item, int lane) const {
-    if (lane < kWords) reinterpret_cast<int32_t*>(&item.sequence)[lane] = sequence;
-    if (lane < kDecodeRows) item.row_sink[lane] = sink;
-    if (lane == 0) {
-      item.v_scale = v_scale;
-      // For probabilities, or for the tanh of a soft cap.
-      item.score_scale = p.scale * k_scale * (p.soft_cap > 0 ? 2 * kLog2E / p.soft_cap : kLog2E);
-    }
-  }
-  static constexpr int kWords = sizeof(CombineItem) / 4;
 };
 
 template <int kDim, int kK, int kV>
@@ -159,11 +145,12 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
   const int k_bytes = ring.KAllBytes(), v_bytes = ring.VAllBytes();
   const int row_bytes = p.group * kDim * 2;  // of a token's queries
   const PlanCounts counts = *p.counts;
+  const bool shares = counts.decode_shared < counts.decode_items;
   int stage = 0, slot = 0;
   uint32_t phase = 0, slot_phase = 0, serial = 0;
   WorkItem item = p.items[blockIdx.x];
   ItemLink link = p.links[blockIdx.x];
-  ItemWords words(p, item, link, lane);
+  ItemHead head(p, item, lane);
   const auto entries_from = [&](int begin) {
     return begin + lane < item.page_end
                ? __ldg(p.block_table + item.sequence * p.block_table_stride + begin + lane)
@@ -177,11 +164,13 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
   while (more) {
     BarrierWait(&shared.item_empty[slot], slot_phase ^ 1);
     int next = 0;
-    words.Store(p, shared.items[slot], lane);
+    if (lane < kDecodeRows) shared.items[slot].row_sink[lane] = head.sink;
     __syncwarp();
     if (elected) {
       shared.items[slot].work = item;
-      shared.items[slot].combine = link.combine;
+      shared.items[slot].link = link;
+      shared.items[slot].v_scale = head.v_scale;
+      shared.items[slot].score_scale = p.scale * head.k_scale;
       shared.items[slot].ring_begin = serial;
       shared.items[slot].ring_end =
           serial + static_cast<uint32_t>(item.page_end - item.page_begin) * Shared::kParts;
@@ -195,10 +184,11 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
                  &shared.item_full[slot]);
       }
       // Known by the time that this item's pages are on their way.
-      next = link.next >= 0 ? link.next : counts.decode_shared + atomicAdd(p.counters, 1);
+      next = link.next >= 0 ? link.next
+             : shares       ? counts.decode_shared + atomicAdd(p.counters, 1)
+                            : counts.decode_items;
     }
-    const int head = item.head / p.group;
-    const std::byte* claims = p.claims + int64_t{head} * (k_bytes + v_bytes);
+    const std::byte* const pages = p.claims + int64_t{head.kv_head} * (k_bytes + v_bytes);
     for (int begin = item.page_begin; begin < item.page_end; begin += 32) {
       if (begin > item.page_begin) entries = entries_from(begin);
       const int count = min(32, item.page_end - begin);
@@ -218,7 +208,7 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
             } else {
               const int bytes = (has_k ? k_bytes : 0) + (has_v ? v_bytes : 0);
               BarrierArriveExpect(full, bytes);
-              BulkLoad(ring.K(stage), claims + at + (has_k ? 0 : k_bytes), bytes, full);
+              BulkLoad(ring.K(stage), pages + at + (has_k ? 0 : k_bytes), bytes, full);
             }
           }
           __syncwarp();
@@ -239,25 +229,19 @@ __device__ __forceinline__ void Produce(const DecodeParams& p, DecodeShared<kDim
     if (more) {
       item = p.items[next];
       link = p.links[next];
-      words = ItemWords(p, item, link, lane);
+      head = ItemHead(p, item, lane);
       entries = entries_from(item.page_begin);
     }
   }
   // From here on the bus is less than busy.
   LetNextKernelStart();
-  if (p.prefetch) {
-    constexpr int64_t kPiece = 2048;
-    const int64_t step = int64_t{gridDim.x} * 32 * kPiece;
-    for (int64_t at = (int64_t{blockIdx.x} * 32 + lane) * kPiece; at < p.prefetch_bytes; at += step)
-      PrefetchL2(p.prefetch + at, static_cast<int>(min(kPiece, p.prefetch_bytes - at)));
-  }
   BarrierWait(&shared.item_empty[slot], slot_phase ^ 1);
   if (elected) {
     shared.items[slot].work.sequence = -1;
     BarrierArrive(&shared.item_full[slot]);
   }
   // The last block to come here leaves the counters as it found them.
-  if (elected && atomicAdd(p.counters + 1, 1) == static_cast<int>(gridDim.x) - 1) {
+  if (elected && shares && atomicAdd(p.counters + 1, 1) == static_cast<int>(gridDim.x) - 1) {
     p.counters[0] = 0;
     p.counters[1] = 0;
   }

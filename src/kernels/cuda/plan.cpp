@@ -106,7 +106,6 @@ Planner::Planner(const PlanConfig& config) : config_(config) {
   layout_.counts = Claim<PlanCounts>(1, &layout_.bytes);
   layout_.decode_items = Claim<WorkItem>(decode_items, &layout_.bytes);
   layout_.decode_links = Claim<ItemLink>(decode_items, &layout_.bytes);
-  layout_.decode_combines = Claim<CombineItem>(decode_combines_, &layout_.bytes);
   layout_.fp8_queries = Claim<uint8_t>(limits.tokens, &layout_.bytes);
   layout_.prefill_rounds = Claim<PrefillRound>(max_rounds_, &layout_.bytes);
   layout_.widens = Claim<WidenItem>(widens, &layout_.bytes);
@@ -138,8 +137,7 @@ int64_t Planner::Make(std::span<const int32_t> q_begin, std::span<const int32_t>
   }
   chunks_.clear();
   combine_count_ = partial_rows_ = 0;
-  auto* combines = ArrayAt<CombineItem>(upload, layout_.decode_combines);
-  CutDecodes(q_begin, combines);
+  CutDecodes(q_begin);
   OCTAVO_CHECK(combine_count_ <= decode_combines_ && partial_rows_ <= decode_partial_rows_,
                combine_count_, partial_rows_);
   WriteDecodes(q_begin, kv_len, upload);
@@ -166,29 +164,23 @@ void Planner::AddWhole(int32_t decode, int head, int32_t owner) {
                      .end = d.end,
                      .partial = -1,
                      .combine = -1,
+                     .partial_begin = -1,
+                     .partials = 0,
                      .owner = owner});
 }
 
-void Planner::AddChunks(int32_t decode, int head, std::span<const int32_t> q_begin,
-                        CombineItem* combines) {
+void Planner::AddChunks(int32_t decode, int head, std::span<const int32_t> q_begin) {
   const Decode& d = decodes_[decode];
   const auto pieces = static_cast<int32_t>(cuts_.size());
   Chunk chunk{
       .decode = decode, .head = head * group_, .begin = d.begin, .partial = -1, .combine = -1};
   int32_t rows = 0;
   if (pieces > 1) {
-    const int tokens = q_begin[d.sequence + 1] - q_begin[d.sequence];
-    rows = tokens * group_;
+    rows = (q_begin[d.sequence + 1] - q_begin[d.sequence]) * group_;
     chunk.combine = combine_count_++;
-    chunk.partial = partial_rows_;
+    chunk.partial = chunk.partial_begin = partial_rows_;
+    chunk.partials = pieces;
     partial_rows_ += pieces * rows;
-    combines[chunk.combine] = {.head = chunk.head,
-                               .q_row = q_begin[d.sequence],
-                               .q_tokens = tokens,
-                               .pack = group_,
-                               .partial_begin = chunk.partial,
-                               .partials = pieces,
-                               .stride = rows};
   }
   for (const Cut& cut : cuts_) {
     chunk.end = cut.page;
@@ -200,10 +192,10 @@ void Planner::AddChunks(int32_t decode, int head, std::span<const int32_t> q_beg
 }
 
 // How decodes are cut depends on how much there is for each worker.
-void Planner::CutDecodes(std::span<const int32_t> q_begin, CombineItem* combines) {
+void Planner::CutDecodes(std::span<const int32_t> q_begin) {
   const int64_t kv_heads = config_.shape.kv_heads, workers = config_.workers;
   if (config_.deterministic) {  // by the sequence's own length
-    CutInPieces(q_begin, combines, [](int pages) {
+    CutInPieces(q_begin, [](int pages) {
       return std::max(kFixedPiecePages, static_cast<int>(CeilDiv(pages, kFixedPieces)));
     });
     return;
@@ -233,16 +225,15 @@ void Planner::CutDecodes(std::span<const int32_t> q_begin, CombineItem* combines
     }
   }
   if (size > 0) {
-    CutInPieces(q_begin, combines, [&](int) { return static_cast<int>(size); });
+    CutInPieces(q_begin, [&](int) { return static_cast<int>(size); });
   } else {
-    CutInShares(q_begin, combines, static_cast<double>(all) / static_cast<double>(workers));
+    CutInShares(q_begin, static_cast<double>(all) / static_cast<double>(workers));
   }
 }
 
 // All heads into pieces of at most size(pages) each, for whoever is free.
 template <typename Size>
-void Planner::CutInPieces(std::span<const int32_t> q_begin, CombineItem* combines,
-                          const Size& size) {
+void Planner::CutInPieces(std::span<const int32_t> q_begin, const Size& size) {
   for (int32_t i = 0; i < std::ssize(decodes_); ++i) {
     const Decode& d = decodes_[i];
     const int pages = d.end - d.begin;
@@ -256,13 +247,13 @@ void Planner::CutInPieces(std::span<const int32_t> q_begin, CombineItem* combine
       cuts_.push_back({d.begin + static_cast<int32_t>(pages * p / pieces), -1});
     }
     for (int head = 0; head < config_.shape.kv_heads; ++head) {
-      AddChunks(i, head, q_begin, combines);
+      AddChunks(i, head, q_begin);
     }
   }
 }
 
 // All pages of all heads in a row, cut where a worker's share ends.
-void Planner::CutInShares(std::span<const int32_t> q_begin, CombineItem* combines, double share) {
+void Planner::CutInShares(std::span<const int32_t> q_begin, double share) {
   const auto end_of = [&](int worker) { return static_cast<int64_t>(share * (worker + 1) + 0.5); };
   int64_t done = 0;  // pages before this head
   int32_t worker = 0;
@@ -284,7 +275,7 @@ void Planner::CutInShares(std::span<const int32_t> q_begin, CombineItem* combine
         if (end > done) cuts_.push_back({d.begin + static_cast<int32_t>(end - done), owner()});
       }
       cuts_.push_back({d.end, owner()});
-      AddChunks(i, head, q_begin, combines);
+      AddChunks(i, head, q_begin);
     }
   }
 }
@@ -305,7 +296,10 @@ void Planner::WriteDecodes(std::span<const int32_t> q_begin, std::span<const int
                     .page_begin = chunk.begin,
                     .page_end = chunk.end,
                     .partial = chunk.partial};
-    links[index] = {.combine = chunk.combine, .next = -1};
+    links[index] = {.combine = chunk.combine,
+                    .next = -1,
+                    .partial_begin = chunk.partial_begin,
+                    .partials = chunk.partials};
   };
   for (int w = 0; w < config_.workers; ++w) items[w].sequence = -1;
   counts_.decode_shared = counts_.decode_items = 0;

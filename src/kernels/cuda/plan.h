@@ -47,7 +47,6 @@ struct PlanLayout {
   int64_t counts = 0;            // PlanCounts
   int64_t decode_items = 0;      // WorkItem []
   int64_t decode_links = 0;      // ItemLink [decode items]
-  int64_t decode_combines = 0;   // CombineItem []
   int64_t fp8_queries = 0;       // uint8_t [limits.tokens]
   int64_t prefill_rounds = 0;    // PrefillRound []
   int64_t widens = 0;            // WidenItem []
@@ -62,7 +61,7 @@ class Planner {
 
   const PlanConfig& config() const { return config_; }
   const PlanLayout& layout() const { return layout_; }
-  // Rows of partial results and number of decode combine items that any step may need.
+  // Rows of partial results and number of cut heads of decodes that any step may need.
   int64_t decode_partial_rows() const { return decode_partial_rows_; }
   int64_t prefill_partial_rows() const { return prefill_partial_rows_; }
   int64_t decode_combines() const { return decode_combines_; }
@@ -86,7 +85,8 @@ class Planner {
   struct Chunk {
     int32_t decode, head, begin, end;
     int32_t partial, combine;  // or -1
-    int32_t owner;             // the block that takes it, or -1: shared
+    int32_t partial_begin, partials;
+    int32_t owner;  // the block that takes it, or -1: shared
   };
   struct Cut {
     int32_t page, owner;  // of the chunk that ends there
@@ -98,13 +98,13 @@ class Planner {
 
   static int64_t CostOf(const Decode& decode);  // of one of its heads, in pages
   int FirstPage(int position) const;
-  void CutDecodes(std::span<const int32_t> q_begin, CombineItem* combines);
+  void CutDecodes(std::span<const int32_t> q_begin);
   template <typename Size>
-  void CutInPieces(std::span<const int32_t> q_begin, CombineItem* combines, const Size& size);
-  void CutInShares(std::span<const int32_t> q_begin, CombineItem* combines, double share);
+  void CutInPieces(std::span<const int32_t> q_begin, const Size& size);
+  void CutInShares(std::span<const int32_t> q_begin, double share);
   void AddWhole(int32_t decode, int head, int32_t owner);
   // Adds the chunks of one kv head that end at the pages in cuts_.
-  void AddChunks(int32_t decode, int head, std::span<const int32_t> q_begin, CombineItem* combines);
+  void AddChunks(int32_t decode, int head, std::span<const int32_t> q_begin);
   void WriteDecodes(std::span<const int32_t> q_begin, std::span<const int32_t> kv_len,
                     std::byte* upload);
   Block BlockOf(int sequence, int first_token, std::span<const int32_t> q_begin,

@@ -45,9 +45,8 @@ struct Made {
     for (int i = 0; i < counts.decode_items; ++i) {
       if (items[i].sequence < 0) continue;  // a block that owns none
       decode.push_back(items[i]);
-      combine_of.push_back(links[i].combine);
+      link_of.push_back(links[i]);
     }
-    decode_combines = At<CombineItem>(l.decode_combines);
     rounds.assign(planner.rounds().begin(), planner.rounds().end());
     const PrefillRound& last = rounds.back();
     items = At<WorkItem>(l.prefill_items);
@@ -70,8 +69,7 @@ struct Made {
   std::vector<WorkItem> all_decode;
   const ItemLink* links;  // of all_decode
   std::vector<WorkItem> decode, prefill;
-  std::vector<int32_t> combine_of;
-  const CombineItem* decode_combines;
+  std::vector<ItemLink> link_of;  // of decode
   std::vector<PrefillRound> rounds;
   const WidenItem* widens;
   std::vector<CombineItem> prefill_combines;
@@ -198,22 +196,24 @@ TEST(CudaPlanTest, CombinesNameTheirParts) {
   batch.Add(1, 70);
   const Made made(planner, batch);
   std::map<int, std::set<int>> parts;
+  std::map<int, std::set<std::tuple<int, int, int, int, int>>> heads;
   for (size_t i = 0; i < made.decode.size(); ++i) {
     const WorkItem& item = made.decode[i];
-    ASSERT_EQ(item.partial < 0, made.combine_of[i] < 0);
+    const ItemLink& link = made.link_of[i];
+    ASSERT_EQ(item.partial < 0, link.combine < 0);
     if (item.partial < 0) continue;
-    const CombineItem& combine = made.decode_combines[made.combine_of[i]];
-    EXPECT_EQ(combine.head, item.head);
-    EXPECT_EQ(combine.q_row, item.q_row);
-    EXPECT_EQ(combine.q_tokens, item.q_tokens);
-    EXPECT_EQ(combine.stride, item.q_tokens * combine.pack);
-    EXPECT_EQ((item.partial - combine.partial_begin) % combine.stride, 0);
-    parts[made.combine_of[i]].insert((item.partial - combine.partial_begin) / combine.stride);
+    const int rows = item.q_tokens * planner.decode_pack();
+    EXPECT_EQ((item.partial - link.partial_begin) % rows, 0);
+    heads[link.combine].insert(
+        {item.q_row, item.q_tokens, item.head, link.partial_begin, link.partials});
+    parts[link.combine].insert((item.partial - link.partial_begin) / rows);
   }
   EXPECT_GE(parts.size(), 8u);
   for (const auto& [combine, found] : parts) {
-    EXPECT_EQ(std::ssize(found), made.decode_combines[combine].partials);
-    EXPECT_EQ(*found.rbegin(), made.decode_combines[combine].partials - 1);
+    ASSERT_EQ(heads[combine].size(), 1u);  // all parts say the same
+    const int partials = std::get<4>(*heads[combine].begin());
+    EXPECT_EQ(std::ssize(found), partials);
+    EXPECT_EQ(*found.rbegin(), partials - 1);
   }
 }
 

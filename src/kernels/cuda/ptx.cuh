@@ -114,9 +114,9 @@ template <int kPending>
 __device__ __forceinline__ void CopyAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-// Asks for bytes, a multiple of 16, to be in L2 when they are read; nothing waits for that.
-__device__ __forceinline__ void PrefetchL2(const void* from, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
+// Asks for the line that `p` is in to be in L2 when it is read; nothing waits for that.
+__device__ __forceinline__ void PrefetchLine(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 // Ordinary stores to shared memory before, the tensor cores or the copy engine after.
 __device__ __forceinline__ void FenceProxyAsync() {

@@ -28,8 +28,10 @@ static_assert(sizeof(WorkItem) == 32);
 
 // What goes with a decode item.
 struct ItemLink {
-  int32_t combine;  // its CombineItem, or -1
+  int32_t combine;  // number of the cut head that it is a part of, or -1
   int32_t next;     // the item that the same block takes after it, or -1: a shared one
+  // Of a cut head: the first row of its first part in Partials, and how many parts it has.
+  int32_t partial_begin, partials;
 };
 
 struct PlanCounts {
