@@ -1,7 +1,7 @@
 // Sampler: a cluster of blocks per row, each of which keeps its part of the logits in shared
 // memory, so device memory is read once. Greedy rows need the largest logit, the log-sum-exp and
 // whether all are finite; sampling is one pass more, an exponential race (kernels/sampling.h), and
-// top_k and top_p first find their last token by a radix select.
+// top_k and top_p first find their last token: by histograms, until few are left.
 #include <cooperative_groups.h>
 
 #include <algorithm>
@@ -121,31 +121,58 @@ constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
 struct Row {
   const float* logits;  // of ids begin ... begin + count
   int begin, count;
-  double max, margin;
-  uint64_t last = ~uint64_t{0};  // the last rank that is kept
+  float max;
+  float least;                   // the smallest logit that is kept,
+  uint64_t last = ~uint64_t{0};  // and the last rank
 
   __device__ bool Keeps(int i) const {
-    return logits[i] - max >= margin && Rank(logits[i], begin + i) <= last;
+    return logits[i] >= least && Rank(logits[i], begin + i) <= last;
   }
   // Descending logits; spreads them better than their bits would.
   __device__ int Bin(int i) const {
-    return min(kBins - 1, static_cast<int>((static_cast<float>(max) - logits[i]) * (kBins / 32)));
+    return min(kBins - 1, static_cast<int>((max - logits[i]) * (kBins / 32)));
   }
 };
+
+// The smallest logit that is not further below the largest than min_p allows.
+__device__ float LeastLogit(double max, double margin) {
+  if (margin == -INFINITY) return -INFINITY;
+  const auto keeps = [&](float logit) { return logit - max >= margin; };
+  auto least = static_cast<float>(max + margin);
+  while (!keeps(least)) least = nextafterf(least, INFINITY);
+  for (float below; keeps(below = nextafterf(least, -INFINITY));) least = below;
+  return least;
+}
 
 // Weights of tokens, at most 2^32, added up by bins. The two halves are added by 32-bit atomics,
 // which kMostTokens cannot overflow.
 struct Histogram {
-  uint32_t low[kBins], high[kBins];
+  alignas(8) uint32_t low[kBins];
+  alignas(8) uint32_t high[kBins];
 
   __device__ void Add(int bin, uint64_t weight) {
     const auto half = static_cast<uint32_t>(weight >> 16);
     atomicAdd(&low[bin], static_cast<uint32_t>(weight) & 0xFFFF);
     if (half > 0) atomicAdd(&high[bin], half);
   }
-  __device__ uint64_t Get(int bin) const { return low[bin] + (uint64_t{high[bin]} << 16); }
 };
 static_assert(kMostTokens < 1 << 16);
+
+// Tokens among which the last one is.
+constexpr int kListed = kThreads;
+struct List {
+  uint64_t rank[kListed], weight[kListed];
+};
+
+// What finding the last token takes in shared memory.
+struct Scratch {
+  union {
+    Histogram histogram;
+    List list;  // the first block's
+  };
+  int listed;  // may be more than there is room for
+  uint64_t last;
+};
 
 struct Place {
   int bin;          // -1: all bins together weigh less than is wanted
@@ -156,7 +183,8 @@ struct Place {
 // or -1. All threads of the cluster return the same.
 template <class BinOf, class Weight>
 __device__ Place FindBin(const Row& row, const BinOf& bin_of, const Weight& weight, uint64_t want,
-                         Histogram& histogram) {
+                         Scratch& scratch) {
+  Histogram& histogram = scratch.histogram;
   __shared__ uint64_t warp_sums[kThreads / 32];
   __shared__ Place found;
   const cg::cluster_group cluster = cg::this_cluster();
@@ -170,12 +198,15 @@ __device__ Place FindBin(const Row& row, const BinOf& bin_of, const Weight& weig
     if (bin >= 0) histogram.Add(bin, weight(row.logits[i]));
   }
   cluster.sync();
+  if (thread == 0) scratch.listed = 0;
   uint64_t own[2] = {};
-#pragma unroll
+#pragma unroll 4
   for (int block = 0; block < kCluster; ++block) {
     const Histogram* theirs = cluster.map_shared_rank(&histogram, block);
-    own[0] += theirs->Get(2 * thread);
-    own[1] += theirs->Get(2 * thread + 1);
+    const uint2 low = reinterpret_cast<const uint2*>(theirs->low)[thread];
+    const uint2 high = reinterpret_cast<const uint2*>(theirs->high)[thread];
+    own[0] += low.x + (uint64_t{high.x} << 16);
+    own[1] += low.y + (uint64_t{high.y} << 16);
   }
   uint64_t end = own[0] + own[1];  // of this thread's bins, first in its warp, then in all
 #pragma unroll
@@ -197,30 +228,73 @@ __device__ Place FindBin(const Row& row, const BinOf& bin_of, const Weight& weig
   return place;
 }
 
+// Lists the cluster's tokens that `in_bin(i)`, if there is room for all.
+template <class InBin, class Weight>
+__device__ bool ListTokens(const Row& row, const InBin& in_bin, const Weight& weight,
+                           Scratch& scratch) {
+  const cg::cluster_group cluster = cg::this_cluster();
+  Scratch& first = *cluster.map_shared_rank(&scratch, 0);
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  for (int begin = thread - lane; begin < row.count; begin += kThreads) {
+    const int i = begin + lane;
+    const bool listed = i < row.count && in_bin(i);
+    const uint32_t warp = __ballot_sync(~0u, listed);
+    if (warp == 0) continue;
+    int at = 0;
+    if (lane == 0) at = atomicAdd(&first.listed, __popc(warp));
+    at = __shfl_sync(~0u, at, 0) + __popc(warp & ((1u << lane) - 1));
+    if (!listed || at >= kListed) continue;
+    first.list.rank[at] = Rank(row.logits[i], row.begin + i);
+    first.list.weight[at] = weight(row.logits[i]);
+  }
+  cluster.sync();
+  return first.listed <= kListed;
+}
+
+// The rank of the listed token at which the weights, in order, reach `want`.
+__device__ uint64_t FindListed(uint64_t want, Scratch& scratch) {
+  const cg::cluster_group cluster = cg::this_cluster();
+  const int thread = static_cast<int>(threadIdx.x);
+  const List& list = scratch.list;
+  if (cluster.block_rank() == 0 && thread < scratch.listed) {
+    const uint64_t rank = list.rank[thread];
+    uint64_t before = 0;
+    for (int i = 0; i < scratch.listed; ++i) before += list.rank[i] < rank ? list.weight[i] : 0;
+    if (before < want && want <= before + list.weight[thread]) {
+      for (int block = 0; block < kCluster; ++block)
+        cluster.map_shared_rank(&scratch, block)->last = rank;
+    }
+  }
+  cluster.sync();
+  return scratch.last;
+}
+
 // The rank of the token at which the weights of those kept, in order, reach `want`. Weights are
 // whole numbers, so the order of adding does not matter.
 template <class Weight>
 __device__ uint64_t FindLast(const Row& row, const Weight& weight, uint64_t want,
-                             Histogram& histogram) {
+                             Scratch& scratch) {
   const auto coarse_bin = [&](int i) { return row.Keeps(i) ? row.Bin(i) : -1; };
-  Place place = FindBin(row, coarse_bin, weight, want, histogram);
+  Place place = FindBin(row, coarse_bin, weight, want, scratch);
   if (place.bin < 0) return row.last;
   const int coarse = place.bin;
-  uint64_t prefix = 0;
-  // The logit's 32 bits, then an id's 22.
-  constexpr int kShifts[] = {53, 42, 32, 11, 0};
+  // Then by digits of ranks: the logit's 32 bits, an id's 22.
+  uint64_t prefix = 0;  // of the ranks in question, down to bit `known`
   int known = 64;
-#pragma unroll
-  for (const int shift : kShifts) {
+  const auto in_question = [&](int i) {
+    return row.Bin(i) == coarse && row.Keeps(i) &&
+           (known == 64 || Rank(row.logits[i], row.begin + i) >> known == prefix >> known);
+  };
+  while (known > 0) {
     want -= place.before;
-    const int bits = shift == 32 ? 10 : kDigitBits;
+    if (ListTokens(row, in_question, weight, scratch)) return FindListed(want, scratch);
+    const int shift = max(known - kDigitBits, known > 32 ? 32 : 0);
     const auto digit = [&](int i) {
-      if (row.Bin(i) != coarse || !row.Keeps(i)) return -1;
-      const uint64_t rank = Rank(row.logits[i], row.begin + i);
-      if (known < 64 && rank >> known != prefix >> known) return -1;
-      return static_cast<int>(rank >> shift & ((1u << bits) - 1));
+      if (!in_question(i)) return -1;
+      const uint64_t digits = Rank(row.logits[i], row.begin + i) >> shift;
+      return static_cast<int>(digits & ((1u << (known - shift)) - 1));
     };
-    place = FindBin(row, digit, weight, want, histogram);
+    place = FindBin(row, digit, weight, want, scratch);
     prefix |= static_cast<uint64_t>(place.bin) << shift;
     known = shift == 32 ? 22 : shift;
   }
@@ -251,15 +325,13 @@ __device__ void ForEachDraw(const Row& row, const RowParams& p, const F& f) {
 }
 
 __device__ int Draw(Row row, const RowParams& p, int vocab, int& round) {
-  __shared__ Histogram histogram;
+  __shared__ Scratch scratch;
   if (p.top_k > 0 && p.top_k < vocab) {
     const auto one = [](float) { return uint64_t{1}; };
-    row.last = FindLast(row, one, static_cast<uint64_t>(p.top_k), histogram);
+    row.last = FindLast(row, one, static_cast<uint64_t>(p.top_k), scratch);
   }
   if (p.top_p < 1) {
-    const auto weight = [&](float l) {
-      return static_cast<uint64_t>(expf(l - static_cast<float>(row.max)) * 0x1p32f);
-    };
+    const auto weight = [&](float l) { return static_cast<uint64_t>(expf(l - row.max) * 0x1p32f); };
     Sum<unsigned long long> total{0};
     for (int i = static_cast<int>(threadIdx.x); i < row.count; i += kThreads) {
       if (row.Keeps(i)) total.value += weight(row.logits[i]);
@@ -267,20 +339,31 @@ __device__ int Draw(Row row, const RowParams& p, int vocab, int& round) {
     total = Reduce(total, round);
     const auto want = static_cast<uint64_t>(
         ceil(static_cast<double>(p.top_p) * static_cast<double>(total.value)));
-    row.last = FindLast(row, weight, want > 0 ? want : 1, histogram);
+    row.last = FindLast(row, weight, want > 0 ? want : 1, scratch);
   }
-  // Only those that come close are worth the exact score.
-  Best<float> about{-INFINITY, kNone};
+  // Only those that come close are worth the exact score; of a thread's tokens mostly the first.
+  Best<float> own{-INFINITY, kNone};
+  float second = -INFINITY;
+  uint32_t own_word = 0;
   ForEachDraw(row, p, [&](int i, uint32_t word) {
-    about.Add({AboutRaceScore(row.logits[i], word), row.begin + i});
+    const float about = AboutRaceScore(row.logits[i], word);
+    second = fmaxf(second, fminf(about, own.value));
+    if (about > own.value) {
+      own = {about, row.begin + i};
+      own_word = word;
+    }
   });
-  about = Reduce(about, round);
-  const float least = about.value - 1e-5f * (1 + fabsf(about.value));
+  const float about = Reduce(own, round).value;
+  const float least = about - 1e-5f * (1 + fabsf(about));
   Best<double> best{-INFINITY, kNone};
-  ForEachDraw(row, p, [&](int i, uint32_t word) {
-    if (AboutRaceScore(row.logits[i], word) >= least)
-      best.Add({ExactRaceScore(row.logits[i], word), row.begin + i});
-  });
+  if (second >= least) {
+    ForEachDraw(row, p, [&](int i, uint32_t word) {
+      if (AboutRaceScore(row.logits[i], word) >= least)
+        best.Add({ExactRaceScore(row.logits[i], word), row.begin + i});
+    });
+  } else if (own.value >= least) {
+    best = {ExactRaceScore(row.logits[own.id - row.begin], own_word), own.id};
+  }
   return Reduce(best, round).id;
 }
 
@@ -347,7 +430,7 @@ __global__ __cluster_dims__(kCluster, 1, 1)
                  .begin = begin,
                  .count = count,
                  .max = best.value,
-                 .margin = p.min_p_margin},
+                 .least = LeastLogit(best.value, p.min_p_margin)},
                 p, s.vocab, round);
     }
   }
