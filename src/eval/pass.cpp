@@ -23,9 +23,12 @@ void Pass::Run(std::span<const int32_t> ids, int count, int rows, std::vector<fl
   for (int row = count - rows; row < count; ++row) batch_.AddSample(row, {});
   const float cap = executor_.spec().final_soft_cap;
   const auto take = [&](size_t, const Tensor& some) {
-    const size_t before = logits->size();
+    const size_t before = logits->size(), columns = some.columns();
     logits->resize(before + some.size());
-    executor_.backend().Download(logits->data() + before, some.data, some.size() * sizeof(float));
+    for (int64_t row = 0; row < some.rows(); ++row) {
+      executor_.backend().Download(logits->data() + before + row * columns, some.Row<float>(row),
+                                   columns * sizeof(float));
+    }
     for (size_t i = before; cap > 0 && i < logits->size(); ++i)
       (*logits)[i] = cap * std::tanh((*logits)[i] / cap);
   };

@@ -17,6 +17,9 @@ DType QueryDType(const ModelSpec& spec, DType dtype, DType intermediate) {
   return !routes && dtype == DType::kBF16 ? dtype : intermediate;
 }
 
+// Rows of logits begin at multiples of 32 bytes, as cuBLASLt wants them.
+int64_t LogitStride(const ModelSpec& spec) { return (spec.vocab + 7) / 8 * 8; }
+
 }  // namespace
 
 Decoder::Layout Decoder::LayOut(const ModelSpec& spec, DType dtype, DType intermediate,
@@ -58,7 +61,7 @@ Decoder::Layout Decoder::LayOut(const ModelSpec& spec, DType dtype, DType interm
   at.rope = take(f32, rows, rope);
   at.logit_rows = take(f32, kLogitRows, spec.hidden);
   at.logit_normed = take(f32, kLogitRows, spec.hidden);
-  at.logits = take(f32, kLogitRows, spec.vocab);
+  at.logits = take(f32, kLogitRows, LogitStride(spec));
   at.total = total;
   return at;
 }
@@ -283,7 +286,8 @@ Tensor Decoder::Logits(const Tensor& rows, const StepObserver& observer) {
   OCTAVO_CHECK(count <= kLogitRows, count);
   const Tensor x = Scratch(at_.logit_rows, DType::kF32, count, spec_.hidden);
   const Tensor normed = Scratch(at_.logit_normed, intermediate_, count, spec_.hidden);
-  const Tensor logits = Scratch(at_.logits, DType::kF32, count, spec_.vocab);
+  const Tensor logits =
+      Scratch(at_.logits, DType::kF32, count, LogitStride(spec_)).Columns(0, spec_.vocab);
   backend_.Gather({.table = residual_, .ids = rows, .out = x});
   backend_.Norm(NormOf(x, weights_.final_norm, normed));
   if (observer.hidden) observer.hidden(static_cast<int>(spec_.layers.size()), normed);

@@ -1,4 +1,4 @@
-// MatMuls: up to 16 rows by a kernel that streams the weights once (matmul_few.cuh), more by
+// MatMuls: up to 8 rows by a kernel that streams the weights once (matmul_few.cuh), more by
 // cuBLASLt with cached plans; float32 rows, of routers, by the former however many they are.
 #include <cublasLt.h>
 
@@ -16,7 +16,7 @@
 namespace octavo::cuda {
 namespace {
 
-constexpr int kFewRows = 16;
+constexpr int kFewRows = 8;
 constexpr int kMostProjections = 3;
 constexpr uint32_t kAlignment = 16;  // of all operands
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
@@ -166,16 +166,15 @@ void RunFew(const Tensor& x, std::span<const Projection> projections, bool accum
            0, stream, params);
     return;
   }
-  const bool one = params.rows <= 8;
+  const bool one = params.rows <= kFewRows;
   // So few blocks that each has to ask for more, that enough is on its way.
   const bool far = blocks <= 2 * Multiprocessors();
   constexpr int kAhead = BFloat16Few::kAhead, kFar = BFloat16Few::kFarAhead;
   const auto kernel =
       x.dtype != DType::kBF16
           ? (one ? matmul_few_kernel<float, 1, kAhead, 2> : matmul_few_kernel<float, 2, kAhead, 2>)
-      : !one ? matmul_few_kernel<BFloat16, 2, kAhead, 2>
-      : far  ? matmul_few_kernel<BFloat16, 1, kFar, 2>
-             : matmul_few_kernel<BFloat16, 1, kAhead, 3>;
+      : far ? matmul_few_kernel<BFloat16, 1, kFar, 2>
+            : matmul_few_kernel<BFloat16, 1, kAhead, 3>;
   const int rows = one ? 8 : 16;
   const dim3 grid(static_cast<unsigned>(blocks),
                   static_cast<unsigned>((params.rows + rows - 1) / rows));
