@@ -185,14 +185,15 @@ struct ExpertWork {
       e.up = next(shape.intermediate, shape.hidden);
       e.down = next(shape.hidden, shape.intermediate);
     }
-    op.Run({.x = Tensor(x.sets[set].as(), kBF16, {rows, shape.hidden}),
-            .ids = Tensor(ids.as(), DType::kI32, {rows, shape.top_k}),
-            .weights = Tensor(pair_weights.as(), kF32, {rows, shape.top_k}),
-            .experts = list,
-            .activation = shape.activation,
-            .limit = 7,
-            .out = Tensor(out.sets[set].as(), kF32, {rows, shape.hidden})},
-           static_cast<cudaStream_t>(stream));
+    const ExpertsArgs args{.x = Tensor(x.sets[set].as(), kBF16, {rows, shape.hidden}),
+                           .ids = Tensor(ids.as(), DType::kI32, {rows, shape.top_k}),
+                           .weights = Tensor(pair_weights.as(), kF32, {rows, shape.top_k}),
+                           .experts = list,
+                           .activation = shape.activation,
+                           .limit = 7,
+                           .out = Tensor(out.sets[set].as(), kF32, {rows, shape.hidden})};
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    cuda::Settle(op.Run(args, cuda_stream), cuda_stream);
   }
 };
 

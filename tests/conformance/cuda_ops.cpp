@@ -179,11 +179,14 @@ class Ops {
       for (int64_t rows : {1, 37}) {
         for (DType to : {kF32, kBF16}) NormCase(rows, columns, to, false);
         NormCase(rows, columns, kF32, true);
+        for (int owed : {1, 4, 6}) NormCase(rows, columns, kBF16, false, owed);
       }
     }
   }
-  void NormCase(int64_t rows, int64_t columns, DType to, bool accumulate) {
+  // Each row of x is owed so many terms.
+  void NormCase(int64_t rows, int64_t columns, DType to, bool accumulate, int owed = 0) {
     Matrix x = Random(kF32, rows, columns, 3, 8), weight = Random(kBF16, 1, columns);
+    Matrix terms = Random(kF32, rows * owed, columns);
     Matrix out = Random(to, rows, columns, 2, 8), rounded(kBF16, rows, columns, 8);
     const auto args = [&](auto side) {
       return NormArgs{.x = side(x),
@@ -194,10 +197,25 @@ class Ops {
                       .rounded = to == kF32 && !accumulate ? side(rounded) : Tensor(),
                       .accumulate = accumulate};
     };
-    const std::string name = "norm " + Shape(x) + " to " + Name(to) + (accumulate ? ", added" : "");
+    const std::string name = "norm " + Shape(x) + " to " + Name(to) +
+                             (accumulate ? ", added" : "") +
+                             (owed > 0 ? ", owed " + std::to_string(owed) : "");
     Compare(
-        name, out, [&] { cuda::Norm(args([](Matrix& m) { return m.Device(); }), nullptr); },
-        [&] { reference::Norm(args([](Matrix& m) { return m.Host(); })); }, Limit(to));
+        name, out,
+        [&] {
+          cuda::Owed some;
+          if (owed > 0) some = {terms.Device().Row<float>(0), owed, x.Device(), true};
+          cuda::Norm(args([](Matrix& m) { return m.Device(); }), nullptr, some);
+        },
+        [&] {
+          for (int64_t r = 0; r < rows * owed; ++r) {
+            for (int64_t c = 0; c < columns; ++c)
+              x.Put(r / owed, c, x.Get(r / owed, c) + terms.Get(r, c));
+          }
+          reference::Norm(args([](Matrix& m) { return m.Host(); }));
+        },
+        Limit(to));
+    if (owed > 0) Same(name + ", paid", x, Limit(kF32));
     if (!args([](Matrix& m) { return m.Host(); }).rounded) return;
     Same(name + ", rounded", rounded, Limit(kBF16));
   }
@@ -509,7 +527,8 @@ class Ops {
     Matrix got;
     const auto device = [](Matrix& m) { return m.Device(); };
     const auto host = [](Matrix& m) { return m.Host(); };
-    run(device, 0, rows, [&](const ExpertsArgs& args) { op.Run(args, nullptr); });
+    run(device, 0, rows,
+        [&](const ExpertsArgs& args) { cuda::Settle(op.Run(args, nullptr), nullptr); });
     OCTAVO_CUDA(cudaDeviceSynchronize());
     std::string failure = out.Fetch(got);
     const int64_t checked =

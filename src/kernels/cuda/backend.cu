@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <exception>
 #include <string>
+#include <utility>
 
 #include "base/error.h"
 #include "kernels/cuda/bandwidth.h"
@@ -113,43 +114,49 @@ class CudaBackend final : public Backend {
     return info;
   }
   void Upload(void* to, const void* from, size_t bytes) override {
-    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_));
+    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, Stream()));
   }
   void Download(void* to, const void* from, size_t bytes) override {
-    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_));
+    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, Stream()));
     Wait();
   }
   double ReadBandwidth() override { return cuda::ReadBandwidth(); }
-  void Wait() override { CUDA_CHECK(cudaStreamSynchronize(stream_)); }
+  void Wait() override { CUDA_CHECK(cudaStreamSynchronize(Stream())); }
   std::unique_ptr<Graph> Record(const std::function<void()>& body) override {
-    CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+    CUDA_CHECK(cudaStreamBeginCapture(Stream(), cudaStreamCaptureModeThreadLocal));
     body();
     cudaGraph_t graph = nullptr;
-    CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
+    CUDA_CHECK(cudaStreamEndCapture(Stream(), &graph));
     auto recorded = std::make_unique<RecordedGraph>(graph, stream_);
     cudaGraphDestroy(graph);
     return recorded;
   }
 
-  void Gather(const GatherArgs& args) override { cuda::Gather(args, stream_); }
-  void Norm(const NormArgs& args) override { cuda::Norm(args, stream_); }
+  void Gather(const GatherArgs& args) override { cuda::Gather(args, Stream()); }
+  void Norm(const NormArgs& args) override {
+    if (owed_.terms && owed_.accumulate && owed_.out.data == args.x.data) {
+      cuda::Norm(args, stream_, std::exchange(owed_, {}));
+    } else {
+      cuda::Norm(args, Stream());
+    }
+  }
   void MatMul(const MatMulArgs& args) override {
     const Projection one[] = {{args.weight, args.bias, args.out}};
-    matmuls_->Project(args.x, one, stream_, args.accumulate);
+    matmuls_->Project(args.x, one, Stream(), args.accumulate);
   }
   void Project(const Tensor& x, std::span<const Projection> projections) override {
-    matmuls_->Project(x, projections, stream_);
+    matmuls_->Project(x, projections, Stream());
   }
   void GatedProject(const Tensor& x, const Projection& gate, const Projection& up,
                     const GatedActivationArgs& args) override {
-    if (!cuda::GatedProject(x, gate, up, args, stream_)) Backend::GatedProject(x, gate, up, args);
+    if (!cuda::GatedProject(x, gate, up, args, Stream())) Backend::GatedProject(x, gate, up, args);
   }
   void GatedActivation(const GatedActivationArgs& args) override {
-    cuda::GatedActivation(args, stream_);
+    cuda::GatedActivation(args, Stream());
   }
-  void Route(const RouteArgs& args) override { cuda::Route(args, stream_); }
-  void Experts(const ExpertsArgs& args) override { experts_->Run(args, stream_); }
-  void RopeTable(const RopeTableArgs& args) override { cuda::RopeTable(args, stream_); }
+  void Route(const RouteArgs& args) override { cuda::Route(args, Stream()); }
+  void Experts(const ExpertsArgs& args) override { owed_ = experts_->Run(args, Stream()); }
+  void RopeTable(const RopeTableArgs& args) override { cuda::RopeTable(args, Stream()); }
 
   void Append(const AppendArgs& args) override {
     const StepPlan& plan = PlanOf(args.plan);
@@ -178,10 +185,10 @@ class CudaBackend final : public Backend {
                   .fp8_queries = plan.fp8_queries(),
                   .q_fp8 = plan.q_fp8(),
                   .q_scale = plan.q_scale()},
-                 stream_);
+                 Stream());
   }
   std::unique_ptr<octavo::AttentionPlan> PlanAttention(const AttentionPlanSpec& spec) override {
-    return std::make_unique<StepPlan>(spec, stream_);
+    return std::make_unique<StepPlan>(spec, Stream());
   }
   void Attention(const AttentionArgs& args) override {
     const StepPlan& plan = PlanOf(args.plan);
@@ -199,11 +206,16 @@ class CudaBackend final : public Backend {
                      .soft_cap = args.soft_cap,
                      .sinks = static_cast<const float*>(args.sinks.data),
                      .out = args.out.data},
-                    stream_);
+                    Stream());
   }
-  void Sample(const SampleArgs& args) override { sampler_->Run(args, stream_); }
+  void Sample(const SampleArgs& args) override { sampler_->Run(args, Stream()); }
 
  private:
+  // Where ops go, after what is owed to the last one's output; Norm may pay that itself.
+  cudaStream_t Stream() {
+    if (owed_.terms) Settle(std::exchange(owed_, {}), stream_);
+    return stream_;
+  }
   static const StepPlan& PlanOf(const octavo::AttentionPlan* plan) {
     OCTAVO_CHECK(plan != nullptr);
     return *static_cast<const StepPlan*>(plan);
@@ -211,6 +223,7 @@ class CudaBackend final : public Backend {
 
   std::string name_;
   cudaStream_t stream_ = nullptr;
+  Owed owed_;
   std::unique_ptr<MatMuls> matmuls_;
   std::unique_ptr<cuda::Experts> experts_;
   std::unique_ptr<Sampler> sampler_;

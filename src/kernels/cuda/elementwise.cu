@@ -6,6 +6,7 @@
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/owed.cuh"
 #include "kernels/cuda/vector8.cuh"
 
 namespace octavo::cuda {
@@ -28,8 +29,8 @@ Rows<T> RowsOf(const Tensor& t) {
   return {static_cast<T*>(t.data), t.row_stride};
 }
 
-int Threads(int64_t columns) {
-  return static_cast<int>(std::clamp<int64_t>((columns / 8 + 31) / 32 * 32, 32, 1024));
+int Threads(int64_t columns, int most = 1024) {
+  return static_cast<int>(std::clamp<int64_t>((columns / 8 + 31) / 32 * 32, 32, most));
 }
 
 // f(T{}) with T float or BFloat16.
@@ -69,7 +70,9 @@ __device__ float BlockSum(float x) {
 }
 
 struct NormParams {
-  const float* x;
+  float* x;
+  const float* terms;  // owed to x, optional: [rows * term_count, columns]
+  int term_count;
   const BFloat16* weight;
   BFloat16* rounded;  // optional
   int64_t x_stride, out_stride, rounded_stride;
@@ -79,8 +82,9 @@ struct NormParams {
 };
 
 // A thread keeps its vectors between the sum and the product.
+constexpr int kNormThreads = 512;
 template <int kVectors, class Out>
-__global__ void norm_kernel(NormParams p, Out* out) {
+__global__ __launch_bounds__(kNormThreads) void norm_kernel(NormParams p, Out* out) {
   const int step = static_cast<int>(blockDim.x) * 8;
   const int first = static_cast<int>(threadIdx.x) * 8;
   const int64_t row = blockIdx.x;
@@ -95,7 +99,15 @@ __global__ void norm_kernel(NormParams p, Out* out) {
   for (int n = 0; n < kVectors; ++n) {
     const int i = first + n * step;
     if (i >= p.columns) continue;
-    x[n] = Load8(p.x + row * p.x_stride + i);
+    float* const from = p.x + row * p.x_stride + i;
+    x[n] = Load8(from);
+    if (p.terms) {
+      const Vector8 sum =
+          SumOfTerms(p.terms + row * p.term_count * p.columns + i, p.term_count, p.columns);
+#pragma unroll
+      for (int k = 0; k < 8; ++k) x[n].v[k] += sum.v[k];
+      Store8(from, x[n]);
+    }
 #pragma unroll
     for (float v : x[n].v) sum += v * v;
   }
@@ -115,6 +127,22 @@ __global__ void norm_kernel(NormParams p, Out* out) {
     }
     Store8(to, x[n]);
     if (p.rounded) Store8(p.rounded + row * p.rounded_stride + i, x[n]);
+  }
+}
+
+template <class Out>
+__global__ void settle_kernel(const float* terms, int count, int columns, bool accumulate,
+                              Rows<Out> out) {
+  OverlapAndWaitForInputs();
+  const int64_t row = blockIdx.x;
+  for (int i = static_cast<int>(threadIdx.x) * 8; i < columns;
+       i += static_cast<int>(blockDim.x) * 8) {
+    Out* const to = out.At(row, i);
+    const Vector8 before = accumulate ? Load8(to) : Vector8{};
+    Vector8 sum = SumOfTerms(terms + row * count * columns + i, count, columns);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) sum.v[k] += before.v[k];
+    Store8(to, sum);
   }
 }
 
@@ -164,11 +192,17 @@ void Gather(const GatherArgs& args, cudaStream_t stream) {
   });
 }
 
-void Norm(const NormArgs& args, cudaStream_t stream) {
+void Norm(const NormArgs& args, cudaStream_t stream, const Owed& owed) {
   const int64_t columns = args.x.columns();
-  OCTAVO_CHECK(args.x.dtype == DType::kF32 && columns <= 4 * 8 * 1024, ShapeString(args.x));
+  OCTAVO_CHECK(args.x.dtype == DType::kF32 && columns <= 4 * 8 * kNormThreads, ShapeString(args.x));
   OCTAVO_CHECK(!args.accumulate || args.out.dtype == DType::kF32, ShapeString(args.out));
+  OCTAVO_CHECK(
+      !owed.terms || (owed.accumulate && owed.out.data == args.x.data &&
+                      owed.out.rows() == args.x.rows() && owed.out.row_stride == args.x.row_stride),
+      ShapeString(owed.out), ShapeString(args.x));
   const NormParams params{.x = RowsOf<float>(args.x).data,
+                          .terms = owed.terms,
+                          .term_count = owed.count,
                           .weight = RowsOf<BFloat16>(args.weight).data,
                           .rounded = RowsOf<BFloat16>(args.rounded).data,
                           .x_stride = args.x.row_stride,
@@ -178,7 +212,7 @@ void Norm(const NormArgs& args, cudaStream_t stream) {
                           .eps = args.eps,
                           .offset = args.offset,
                           .accumulate = args.accumulate};
-  const int threads = Threads(columns);
+  const int threads = Threads(columns, kNormThreads);
   const int64_t vectors = (columns / 8 + threads - 1) / threads;
   ByType(args.out.dtype, [&](auto out) {
     using Out = decltype(out);
@@ -187,6 +221,14 @@ void Norm(const NormArgs& args, cudaStream_t stream) {
                                        : norm_kernel<4, Out>;
     Launch(kernel, static_cast<unsigned>(args.x.rows()), threads, 0, stream, params,
            RowsOf<Out>(args.out).data);
+  });
+}
+
+void Settle(const Owed& owed, cudaStream_t stream) {
+  ByType(owed.out.dtype, [&](auto out) {
+    Launch(settle_kernel<decltype(out)>, static_cast<unsigned>(owed.out.rows()),
+           Threads(owed.out.columns()), 0, stream, owed.terms, owed.count,
+           static_cast<int>(owed.out.columns()), owed.accumulate, RowsOf<decltype(out)>(owed.out));
   });
 }
 

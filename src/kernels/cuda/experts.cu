@@ -118,28 +118,6 @@ __global__ void sort_rows_kernel(const BFloat16* x, int64_t x_stride, const int3
   }
 }
 
-template <class Out>
-__global__ void add_experts_kernel(const float* results, int top_k, int hidden, int64_t out_stride,
-                                   bool accumulate, Out* out) {
-  OverlapAndWaitForInputs();
-  const int64_t row = blockIdx.x;
-  for (int i = static_cast<int>(threadIdx.x) * 8; i < hidden;
-       i += static_cast<int>(blockDim.x) * 8) {
-    Vector8 sum = Load8(results + row * top_k * hidden + i);
-    for (int k = 1; k < top_k; ++k) {
-      const Vector8 more = Load8(results + (row * top_k + k) * hidden + i);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) sum.v[j] += more.v[j];
-    }
-    if (accumulate) {
-      const Vector8 before = Load8(out + row * out_stride + i);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) sum.v[j] += before.v[j];
-    }
-    Store8(out + row * out_stride + i, sum);
-  }
-}
-
 // The distance between experts in bytes, which must be one and the same.
 int64_t Stride(std::span<const Expert> experts, Tensor Expert::*tensor) {
   const auto* first = static_cast<const std::byte*>((experts[0].*tensor).data);
@@ -211,7 +189,7 @@ void Experts::State::Sort(const ExpertsArgs& args, const ExpertsParams& params,
          args.x.row_stride, sorted, params.top_k, params.hidden, x);
 }
 
-void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
+Owed Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
   const State& s = *state_;
   const int rows = static_cast<int>(args.x.rows()), top_k = static_cast<int>(args.ids.columns());
   const int experts = static_cast<int>(std::ssize(args.experts));
@@ -275,12 +253,7 @@ void Experts::Run(const ExpertsArgs& args, cudaStream_t stream) {
   } else {
     RunFewExperts(params, stream);
   }
-  const int threads = std::min(1024, (hidden / 8 + 31) / 32 * 32);
-  const auto add = [&]<class Out>(Out) {
-    Launch(add_experts_kernel<Out>, static_cast<unsigned>(rows), threads, 0, stream, s.results,
-           top_k, hidden, args.out.row_stride, args.accumulate, args.out.Row<Out>(0));
-  };
-  args.out.dtype == DType::kF32 ? add(float{}) : add(BFloat16{});
+  return {.terms = s.results, .count = top_k, .out = args.out, .accumulate = args.accumulate};
 }
 
 }  // namespace octavo::cuda

@@ -13,8 +13,19 @@
 
 namespace octavo::cuda {
 
+// What is still to be added to `out`: a row of it is owed `count` rows of `terms`. Whoever reads it
+// first pays.
+struct Owed {
+  const float* terms = nullptr;  // [rows * count, columns]; null: nothing
+  int count = 0;
+  Tensor out;
+  bool accumulate = false;  // else `out` is the sum
+};
+void Settle(const Owed& owed, cudaStream_t stream);
+
 void Gather(const GatherArgs& args, cudaStream_t stream);
-void Norm(const NormArgs& args, cudaStream_t stream);
+// x is float32; what it is owed, with `accumulate`, is added to it first.
+void Norm(const NormArgs& args, cudaStream_t stream, const Owed& owed = {});
 void GatedActivation(const GatedActivationArgs& args, cudaStream_t stream);
 // Both products and the activation in one launch; false, and nothing done, if there are more than a
 // few rows.
@@ -47,7 +58,7 @@ class Experts {
   };
   explicit Experts(const Limits& limits);
   ~Experts();
-  void Run(const ExpertsArgs& args, cudaStream_t stream);
+  Owed Run(const ExpertsArgs& args, cudaStream_t stream);
 
  private:
   struct State;
