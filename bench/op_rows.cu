@@ -31,25 +31,33 @@ int SetsOf(double bytes) {
   return std::min(static_cast<int>(static_cast<double>(kColdBytes) / bytes) + 2, 64);
 }
 
-Row NormRow(int64_t rows, int64_t columns) {
-  const double bytes = static_cast<double>(rows * columns) * 6 + 2.0 * columns;
+// Each row is owed so many terms.
+Row NormRow(int64_t rows, int64_t columns, int owed = 0) {
+  const double bytes =
+      static_cast<double>(rows * columns) * (owed > 0 ? 10 + 4 * owed : 6) + 2.0 * columns;
   const int sets = SetsOf(bytes);
   struct Work {
-    Numbered x, weight, out;
+    Numbered x, weight, terms, out;
   };
-  const auto work = std::make_shared<Work>(
-      Work{{sets, kF32, rows * columns}, {sets, kBF16, columns}, {sets, kBF16, rows * columns}});
+  const auto work = std::make_shared<Work>(Work{{sets, kF32, rows * columns},
+                                                {sets, kBF16, columns},
+                                                {sets, kF32, rows * owed * columns},
+                                                {sets, kBF16, rows * columns}});
   return {.group = "norm",
-          .name = std::to_string(rows) + " x " + std::to_string(columns),
+          .name = std::to_string(rows) + " x " + std::to_string(columns) +
+                  (owed > 0 ? ", owed " + std::to_string(owed) : ""),
           .format = "f32 to bf16",
           .bytes = bytes,
           .sets = sets,
           .call = [=](int set, void* stream) {
-            cuda::Norm({.x = Tensor(work->x.sets[set].as(), kF32, {rows, columns}),
+            const Tensor x(work->x.sets[set].as(), kF32, {rows, columns});
+            cuda::Owed some;
+            if (owed > 0) some = {work->terms.sets[set].as<float>(), owed, x, true};
+            cuda::Norm({.x = x,
                         .weight = Tensor(work->weight.sets[set].as(), kBF16, {columns}),
                         .eps = 1e-5f,
                         .out = Tensor(work->out.sets[set].as(), kBF16, {rows, columns})},
-                       static_cast<cudaStream_t>(stream));
+                       static_cast<cudaStream_t>(stream), some);
           }};
 }
 
@@ -212,8 +220,8 @@ double MedianSeconds(const std::function<void()>& call) {
 }  // namespace
 
 std::vector<Row> ElementwiseRows(int rows) {
-  return {NormRow(rows, 2880), NormRow(rows, 4096), ActivationRow(rows, 14336),
-          RouteRow(rows, 32, 4), RouteRow(rows, 128, 8)};
+  return {NormRow(rows, 2880),        NormRow(rows, 2880, 4), NormRow(rows, 4096),
+          ActivationRow(rows, 14336), RouteRow(rows, 32, 4),  RouteRow(rows, 128, 8)};
 }
 
 std::vector<Row> ExpertRows(int rows) {

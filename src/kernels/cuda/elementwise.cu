@@ -71,7 +71,7 @@ __device__ float BlockSum(float x) {
 
 struct NormParams {
   float* x;
-  const float* terms;  // owed to x, optional: [rows * term_count, columns]
+  const float* terms;  // owed to x: [rows * term_count, columns]
   int term_count;
   const BFloat16* weight;
   BFloat16* rounded;  // optional
@@ -81,9 +81,10 @@ struct NormParams {
   bool accumulate;
 };
 
-// A thread keeps its vectors between the sum and the product.
+// A thread keeps its vectors between the sum and the product. Terms take registers, which many rows
+// want for more threads: only with kPays are there any.
 constexpr int kNormThreads = 512;
-template <int kVectors, class Out>
+template <int kVectors, class Out, bool kPays>
 __global__ __launch_bounds__(kNormThreads) void norm_kernel(NormParams p, Out* out) {
   const int step = static_cast<int>(blockDim.x) * 8;
   const int first = static_cast<int>(threadIdx.x) * 8;
@@ -101,7 +102,7 @@ __global__ __launch_bounds__(kNormThreads) void norm_kernel(NormParams p, Out* o
     if (i >= p.columns) continue;
     float* const from = p.x + row * p.x_stride + i;
     x[n] = Load8(from);
-    if (p.terms) {
+    if constexpr (kPays) {
       const Vector8 sum =
           SumOfTerms(p.terms + row * p.term_count * p.columns + i, p.term_count, p.columns);
 #pragma unroll
@@ -214,13 +215,15 @@ void Norm(const NormArgs& args, cudaStream_t stream, const Owed& owed) {
                           .accumulate = args.accumulate};
   const int threads = Threads(columns, kNormThreads);
   const int64_t vectors = (columns / 8 + threads - 1) / threads;
-  ByType(args.out.dtype, [&](auto out) {
-    using Out = decltype(out);
-    const auto kernel = vectors <= 1   ? norm_kernel<1, Out>
-                        : vectors <= 2 ? norm_kernel<2, Out>
-                                       : norm_kernel<4, Out>;
+  const auto launch = [&]<class Out, bool kPays>(Out, std::bool_constant<kPays>) {
+    const auto kernel = vectors <= 1   ? norm_kernel<1, Out, kPays>
+                        : vectors <= 2 ? norm_kernel<2, Out, kPays>
+                                       : norm_kernel<4, Out, kPays>;
     Launch(kernel, static_cast<unsigned>(args.x.rows()), threads, 0, stream, params,
            RowsOf<Out>(args.out).data);
+  };
+  ByType(args.out.dtype, [&](auto out) {
+    owed.terms ? launch(out, std::true_type{}) : launch(out, std::false_type{});
   });
 }
 
