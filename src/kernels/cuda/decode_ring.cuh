@@ -61,8 +61,7 @@ struct DecodeShared {
 // Where stages and their parts lie; constants where the formats are, since registers are short.
 template <int kDim, int kK, int kV>
 struct DecodeRing {
-  // Copies to odd multiples of 128 bytes seem to be slower (docs/kernels/decode.md).
-  static constexpr int kBegin = (sizeof(DecodeShared<kDim>) + 255) / 256 * 256;
+  static constexpr int kBegin = (sizeof(DecodeShared<kDim>) + 127) / 128 * 128;
   static constexpr int kScaleBytes = kPageSize * static_cast<int>(sizeof(float));
 
   const DecodeParams& p;
