@@ -1,12 +1,12 @@
-// Gather, norm, gated activation, rope table: a row per block (activation: eight elements per
-// thread), 16 bytes per access. All are bound by memory with many rows and by latency with few.
+// Gather, norm, what is owed, gated activation, rope table: a row per block (activation: eight
+// elements per thread), 16 bytes per access. All are bound by memory with many rows and by latency
+// with few.
 #include <algorithm>
 
 #include "base/error.h"
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
-#include "kernels/cuda/owed.cuh"
 #include "kernels/cuda/vector8.cuh"
 
 namespace octavo::cuda {
@@ -67,6 +67,26 @@ __device__ float BlockSum(float x) {
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(~0u, x, lane);
   return x;
+}
+
+// Eight columns of `count` terms, `stride` apart, added in order; several are on their way at once.
+__device__ __forceinline__ Vector8 SumOfTerms(const float* terms, int count, int64_t stride) {
+  constexpr int kAtOnce = 4;
+  Vector8 sum{};
+  for (int first = 0; first < count; first += kAtOnce) {
+    Vector8 more[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k < count) more[k] = Load8(terms + (first + k) * stride);
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k >= count) break;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) sum.v[j] += more[k].v[j];
+    }
+  }
+  return sum;
 }
 
 struct NormParams {

@@ -1,6 +1,6 @@
 // Experts: unless there are few rows, one block sorts the pairs of a row and one of its experts by
-// expert and cuts them into tiles; then the products (experts.h), and a sum over a row's experts in
-// their order.
+// expert and cuts them into tiles; then the products (experts.h). The sum over a row's experts, in
+// their order, is left to who reads it (Owed).
 #include "kernels/cuda/experts.h"
 
 #include <algorithm>

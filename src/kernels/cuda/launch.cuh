@@ -8,7 +8,7 @@
 // themselves: mostly it is small and then ready when its inputs are. Append gains nothing by it.
 // Decode does it when it has asked for its last page. What comes behind one of the former starts
 // while the last but one may still run: only behind a WaitForInputs() may a kernel read, before it
-// waits, what the last but one wrote.
+// waits, what the last but one wrote. (Append reads angles early: after them a step gathers rows.)
 #pragma once
 
 #include <cuda_runtime.h>

@@ -49,7 +49,8 @@ class MatMuls {
   std::unique_ptr<State> state_;
 };
 
-// Experts of a layer stand at equal distances in memory, as do their biases.
+// Experts of a layer stand at equal distances in memory, as do their biases. args.out is owed what
+// Run returns, which is there until the next Run.
 class Experts {
  public:
   struct Limits {
