@@ -74,7 +74,8 @@ struct BlockTable {
 //
 // Append and Attention start before the kernel launched in front of them has ended, and wait for it
 // before they read what a step computes: q, k, v, queries, pages. Norms, cos_sin, slots,
-// fp8_queries, scales and block tables they read at once: these must be complete before that.
+// fp8_queries, scales, sinks and block tables they read at once: these must be complete before
+// that.
 struct AppendCall {
   enum class Input : uint8_t { kBF16, kF32 };
   int tokens = 0;

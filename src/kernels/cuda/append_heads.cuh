@@ -142,7 +142,7 @@ __device__ __forceinline__ void AppendQueriesAndKeys(const AppendParams& p, int 
     slot = p.slots[token];
     if (runs.rotated) angles = LoadAngles(p, token, runs);
     fp8 = p.fp8_queries != nullptr && p.fp8_queries[token] != 0;
-    if (slot >= 0) PrefetchLine(Claim(p, slot));  // or rather where that lies
+    if (slot >= 0) PrefetchLine(Claim(p, slot));  // for its address to be known
     if (IsStaticFp8(p.k_format)) PrefetchLine(p.k_scale);
   }
   const Reporter reporter(p, 0);

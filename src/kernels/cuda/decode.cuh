@@ -435,11 +435,7 @@ __device__ __forceinline__ void CombineIfLast(const DecodeParams& p, DecodeShare
   constexpr int kParts = CombineState<kDim, kRows>::kParts;
   static_assert(DecodeShared<kDim>::kMergeFloats >= kSides<kDim> * kRows * kDim);
   static_assert(kDecodeRows >= kSides<kDim> * kRows);
-  const CombineItem parts{.head = item.head,
-                          .q_row = item.q_row,
-                          .q_tokens = item.q_tokens,
-                          .pack = p.group,
-                          .partial_begin = current.link.partial_begin,
+  const CombineItem parts{.partial_begin = current.link.partial_begin,
                           .partials = current.link.partials,
                           .stride = rows};
   const int side_row = lane / kRowLanes<kDim> * kRows, column = 4 * (lane % kRowLanes<kDim>);
